@@ -1,0 +1,57 @@
+# Two commands need no set-up: `make demo` (the whole journey on small videos) and `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The demo's data: empty for the made videos, or a folder of real clips (class folders, or train.csv and test.csv).
+DATA ?=
+
+.PHONY: help install demo test test-gpu lint format typecheck bench wheel-check all clean
+
+help: ## show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"  # 25.1 reads dependency groups
+	$(BIN)/python -m pip install --quiet --editable '.[trt-rtx]' --group train --group dev
+	touch $@
+
+install: $(STAMP) ## make .venv with everything the demo and the tests need
+
+demo: $(STAMP) ## the whole journey, from videos to a served label (DATA=DIR for real clips)
+	$(BIN)/python -m train.demo $(if $(DATA),--data "$(DATA)")
+
+test: $(STAMP) ## all tests; those for a GPU are skipped where there is none
+	$(BIN)/python -m pytest
+
+test-gpu: $(STAMP) ## the tests for a GPU; a missing GPU is a failure
+	IVDR_REQUIRE=gpu,trt $(BIN)/python -m pytest -m "gpu or trt"
+
+lint: $(STAMP) ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## rewrite to the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(STAMP) ## check types
+	$(BIN)/mypy
+
+bench: $(STAMP) ## latency of the demo's bundle, engine against torch
+	$(BIN)/ivdr bench runs/demo/bundle --data runs/demo/data/test.csv
+
+wheel-check: $(STAMP) ## build the wheel, install it elsewhere, see that it is whole and holds nothing else
+	$(BIN)/python -m pytest tests/packaging
+
+all: lint typecheck test ## what CI runs
+
+clean: ## remove what these targets made, the environment included
+	rm -rf $(VENV) build dist runs .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,109 @@
+"""The machine and the software, without which a measured figure means nothing. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "ivdr-deploy", "numpy", "torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt",
+    "tensorrt-rtx", "av", "opencv-python-headless", "safetensors", "pyarrow", "torchserve",
+)  # fmt: skip
+"""Distributions whose version can change a figure."""
+
+_ROOT = Path(__file__).resolve().parents[1]
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def environment_facts() -> dict[str, Any]:
+    """Collect what this process runs on, as values that JSON holds.
+
+    Returns:
+        ``time`` (UTC), ``cpu``, ``cores`` (that this process may use), ``memory_gib``, ``load_average`` (over
+        the last minute, other processes included), ``os``, ``python``, ``packages``, ``gpus``, ``threads``
+        (variables that limit them), ``git_revision`` and ``command``. What cannot be found out is an empty
+        string or None.
+    """
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load_average": round(os.getloadavg()[0], 2),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "gpus": gpus(),
+        "threads": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
+        "git_revision": git_revision(),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
+    }
+
+
+def _program() -> list[str]:
+    """Return what started this process as a person types it, not where it is installed."""
+    path = Path(sys.argv[0])
+    module = sys.modules["__main__"].__spec__
+    if path.name == "__main__.py" and module is not None:
+        return ["python", "-m", module.parent or module.name]
+    return [path.name]
+
+
+def package_versions() -> dict[str, str]:
+    """Return the installed version of each of ``PACKAGES``; those absent are left out."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def cpu_model() -> str:
+    """Return the name of the processor, or of its architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def gpus() -> list[dict[str, str]]:
+    """Return ``name``, ``memory`` and ``driver`` of every NVIDIA GPU; empty without a driver."""
+    output = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
+    return [dict(zip(("name", "memory", "driver"), row, strict=True)) for row in rows if len(row) == 3]
+
+
+def git_revision(root: Path = _ROOT) -> str:
+    """Return the commit of a checkout, with ``-dirty`` when files differ from it; by default of this package's.
+
+    An installed package has none: the answer is an empty string.
+    """
+    if not (root / ".git").exists():  # a site-packages folder inside somebody else's repository is not ours
+        return ""
+    commit = _output("git", "-C", str(root), "rev-parse", "HEAD").strip()
+    changed = bool(commit) and bool(_output("git", "-C", str(root), "status", "--porcelain").strip())
+    return f"{commit}-dirty" if changed else commit
+
+
+def _output(program: str, *arguments: str) -> str:
+    """Return what a program prints; empty when it is absent, fails or hangs."""
+    path = shutil.which(program)
+    if path is None:
+        return ""
+    try:
+        done = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

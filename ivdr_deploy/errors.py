@@ -1,0 +1,177 @@
+"""Every exception this package raises on purpose.
+
+::
+
+    IvdrError
+    ├── ConfigError                 a setting, option or config file is wrong
+    ├── DataError                   a list of videos or labels is missing, malformed or empty
+    ├── MissingDependencyError      an optional package is not installed
+    ├── VideoError                  one video cannot be used; the others can
+    │   ├── VideoOpenError          not a readable video file
+    │   ├── NoVideoStreamError      a media file without pictures
+    │   ├── VideoDecodeError        opened, but a needed frame cannot be decoded
+    │   ├── VideoLimitError         larger, longer or wider than the limits allow
+    │   ├── VideoTimeoutError       decoding took longer than allowed
+    │   └── ClipShapeError          an array does not have the shape or dtype a clip must have
+    ├── CheckpointError             a checkpoint is damaged, or does not fit
+    ├── ArtifactError               a bundle is damaged, incomplete or not what it says
+    │   ├── ContractMismatchError   two artifacts turn a file into a network input differently
+    │   ├── GoldenMismatchError     the golden clips do not give the recorded outputs
+    │   └── EngineIncompatibleError a TensorRT plan does not belong to this machine
+    ├── ExportError                 a model cannot be exported
+    │   └── ParityError             an exported model does not compute what the trained one computes
+    ├── RequestError                a request to the endpoint is malformed
+    │   └── OptionError             it is well formed, but an option in it is not one that can be served
+    └── ServerError                 TorchServe did not start, answer or stop as it should
+
+An error says what was found and what was expected in ``message``, and what to do in ``hint``. Errors know nothing
+of HTTP or exit codes: ``serving.service`` maps them to a status, ``cli`` to an exit code.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class IvdrError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: What was found and what was expected, with the value and the file, on one line.
+        hint: What to do about it; may be empty.
+    """
+
+    code: ClassVar[str] = "error"
+    """Stable machine-readable name, written to score tables and endpoint answers."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.hint}" if self.hint else self.message
+
+    def to_dict(self) -> dict[str, str]:
+        """Return ``{code, message, hint}``, the form used in JSON answers."""
+        return {"code": self.code, "message": self.message, "hint": self.hint}
+
+
+class ConfigError(IvdrError):
+    """A setting, option or config file is wrong."""
+
+    code = "config"
+
+
+class DataError(IvdrError):
+    """A list of videos or labels is missing, malformed or empty."""
+
+    code = "data"
+
+
+class MissingDependencyError(IvdrError):
+    """An optional package is not installed."""
+
+    code = "missing_dependency"
+
+
+class VideoError(IvdrError):
+    """One video cannot be used; the others can."""
+
+    code = "video"
+
+
+class VideoOpenError(VideoError):
+    """The bytes are not a readable video file."""
+
+    code = "unreadable"
+
+
+class NoVideoStreamError(VideoError):
+    """A media file without a video stream."""
+
+    code = "no_video_stream"
+
+
+class VideoDecodeError(VideoError):
+    """The file opened, but a frame that is needed cannot be decoded."""
+
+    code = "decode_failed"
+
+
+class VideoLimitError(VideoError):
+    """The video is larger, longer or wider than the limits allow."""
+
+    code = "too_large"
+
+
+class VideoTimeoutError(VideoError):
+    """Decoding took longer than the limits allow."""
+
+    code = "too_slow"
+
+
+class ClipShapeError(VideoError):
+    """An array does not have the shape or dtype that a clip must have."""
+
+    code = "clip_shape"
+
+
+class CheckpointError(IvdrError):
+    """A checkpoint is damaged, or does not fit what it is asked for."""
+
+    code = "checkpoint"
+
+
+class ArtifactError(IvdrError):
+    """A bundle or model file is damaged, incomplete or not what it says."""
+
+    code = "artifact"
+
+
+class ContractMismatchError(ArtifactError):
+    """Two artifacts turn a file into a network input differently."""
+
+    code = "contract_mismatch"
+
+
+class GoldenMismatchError(ArtifactError):
+    """The golden clips do not give the recorded outputs on this runtime."""
+
+    code = "golden_mismatch"
+
+
+class EngineIncompatibleError(ArtifactError):
+    """A TensorRT plan does not belong to this machine or library version."""
+
+    code = "engine_incompatible"
+
+
+class ExportError(IvdrError):
+    """A model cannot be exported."""
+
+    code = "export"
+
+
+class ParityError(ExportError):
+    """An exported model does not compute what the trained one computes."""
+
+    code = "parity"
+
+
+class RequestError(IvdrError):
+    """A request to the endpoint is malformed."""
+
+    code = "bad_request"
+
+
+class OptionError(RequestError):
+    """A request's option is unknown, out of range, or not possible with this model."""
+
+    code = "bad_option"
+
+
+class ServerError(IvdrError):
+    """TorchServe did not start, answer or stop as it should."""
+
+    code = "server"

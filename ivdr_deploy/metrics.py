@@ -1,0 +1,130 @@
+"""How good answers are: accuracy of clips and of videos with an interval, per class, and retrieval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """A share of right answers. Few videos say little: the interval says how little."""
+
+    correct: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """The share; NaN when nothing was counted."""
+        return self.correct / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval, which stays inside [0, 1] and is sound for small counts."""
+        if not self.total:
+            return (0.0, 1.0)
+        n, p, z2 = self.total, self.value, _Z95**2
+        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+        half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+        return (max(0.0, centre - half), min(1.0, centre + half))
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.1%} ({self.correct}/{self.total}, 95 % interval {low:.1%} to {high:.1%})"
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Return ``{value, correct, total, low, high}``, for reports."""
+        low, high = self.interval
+        return {"value": self.value, "correct": self.correct, "total": self.total, "low": low, "high": high}
+
+
+def video_accuracy(probabilities: Sequence[np.ndarray], targets: Sequence[int], *, k: int = 1) -> Accuracy:
+    """Count the videos whose class is among the ``k`` most probable.
+
+    Args:
+        probabilities: One (K,) array per video, the mean over its clips. Equal values rank by lower index.
+        targets: The true class of every video.
+        k: How many answers a video may give.
+    """
+    hits = (
+        target in np.argsort(-row, kind="stable")[:k]
+        for row, target in zip(probabilities, targets, strict=True)
+    )
+    return Accuracy(sum(hits), len(targets))
+
+
+def clip_accuracy(clip_logits: Sequence[np.ndarray], targets: Sequence[int]) -> Accuracy:
+    """Count single clips that are right on their own.
+
+    Args:
+        clip_logits: One (num_clips, K) array per video.
+        targets: The true class of every video.
+    """
+    pairs = list(zip(clip_logits, targets, strict=True))
+    correct = sum(int((rows.argmax(axis=-1) == target).sum()) for rows, target in pairs)
+    return Accuracy(correct, sum(len(rows) for rows, _ in pairs))
+
+
+def per_class_accuracy(
+    predicted: Sequence[int], targets: Sequence[int], *, num_classes: int
+) -> list[Accuracy]:
+    """Return the video accuracy of every class, in class order."""
+    truth, answers = np.asarray(targets, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    return [
+        Accuracy(int(((truth == index) & (answers == index)).sum()), int((truth == index).sum()))
+        for index in range(num_classes)
+    ]
+
+
+def retrieval_recall(
+    gallery: np.ndarray,
+    queries: np.ndarray,
+    *,
+    gallery_labels: Sequence[int],
+    query_labels: Sequence[int],
+    ks: Sequence[int],
+) -> dict[int, Accuracy]:
+    """Compute R@k: the share of queries with a gallery video of their class among the ``k`` nearest.
+
+    Gallery and queries are centred with their own means, then compared by cosine.
+
+    Args:
+        gallery: (G, F) features.
+        queries: (Q, F) features.
+        gallery_labels: Class of every gallery row.
+        query_labels: Class of every query row.
+        ks: The values of k, each at least 1.
+    """
+    similarity = _centred_unit(queries) @ _centred_unit(gallery).T
+    ranked = np.asarray(gallery_labels)[np.argsort(-similarity, axis=1, kind="stable")]
+    hits = ranked == np.asarray(query_labels)[:, None]
+    return {k: Accuracy(int(hits[:, :k].any(axis=1).sum()), len(queries)) for k in ks}
+
+
+def leave_one_out_recall(features: np.ndarray, labels: Sequence[int]) -> Accuracy:
+    """Compute R@1 within one set: the share of videos whose nearest other video is of their class.
+
+    Compared as in ``retrieval_recall``.
+
+    Args:
+        features: (N, F), N >= 2.
+        labels: Class of every row.
+    """
+    unit = _centred_unit(features)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    classes = np.asarray(labels)
+    return Accuracy(int((classes[similarity.argmax(axis=1)] == classes).sum()), len(classes))
+
+
+def _centred_unit(features: np.ndarray) -> np.ndarray:
+    centred = features - features.mean(axis=0, keepdims=True)
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    unit: np.ndarray = centred / np.maximum(norms, 1e-12)
+    return unit

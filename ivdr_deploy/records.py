@@ -1,0 +1,102 @@
+"""Frozen dataclasses to plain dicts and back, strictly.
+
+One mechanism reads every structured input: manifests, checkpoint metadata, training configs, request options. An
+unknown key, a missing key or a wrong type is an error that names the place, never a silent default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from ivdr_deploy.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def to_dict(record: Any) -> Any:
+    """Turn a dataclass (nested, with tuples and mappings) into dicts, lists and scalars that JSON and TOML can hold."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {field.name: to_dict(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    if isinstance(record, Mapping):
+        return {str(key): to_dict(value) for key, value in record.items()}
+    if isinstance(record, tuple | list):
+        return [to_dict(value) for value in record]
+    return record
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """Build ``cls`` from a mapping.
+
+    Args:
+        cls: A dataclass whose fields are scalars, ``Literal``, ``X | None``, ``tuple``, ``dict`` or dataclasses.
+        values: What was read from a file or request. Keys that are absent take the field's default.
+        where: Name of the source, used in error messages, e.g. ``"manifest.json"``.
+
+    Raises:
+        ConfigError: on an unknown key (the nearest known one is suggested), a missing key without a default, a value
+            of another type, or a value that the dataclass itself refuses.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected a table of settings, found {type(values).__name__} {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            raise ConfigError(f"{where}: unknown key {key!r}", hint=hint)
+    hints = typing.get_type_hints(cls)
+    arguments = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in arguments:
+            raise ConfigError(f"{where}: the key {name!r} is missing")
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """Return ``value`` as ``kind``: lists become tuples and ints floats where asked for, nothing else changes."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (inner,) = [arg for arg in args if arg is not type(None)]
+        return _convert(inner, value, where)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool) != any(isinstance(arg, bool) for arg in args):
+            raise ConfigError(f"{where}: expected one of {', '.join(map(repr, args))}, found {value!r}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(args, value, where)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: expected a table, found {value!r}")
+        return {str(key): _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else from_dict(kind, value, where=where)  # type: ignore[arg-type]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{where}: expected {kind.__name__}, found {value!r}")
+    return value
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{where}: expected a list, found {value!r}")
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if len(value) != len(args):
+        raise ConfigError(f"{where}: expected a list of {len(args)}, found {len(value)} values: {value!r}")
+    return tuple(
+        _convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
+    )

@@ -1,0 +1,48 @@
+"""Shared fixtures: where the real clips are, and skips that can be turned into failures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _missing(what: str, reason: str) -> None:
+    """Skip, or fail when IVDR_REQUIRE names ``what`` (a comma-separated list, e.g. ``gpu,trt,data``)."""
+    if what in os.environ.get("IVDR_REQUIRE", "").split(","):
+        pytest.fail(f"{reason} (IVDR_REQUIRE asks for {what})")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real clips."""
+    folder = Path(os.environ.get("IVDR_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "actions-mini" / "test.csv").is_file():
+        _missing("data", f"no real clips at {folder}; set IVDR_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a tiny network with random weights, shared by all tests: copy it before changing it."""
+    from bundles import make_tiny_bundle
+
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests whose marker names something this machine does not have."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            _missing("gpu", "no CUDA device")
+    if item.get_closest_marker("trt"):
+        from importlib.util import find_spec
+
+        if find_spec("tensorrt") is None and find_spec("tensorrt_rtx") is None:
+            _missing("trt", "neither tensorrt nor tensorrt_rtx is installed")

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from ivdr_deploy.environment import environment_facts, git_revision, gpus, package_versions
+
+
+def test_facts_name_machine_and_software():
+    facts = environment_facts()
+
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["cpu"]
+    assert facts["cores"] >= 1
+    assert facts["memory_gib"] > 0.1
+    assert facts["python"] == platform.python_version()
+    assert facts["packages"]["numpy"] == metadata.version("numpy")
+
+
+def test_absent_packages_are_left_out(monkeypatch):
+    monkeypatch.setattr("ivdr_deploy.environment.PACKAGES", ("numpy", "no-such-package"))
+
+    assert list(package_versions()) == ["numpy"]
+
+
+def test_command_line_can_be_pasted_into_a_shell(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/ivdr", "bench", "my bundle"])
+
+    assert environment_facts()["command"] == "ivdr bench 'my bundle'"
+
+
+def test_command_of_a_module_is_written_with_its_name():
+    code = "from ivdr_deploy.environment import environment_facts; print(environment_facts()['command'])"
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "some_tool"
+        package.mkdir()
+        (package / "__main__.py").write_text(code)
+        command = [sys.executable, "-m", "some_tool", "--fast"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout == "python -m some_tool --fast\n"
+
+
+def test_thread_limits_are_recorded(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+
+    assert environment_facts()["threads"]["OMP_NUM_THREADS"] == "3"
+
+
+def test_nothing_is_claimed_where_the_programs_are_absent(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert gpus() == []
+    assert git_revision() == ""
+
+
+def test_gpus_are_read_from_the_driver(monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA T4, 15360 MiB, 550.54'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+
+    assert gpus() == [{"name": "NVIDIA T4", "memory": "15360 MiB", "driver": "550.54"}]
+
+
+def test_revision_names_the_commit_and_says_when_files_changed(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    assert git_revision(tmp_path) == ""
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "first")
+    clean = git_revision(tmp_path)
+    assert len(clean) == 40
+    (tmp_path / "a").write_text("2")
+    assert git_revision(tmp_path) == f"{clean}-dirty"
+
+
+def test_revision_is_a_commit_or_nothing():
+    assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", git_revision())
