@@ -1,0 +1,160 @@
+"""One video stream of a file, as packets: opening, seeking and decoding, with FFmpeg's errors named."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import av
+from av.stream import Discard, Disposition
+
+from ivdr_deploy.errors import NoVideoStreamError, VideoDecodeError, VideoOpenError
+from ivdr_deploy.video._source import DAMAGED_HINT, Budget, CheckedSource
+
+av.logging.set_level(
+    None
+)  # FFmpeg's log callback takes a lock, and its lines say nothing that the errors do not
+
+
+_BAD_DATA = (av.FFmpegError, ValueError, IndexError)
+"""What PyAV raises for bad data; IndexError when a stream turns up on the way (damaged transport streams)."""
+
+
+class PacketSource:
+    """The first video stream marked as default, or the first of all; a cover picture does not count."""
+
+    stream: Any
+    """PyAV's stream; replaced when the file must be opened again."""
+
+    def __init__(self, source: CheckedSource, budget: Budget) -> None:
+        self._source, self._budget = source, budget
+        self._container: Any = None
+        self.reopen()
+
+    @property
+    def codec(self) -> str:
+        """FFmpeg's name of the format, whichever decoder reads it."""
+        return str(self.stream.codec_context.codec.canonical_name)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether ``close`` has not been called."""
+        return self._container is not None
+
+    def close(self) -> None:
+        """Close the file; calling it twice is allowed."""
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def reopen(self) -> None:
+        """Open the file, afresh when it is open already: the one seek that always works.
+
+        Raises:
+            VideoOpenError: if FFmpeg cannot open it, or has no decoder for it.
+            NoVideoStreamError: if it holds no moving pictures.
+        """
+        self.close()
+        data = self._source.data
+        try:
+            with self._budget.charged():
+                self._container = av.open(
+                    io.BytesIO(data) if isinstance(data, bytes) else str(data),
+                    format=self._source.container,
+                    metadata_errors="ignore",
+                    options={"protocol_whitelist": "" if isinstance(data, bytes) else "file"},
+                )
+            self.stream = self._pick_stream()
+        except _BAD_DATA as error:
+            self.close()
+            raise VideoOpenError(
+                f"{self._source.name} cannot be opened: {_reason(error)}", hint=DAMAGED_HINT
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def packets(self) -> Iterator[Any]:
+        """Yield the packets from the current place to the end, then the empty one that drains a decoder.
+
+        Raises:
+            VideoDecodeError: if the file cannot be read on; as in ``decode``, the caller names the file.
+            VideoTimeoutError: when the time allowed is used up.
+        """
+        demuxing = self._container.demux(self.stream)
+        while True:
+            try:
+                with self._budget.charged():
+                    packet = next(demuxing, None)
+            except _BAD_DATA as error:
+                raise VideoDecodeError(f"reading stopped: {_reason(error)}", hint=DAMAGED_HINT) from error
+            if packet is None:
+                return
+            yield packet
+
+    def packets_from(
+        self, time: int | None, order: int, order_at: dict[int, int]
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (place in the file, packet) from a given place on.
+
+        Args:
+            time: What to ask the demuxer for, in the stream's time base; None for the start of the file.
+            order: The place to begin at.
+            order_at: Byte position of a packet -> its place. A seek counts only when the packet found is in
+                here and does not lie behind ``order``; otherwise the file is read from its start.
+        """
+        packets = self._sought(time, order, order_at) if time is not None else None
+        if packets is None:
+            self.reopen()
+            packets = enumerate(self.packets())
+        return ((place, packet) for place, packet in packets if place >= order)
+
+    def decode(self, packet: Any) -> list[av.VideoFrame]:
+        """Decode one packet.
+
+        Raises:
+            VideoDecodeError: if the decoder refuses it.
+            VideoTimeoutError: when the time allowed is used up.
+        """
+        try:
+            with self._budget.charged():
+                return list(packet.decode())
+        except _BAD_DATA as error:
+            raise VideoDecodeError(_reason(error), hint=DAMAGED_HINT) from error
+
+    def _sought(self, time: int, order: int, order_at: dict[int, int]) -> Iterator[tuple[int, Any]] | None:
+        try:
+            self._container.seek(time, stream=self.stream, backward=True)
+            packets = self.packets()
+            first = next(packets)
+        except (*_BAD_DATA, VideoDecodeError, StopIteration):
+            return None
+        place = order_at.get(first.pos) if first.pos is not None else None
+        return None if place is None or place > order else enumerate(chain([first], packets), place)
+
+    def _pick_stream(self) -> Any:
+        streams = self._container.streams
+        moving = [stream for stream in streams.video if not stream.disposition & Disposition.attached_pic]
+        if not moving:
+            raise NoVideoStreamError(
+                f"{self._source.name} has no video stream", hint="send a file with moving pictures"
+            )
+        stream = next((stream for stream in moving if stream.disposition & Disposition.default), moving[0])
+        context = stream.codec_context
+        if context is None:
+            raise VideoOpenError(
+                f"{self._source.name} uses a video codec that is not built in", hint="encode it as H.264"
+            )
+        for other in streams:
+            if other.index != stream.index:
+                other.discard = Discard.all
+        context.thread_type, context.thread_count = "NONE", 1
+        context.options = {"max_pixels": str(self._budget.limits.max_pixels)}  # a stream may grow on the way
+        return stream
+
+
+def _reason(error: Exception) -> str:
+    """FFmpeg's words without its error numbers."""
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,82 @@
+"""Recognise a file by its first bytes, so that FFmpeg is told the container and never guesses.
+
+Guessing would let a picture or playlist named ``.mp4`` through, and reach parsers that nobody meant to open.
+"""
+
+from __future__ import annotations
+
+from ivdr_deploy.errors import NoVideoStreamError, VideoOpenError
+
+HEAD_BYTES = 1024
+"""How much of a file ``sniff_container`` needs."""
+
+DEFAULT_CONTAINERS = ("mov", "matroska", "avi", "gif", "mpeg", "mpegts")
+"""Opened unless the limits say otherwise: those that were tortured with damaged files."""
+
+CONTAINER_NAMES = (*DEFAULT_CONTAINERS, "flv", "asf", "ogg")
+"""Every container that can be allowed, by FFmpeg's name. ``mov`` is also mp4, ``matroska`` also webm."""
+
+_MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof")
+_PREFIXES = (
+    (b"\x1a\x45\xdf\xa3", "matroska"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"\x00\x00\x01\xba", "mpeg"),
+    (b"FLV\x01", "flv"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+    (b"OggS", "ogg"),
+)
+_NOT_VIDEO = (
+    (b"ID3", "an MP3 sound file"),
+    (b"\xff\xfb", "an MP3 sound file"),
+    (b"\xff\xf3", "an MP3 sound file"),
+    (b"\xff\xf1", "an AAC sound file"),
+    (b"\xff\xf9", "an AAC sound file"),
+    (b"fLaC", "a FLAC sound file"),
+    (b"FWS", "a Flash file"),
+    (b"CWS", "a Flash file"),
+    (b"ZWS", "a Flash file"),
+)
+
+
+def sniff_container(head: bytes, *, name: str) -> str:
+    """Name the container of a file.
+
+    Args:
+        head: The first ``HEAD_BYTES`` of the file, or all of a shorter one.
+        name: The file's name, for messages.
+
+    Raises:
+        NoVideoStreamError: if it is a kind of file that holds sound and no pictures.
+        VideoOpenError: if it is empty, or no video container that is known here.
+    """
+    if not head:
+        raise VideoOpenError(
+            f"{name} is empty (0 bytes)", hint="check that the file was written or sent completely"
+        )
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    if head[4:8] in _MOV_ATOMS:
+        return "mov"
+    for prefix, container in _PREFIXES:
+        if head.startswith(prefix):
+            return container
+    if _is_transport_stream(head):
+        return "mpegts"
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        raise NoVideoStreamError(f"{name} is a WAVE sound file: it has no pictures", hint="send a video file")
+    for prefix, kind in _NOT_VIDEO:
+        if head.startswith(prefix):
+            raise NoVideoStreamError(f"{name} is {kind}: no video stream in it", hint="send a video file")
+    raise VideoOpenError(
+        f"{name} is not a video file: it begins with {head[:12]!r}, which is no known video container",
+        hint=f"known containers: {', '.join(CONTAINER_NAMES)}",
+    )
+
+
+def _is_transport_stream(head: bytes) -> bool:
+    """Whether every packet in ``head`` has its sync byte: 188 bytes each, or 192 with a time code first."""
+    return any(
+        len(head) >= first + 4 * size and all(byte == 0x47 for byte in head[first::size])
+        for first, size in ((0, 188), (4, 192))
+    )

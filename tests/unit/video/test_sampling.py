@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from ivdr_deploy.spec import ClipSpec
+from ivdr_deploy.video.sampling import (
+    clip_at,
+    is_constant_rate,
+    random_centre_clip,
+    random_start_clip,
+    timeline,
+    uniform_clips,
+)
+
+
+def spec(**changes: object) -> ClipSpec:
+    return ClipSpec(**{"num_frames": 16, "frame_stride": 4, "num_clips": 10, **changes})  # type: ignore[arg-type]
+
+
+def starts_by_definition(length: int, clip: ClipSpec) -> list[int]:
+    """The protocol as it is written down, in exact fractions."""
+    half = Fraction(clip.num_frames * clip.frame_stride, 2)
+    low = min(half, Fraction(length))
+    high = max(low, length - half)
+    centres = [low + (high - low) * Fraction(k, clip.num_clips - 1) for k in range(clip.num_clips)]
+    return [max(0, int(centre - half)) for centre in centres]
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+@pytest.mark.parametrize("length", [10, 32, 33, 100, 300])
+def test_ten_clips_follow_the_protocol_and_stay_inside_the_video(length: int, stride: int) -> None:
+    clip = spec(frame_stride=stride)
+    indices = uniform_clips(length, clip)
+    assert indices.shape == (10, 16)
+    assert indices.dtype == np.int64
+    assert indices.min() >= 0
+    assert indices.max() <= length - 1
+    expected = [
+        [min(start + stride * j, length - 1) for j in range(16)]
+        for start in starts_by_definition(length, clip)
+    ]
+    assert indices.tolist() == expected
+
+
+def test_ten_clips_of_a_hundred_frames_by_hand() -> None:
+    # W = 32, centres 16 .. 84, starts floor(68 k / 9)
+    indices = uniform_clips(100, spec(frame_stride=2))
+    assert indices[:, 0].tolist() == [0, 7, 15, 22, 30, 37, 45, 52, 60, 68]
+    assert indices[-1].tolist() == list(range(68, 100, 2))
+
+
+def test_ten_clips_of_a_video_shorter_than_a_clip_are_all_the_same() -> None:
+    indices = uniform_clips(10, spec())
+    assert (indices == indices[0]).all()
+    assert indices[0].tolist() == [0, 4, 8, *[9] * 13]
+
+
+@pytest.mark.parametrize(("length", "first"), [(100, 18), (101, 18), (64, 0), (10, 0), (300, 118)])
+def test_a_single_clip_sits_in_the_middle(length: int, first: int) -> None:
+    assert uniform_clips(length, spec(num_clips=1))[0, 0] == first
+
+
+def test_two_clips_touch_both_ends() -> None:
+    assert uniform_clips(100, spec(num_clips=2, frame_stride=1))[:, 0].tolist() == [0, 84]
+
+
+def test_one_frame_fills_every_place() -> None:
+    assert uniform_clips(1, spec()).tolist() == [[0] * 16] * 10
+
+
+def test_places_off_either_end_repeat_the_end_frame() -> None:
+    assert clip_at(-3, 5, spec(num_frames=4, frame_stride=3)).tolist() == [0, 0, 3, 4]
+
+
+def test_a_pretraining_clip_starts_half_a_clip_before_a_centre_anywhere_in_the_video() -> None:
+    clip, rng = spec(), np.random.default_rng(0)
+    drawn = {tuple(random_centre_clip(100, clip, rng)) for _ in range(3000)}
+    assert drawn == {tuple(clip_at(centre - 32, 100, clip)) for centre in range(100)}
+
+
+def test_a_finetuning_clip_starts_where_its_window_fits() -> None:
+    clip, rng = spec(frame_stride=2), np.random.default_rng(0)
+    starts = {int(random_start_clip(40, clip, rng)[0]) for _ in range(500)}
+    assert starts == set(range(8))  # 0 .. L - W - 1
+
+
+def test_a_finetuning_clip_of_a_short_video_is_padded_left_or_right() -> None:
+    clip, rng = spec(num_frames=4, frame_stride=2), np.random.default_rng(0)
+    drawn = {tuple(random_start_clip(5, clip, rng).tolist()) for _ in range(50)}
+    assert drawn == {(0, 2, 4, 4), (0, 0, 1, 3)}
+
+
+def test_the_same_generator_state_draws_the_same_clip() -> None:
+    first, second = (random_centre_clip(77, spec(), np.random.default_rng(5)) for _ in range(2))
+    assert (first == second).all()
+
+
+def test_an_evenly_spaced_video_is_its_own_grid() -> None:
+    pts = np.arange(50) * 1001 / 30000
+    assert timeline(pts, 30000 / 1001, spec()).tolist() == list(range(50))
+
+
+def test_times_rounded_to_the_millisecond_are_evenly_spaced() -> None:
+    pts = np.round(np.arange(200) / 30, 3)
+    assert is_constant_rate(pts)
+    assert timeline(pts, 30.0, spec(target_fps=30.0)).tolist() == list(range(200))
+
+
+@pytest.mark.parametrize(
+    ("fps", "target", "expected"),
+    [
+        (30.0, 15.0, [0, 2, 4, 6, 8]),
+        (10.0, 20.0, [k // 2 for k in range(20)]),
+        (10.0, 4.0, [0, 2, 5, 7]),
+        (25.0, 10.0, [0, 2, 5, 7]),
+    ],
+)
+def test_a_target_rate_takes_the_frame_on_display(fps: float, target: float, expected: list[int]) -> None:
+    assert timeline(np.arange(10) / fps, fps, spec(target_fps=target)).tolist() == expected
+
+
+def test_a_variable_rate_is_sampled_by_time() -> None:
+    pts = np.array([0.0, 0.1, 0.2, 0.3, 0.8, 0.9])  # the fourth frame stays for half a second
+    fps = 5 / 0.9
+    assert not is_constant_rate(pts)
+    grid = timeline(pts, fps, spec())
+    assert len(grid) == 6
+    for place, frame in enumerate(grid):
+        time = place / fps
+        assert pts[frame] <= time + 1e-3
+        assert frame == len(pts) - 1 or pts[frame + 1] > time
+    assert timeline(pts, fps, spec(target_fps=10.0)).tolist() == [0, 1, 2, 3, 3, 3, 3, 3, 4, 5, 5]
+
+
+@pytest.mark.parametrize("target", [None, 12.5])
+def test_one_frame_is_a_grid_of_that_frame(target: float | None) -> None:
+    assert set(timeline(np.zeros(1), 25.0, spec(target_fps=target)).tolist()) == {0}
