@@ -1,0 +1,128 @@
+"""The only definition of the network: normalise, backbone, pool, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.models.backbones import get_backbone
+from ivdr_deploy.models.heads import ClassifierHead, ClipHead, SeriesHead
+from ivdr_deploy.spec import ClipSpec, ModelSpec
+
+
+class VideoModel(nn.Module):
+    """Clips in, all representations out.
+
+    The names of the children (``backbone``, ``clip_head``, ``series_head``, ``classifier``) prefix the keys
+    of the state dict and are part of the checkpoint format.
+
+    Args:
+        spec: Which network to build.
+        mean: Per-channel mean of pixel values in 0..1.
+        std: Per-channel standard deviation of pixel values in 0..1.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, spec: ModelSpec, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        entry = get_backbone(spec.backbone)
+        self.spec = spec
+        self.feature_dim = entry.feature_dim
+        self.backbone = entry.build()
+        self.clip_head = ClipHead(self.feature_dim, clip_dim=spec.clip_dim)
+        self.series_head = SeriesHead(self.feature_dim, num_slots=spec.num_slots, slot_dim=spec.slot_dim)
+        self.classifier: ClassifierHead | None = None
+        if spec.num_classes:
+            self.classifier = ClassifierHead(
+                self.feature_dim, num_classes=spec.num_classes, dropout=spec.dropout
+            )
+        # (x / 255 - mean) / std as one multiply-add. Not in the state dict: the contract holds them.
+        shape = (1, 3, 1, 1, 1)
+        std_tensor = torch.tensor(std, dtype=torch.float64)
+        scale = 1.0 / (255.0 * std_tensor)
+        offset = -torch.tensor(mean, dtype=torch.float64) / std_tensor
+        self.register_buffer("scale", scale.float().reshape(shape), persistent=False)
+        self.register_buffer("offset", offset.float().reshape(shape), persistent=False)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Normalise, run the backbone and pool.
+
+        Args:
+            video: RGB in 0..255, uint8 or float, shape (N, T, H, W, 3).
+
+        Returns:
+            float (N, F), the globally averaged feature map.
+        """
+        x = video.to(self.scale.dtype)  # cast before the permute: TensorRT refuses to transpose uint8
+        x = x.permute(0, 4, 1, 2, 3)  # (N, 3, T, H, W)
+        x = x * self.scale + self.offset
+        feature: Tensor = self.backbone(x).mean(dim=(2, 3, 4))
+        return feature
+
+    def heads(self, feature: Tensor) -> dict[str, Tensor]:
+        """Compute every output from the pooled feature.
+
+        Args:
+            feature: (N, F) from ``encode``.
+
+        Returns:
+            ``feature`` (N, F); ``clip`` (N, clip_dim), unit; ``inter`` (N, D), the mean of the slots, unit;
+            ``intra`` (N, S, D), the slots, each unit; ``logits`` (N, K), given a classifier. All float32.
+        """
+        slots = self.series_head(feature)
+        outputs = {
+            "feature": feature.float(),
+            "clip": self.clip_head(feature),
+            "inter": F.normalize(slots.mean(dim=1), dim=-1),
+            "intra": slots,
+        }
+        if self.classifier is not None:
+            outputs["logits"] = self.classifier(feature)
+        return outputs
+
+    def forward(self, video: Tensor) -> dict[str, Tensor]:
+        """Map clips, (N, T, H, W, 3) in 0..255, to the outputs of ``heads``."""
+        return self.heads(self.encode(video))
+
+
+class ExportNetwork(nn.Module):
+    """The network with a fixed, ordered choice of outputs: what is traced and exported.
+
+    Args:
+        model: The network; in eval mode for an export.
+        output_names: Keys of ``VideoModel.forward``.
+    """
+
+    def __init__(self, model: VideoModel, output_names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.output_names = tuple(output_names)
+
+    def forward(self, video: Tensor) -> tuple[Tensor, ...]:
+        """Return the chosen outputs, in order."""
+        outputs = self.model(video)
+        return tuple(outputs[name] for name in self.output_names)
+
+
+def build_model(spec: ModelSpec, clip: ClipSpec) -> VideoModel:
+    """Build a network with random weights.
+
+    Args:
+        spec: Which network.
+        clip: The contract; gives the normalisation.
+
+    Raises:
+        ConfigError: if the backbone is unknown, or the clip cannot be cut into the slots' segments.
+    """
+    if clip.num_frames % spec.num_slots:
+        raise ConfigError(
+            f"num_slots {spec.num_slots} does not divide num_frames {clip.num_frames}",
+            hint="every slot stands for an equal part of the clip; change one of the two",
+        )
+    return VideoModel(spec, mean=clip.mean, std=clip.std)

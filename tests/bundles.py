@@ -1,0 +1,85 @@
+"""Small real checkpoints and bundles with random weights: real files of the real formats, quick to run.
+
+``make_tiny_bundle`` exports through the real exporter, which takes seconds: make one a session.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ivdr_deploy.bundle import MANIFEST_FILE, file_entry, read_manifest, write_manifest
+from ivdr_deploy.checkpoint import save_checkpoint
+from ivdr_deploy.models.network import VideoModel, build_model
+from ivdr_deploy.spec import CheckpointInfo, ClipSpec, ModelSpec, TrainingState
+
+TINY_CLIP = ClipSpec(num_frames=4, frame_stride=2, num_clips=2, short_side=36, crop_size=32)
+TINY_LABELS = ("bow", "jump", "sit", "stand", "turn", "wave")
+
+
+def make_tiny_checkpoint(
+    path: Path, *, labels: Sequence[str] = TINY_LABELS, clip: ClipSpec = TINY_CLIP, seed: int = 0
+) -> Path:
+    """Write a checkpoint of ``tiny`` with every head valid; another seed gives other weights."""
+    spec = ModelSpec(backbone="tiny", num_slots=2, slot_dim=8, clip_dim=8, num_classes=len(labels))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build_model(spec, clip).eval()
+    heads = ("clip_head", "series_head", "classifier")
+    info = CheckpointInfo(
+        clip=clip,
+        model=spec,
+        labels=tuple(labels),
+        training=TrainingState(backbone_step=1, head_steps=dict.fromkeys(heads, 1)),
+    )
+    golden = np.random.default_rng(seed).integers(0, 256, (2, *clip.clip_shape), dtype=np.uint8)
+    save_checkpoint(path, model=model, info=info, golden=golden)
+    return path
+
+
+def make_tiny_bundle(
+    folder: Path,
+    *,
+    name: str = "tiny",
+    version: str = "1.0",
+    labels: Sequence[str] = TINY_LABELS,
+    clip: ClipSpec = TINY_CLIP,
+    seed: int = 0,
+) -> Path:
+    """Export ``make_tiny_checkpoint`` into ``folder``, which must not exist; return ``folder``."""
+    from ivdr_deploy.export.bundle_export import export_bundle
+
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = make_tiny_checkpoint(
+            Path(scratch) / "tiny.safetensors", labels=labels, clip=clip, seed=seed
+        )
+        export_bundle(checkpoint, folder, name=name, version=version)
+    return folder
+
+
+def reseal(folder: Path) -> Path:
+    """Make the manifest of a changed bundle true again, as if it had been exported so. Returns ``folder``."""
+    manifest = read_manifest((folder / MANIFEST_FILE).read_bytes(), where=MANIFEST_FILE)
+    files = tuple(
+        file_entry(folder, entry.path, kind=entry.kind, runtime=entry.runtime, precision=entry.precision)
+        for entry in manifest.files
+    )
+    write_manifest(folder, replace(manifest, files=files))
+    return folder
+
+
+def spread(model: VideoModel, video: np.ndarray) -> VideoModel:
+    """Give batch norm the statistics of ``video``, the classifier large weights; returns it in eval mode."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.from_numpy(video))
+        if model.classifier is not None:
+            model.classifier.linear.weight.normal_()
+    return model.eval()

@@ -1,0 +1,70 @@
+"""The backbones are the networks they claim to be."""
+
+import pytest
+import torch
+
+from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.models.backbones import BACKBONES, get_backbone
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("r2plus1d_10", 14_365_303), ("r3d_10", 14_361_792), ("r3d_18", 33_166_272), ("s3d", 7_910_048)],
+)
+def test_parameter_count_is_the_published_one(name: str, count: int) -> None:
+    with torch.device("meta"):
+        assert parameters(BACKBONES[name].build()) == count
+
+
+def test_r2plus1d_18_is_torchvisions_without_the_classifier() -> None:
+    from torchvision.models.video import r2plus1d_18
+
+    whole = r2plus1d_18(weights=None)
+    assert parameters(BACKBONES["r2plus1d_18"].build()) == parameters(whole) - parameters(whole.fc)
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_10", "r3d_10", "r3d_18", "r2plus1d_18"])
+def test_resnets_map_a_standard_clip_to_512x2x7x7(name: str) -> None:
+    with torch.device("meta"):
+        assert BACKBONES[name].build()(torch.empty(1, 3, 16, 112, 112)).shape == (1, 512, 2, 7, 7)
+
+
+def test_s3d_maps_a_standard_clip_to_1024x2x3x3() -> None:
+    with torch.no_grad():
+        assert BACKBONES["s3d"].build().eval()(torch.zeros(1, 3, 16, 112, 112)).shape == (1, 1024, 2, 3, 3)
+
+
+def test_tiny_has_fewer_than_a_million_parameters() -> None:
+    assert parameters(BACKBONES["tiny"].build()) < 1_000_000
+
+
+@pytest.mark.parametrize("size", [(8, 56), (16, 64), (4, 32)])
+def test_tiny_takes_small_clips_and_gives_its_feature_dim(size: tuple[int, int]) -> None:
+    frames, side = size
+    entry = BACKBONES["tiny"]
+    assert entry.build()(torch.zeros(2, 3, frames, side, side)).shape[:2] == (2, entry.feature_dim)
+
+
+def test_tiny_feature_depends_on_the_order_of_frames() -> None:
+    torch.manual_seed(0)
+    network = BACKBONES["tiny"].build().eval()
+    clip = torch.rand(1, 3, 8, 56, 56)
+    with torch.no_grad():
+        forwards, backwards = network(clip).mean((2, 3, 4)), network(clip.flip(2)).mean((2, 3, 4))
+    assert (forwards - backwards).norm() > 1e-3 * forwards.norm()
+
+
+def test_unknown_backbone_is_an_error_that_suggests_a_known_one() -> None:
+    with pytest.raises(ConfigError, match="unknown backbone 'r3d10'") as caught:
+        get_backbone("r3d10")
+    assert "r3d_10" in caught.value.hint
+
+
+def test_name_like_no_other_lists_all_backbones() -> None:
+    with pytest.raises(ConfigError) as caught:
+        get_backbone("zzz")
+    assert all(name in caught.value.hint for name in BACKBONES)
