@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: ONNX, TensorRT, and the proof that they compute the same."""

@@ -1,0 +1,76 @@
+"""Network -> ONNX: uint8 clips in, normalisation inside, named outputs, dynamic batch, contract attached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import torch
+
+from ivdr_deploy.errors import ExportError
+from ivdr_deploy.models.network import ExportNetwork, VideoModel
+from ivdr_deploy.runtimes.base import INPUT_NAME, MAX_BATCH
+from ivdr_deploy.runtimes.onnx_metadata import OnnxMetadata
+from ivdr_deploy.spec import ClipSpec
+
+OPSET = 20
+
+
+def export_onnx(model: VideoModel, path: Path, *, clip: ClipSpec, metadata: OnnxMetadata) -> None:
+    """Write ``model`` as one ONNX file.
+
+    Args:
+        model: In eval mode, on the CPU.
+        path: File to write.
+        clip: The contract; gives the shape of the input ``video``, uint8 (batch, T, H, W, 3) with 1 to 64
+            clips.
+        metadata: What the file says about itself; ``metadata.outputs`` names the outputs, in order.
+
+    Raises:
+        ExportError: if the network cannot be exported, or the metadata does not survive.
+    """
+    network = ExportNetwork(model, metadata.outputs).eval()
+    # Two clips: with one, the exporter may take the batch axis for a constant.
+    example = torch.zeros((2, *clip.clip_shape), dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    try:
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            input_names=[INPUT_NAME],
+            output_names=list(metadata.outputs),
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).splitlines()[0]
+        raise ExportError(
+            f"the network {model.spec.backbone!r} cannot be exported to ONNX ({reason})"
+        ) from error
+    if program is None:
+        raise ExportError("torch.onnx.export returned no program")
+    proto = program.model_proto
+    # Last, because every tool that rewrites a graph may drop these; export_bundle reads them back through
+    # ONNX Runtime.
+    onnx.helper.set_model_props(proto, metadata.to_props())
+    _check_interface(proto, clip, metadata.outputs)
+    onnx.save_model(proto, path)
+
+
+def _check_interface(proto: onnx.ModelProto, clip: ClipSpec, outputs: Sequence[str]) -> None:
+    """Make sure that the file has the interface it promises, and names its batch axis."""
+    (video,) = proto.graph.input
+    axes = [axis.dim_param or axis.dim_value for axis in video.type.tensor_type.shape.dim]
+    found = (
+        video.name,
+        video.type.tensor_type.elem_type,
+        axes,
+        [output.name for output in proto.graph.output],
+    )
+    expected = (INPUT_NAME, onnx.TensorProto.UINT8, ["batch", *clip.clip_shape], list(outputs))
+    if found != expected:
+        raise ExportError(f"the exported graph has the interface {found}, expected {expected}")

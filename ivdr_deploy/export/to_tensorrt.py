@@ -1,0 +1,166 @@
+"""ONNX -> TensorRT plan: strongly typed, dynamic batch, with a sidecar that says what it belongs to.
+
+One path for TensorRT 10, 11 and TensorRT-RTX: precision lives in the ONNX file, so no precision flag of a
+builder is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ivdr_deploy._files import sha256_file
+from ivdr_deploy.errors import ConfigError, ExportError, MissingDependencyError
+from ivdr_deploy.runtimes.base import INPUT_NAME, MAX_BATCH
+from ivdr_deploy.runtimes.engine import EXTRAS, BatchProfile, EngineInfo, Provider, write_sidecar
+from ivdr_deploy.runtimes.onnx_metadata import OnnxMetadata
+from ivdr_deploy.runtimes.trt_logger import make_logger
+
+DEFAULT_COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
+"""What TensorRT-RTX builds for unless told: Ampere, Ada, Blackwell. Turing (7.5) has no fp32 3-D
+convolution there, and Hopper (9.0) is not one of its targets."""
+
+_log = logging.getLogger(__name__)
+
+
+def choose_provider() -> tuple[Provider, ModuleType]:
+    """Pick the library that builds: ``tensorrt`` where it and a GPU are present, else ``tensorrt_rtx``.
+
+    Raises:
+        MissingDependencyError: if neither can be imported.
+        ExportError: if only ``tensorrt`` can, and there is no GPU for it to build on.
+    """
+    modules: dict[Provider, ModuleType] = {}
+    reasons = []
+    for name in EXTRAS:
+        try:
+            modules[name] = importlib.import_module(name)
+        except ImportError as error:
+            reasons.append(str(error))
+    if "tensorrt" in modules and torch.cuda.is_available():
+        return "tensorrt", modules["tensorrt"]
+    if "tensorrt_rtx" in modules:
+        return "tensorrt_rtx", modules["tensorrt_rtx"]
+    if modules:
+        raise ExportError(
+            "tensorrt builds a plan on the GPU it is for, and no NVIDIA driver or GPU was found",
+            hint="build on a machine with the GPU, or without one: pip install 'ivdr-deploy[trt-rtx]'",
+        )
+    raise MissingDependencyError(
+        f"neither tensorrt nor tensorrt_rtx can be imported ({'; '.join(reasons)})",
+        hint="pip install 'ivdr-deploy[trt-rtx]' (builds without a GPU) or 'ivdr-deploy[trt]'",
+    )
+
+
+def choose_targets(requested: Sequence[str] | None) -> tuple[Provider, ModuleType, tuple[str, ...]]:
+    """Pick the library that builds, and the compute capabilities that it builds for.
+
+    Args:
+        requested: GPUs to build for, e.g. ``("8.6",)``; None takes ``DEFAULT_COMPUTE_CAPABILITIES``, or with
+            ``tensorrt`` the GPU of this machine, which is the only one it can build for.
+
+    Raises:
+        ConfigError: if the library cannot build for one of them.
+        MissingDependencyError: as ``choose_provider``.
+        ExportError: as ``choose_provider``.
+    """
+    provider, trt = choose_provider()
+    if provider == "tensorrt":
+        known = ["{}.{}".format(*torch.cuda.get_device_capability())]
+        targets = tuple(requested or known)
+    else:
+        known = [f"{name[2:-1]}.{name[-1]}" for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+        targets = tuple(requested or DEFAULT_COMPUTE_CAPABILITIES)
+    for target in targets:
+        if target not in known:
+            raise ConfigError(
+                f"{provider} {trt.__version__} cannot build here for compute capability {target!r}",
+                hint=f"it can for {', '.join(sorted(known, key=float))}",
+            )
+    return provider, trt, targets
+
+
+def build_engine(
+    onnx_path: Path,
+    engine_path: Path,
+    *,
+    metadata: OnnxMetadata,
+    compute_capabilities: Sequence[str] | None = None,
+) -> EngineInfo:
+    """Build an fp32 plan and write it with its sidecar.
+
+    Args:
+        onnx_path: What ``export_onnx`` wrote.
+        engine_path: File to write.
+        metadata: Of the ONNX file.
+        compute_capabilities: GPUs to build for; see ``choose_targets``.
+
+    Raises:
+        MissingDependencyError: if no provider is installed.
+        ConfigError: if a compute capability is not one that the provider can build for.
+        ExportError: if the file cannot be parsed, or the plan cannot be built; with the library's own words.
+    """
+    provider, trt, targets = choose_targets(compute_capabilities)
+    started = time.perf_counter()
+    logger = make_logger(trt)
+    builder = trt.Builder(logger)
+    network = _parse(trt, builder, onnx_path, logger)
+    config = builder.create_builder_config()
+    # fp32 means fp32: TF32 is on by default and keeps 10 bits of each factor.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if provider == "tensorrt_rtx":
+        _set_targets(trt, config, targets)
+    batch = BatchProfile(min=1, opt=min(metadata.contract.num_clips, MAX_BATCH), max=MAX_BATCH)
+    profile = builder.create_optimization_profile()
+    shape = metadata.contract.clip_shape
+    profile.set_shape(INPUT_NAME, (batch.min, *shape), (batch.opt, *shape), (batch.max, *shape))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise ExportError(
+            f"{provider} {trt.__version__} cannot build a plan for compute capability {', '.join(targets)}"
+            f" ({logger.last_error})"
+        )
+    engine_path.write_bytes(plan)
+    info = EngineInfo(
+        provider=provider,
+        provider_version=trt.__version__,
+        compute_capabilities=targets,
+        precision="fp32",
+        onnx_sha256=sha256_file(onnx_path),
+        contract_hash=metadata.contract_hash,
+        clip_shape=shape,
+        batch=batch,
+        outputs=metadata.outputs,
+        build_seconds=round(time.perf_counter() - started, 3),
+    )
+    write_sidecar(engine_path, info)
+    _log.info(
+        "built %s with %s %s in %.1f s", engine_path.name, provider, trt.__version__, info.build_seconds
+    )
+    return info
+
+
+def _parse(trt: Any, builder: Any, onnx_path: Path, logger: Any) -> Any:
+    flags = trt.NetworkDefinitionCreationFlag
+    # TensorRT 11 knows no other kind of network and may drop the flag.
+    strongly_typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+    network = builder.create_network(strongly_typed)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(onnx_path.read_bytes()):
+        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        raise ExportError(f"TensorRT cannot parse {onnx_path.name} ({'; '.join(reasons)})")
+    return network
+
+
+def _set_targets(trt: Any, config: Any, targets: Sequence[str]) -> None:
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + target.replace(".", "")), index)

@@ -1,0 +1,117 @@
+"""Runs an ONNX file with ONNX Runtime, on the provider that was asked for or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from ivdr_deploy.errors import ArtifactError, ConfigError, ContractMismatchError, MissingDependencyError
+from ivdr_deploy.runtimes.base import INPUT_NAME, Runtime, check_batch
+from ivdr_deploy.runtimes.onnx_metadata import OnnxMetadata
+from ivdr_deploy.spec import ClipSpec, Device, Precision
+
+_PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OrtRuntime(Runtime):
+    """One ONNX file in one session.
+
+    Args:
+        path: The file.
+        clip: The contract it was exported under; None takes the file's own word.
+        output_names: Outputs to return, in order; None takes all.
+        precision: Of the file.
+        device: Picks the execution provider.
+        threads: Threads of one operator on the CPU; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        ArtifactError: if the file cannot be loaded, or lacks an output.
+        ContractMismatchError: if it was exported under another contract than ``clip``.
+        MissingDependencyError: if this ONNX Runtime was built without the provider.
+        ConfigError: if the session fell back to another provider.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clip: ClipSpec | None = None,
+        output_names: Sequence[str] | None = None,
+        precision: Precision = "fp32",
+        device: Device = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        provider = _PROVIDERS[device]
+        _require_built_with(provider)
+        options = ort.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            session = ort.InferenceSession(str(path), options, providers=[_with_options(provider, precision)])
+        except Exception as error:  # the binding's exceptions share no other base class
+            reason = str(error).splitlines()[0]
+            raise ArtifactError(f"{path} cannot be loaded by ONNX Runtime ({reason})") from error
+        require_provider(session.get_providers(), provider)
+        session.disable_fallback()
+        self.metadata = OnnxMetadata.from_props(session.get_modelmeta().custom_metadata_map, where=str(path))
+        if clip is not None and clip != self.metadata.contract:
+            differences = "; ".join(self.metadata.contract.differences(clip))
+            raise ContractMismatchError(f"{path} was made for another contract ({differences})")
+        held = [output.name for output in session.get_outputs()]
+        self.name = "onnxruntime"
+        self.precision = precision
+        self.output_names = tuple(held if output_names is None else output_names)
+        if not set(self.output_names) <= set(held):
+            raise ArtifactError(f"{path} has the outputs {held}, expected {list(self.output_names)}")
+        self.description = f"onnxruntime {ort.__version__}, {provider}, {precision}"
+        self._clip = clip or self.metadata.contract
+        self._session: ort.InferenceSession | None = session
+
+    def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
+        """Run one batch; see ``Runtime.infer``."""
+        check_batch(video, self._clip)
+        if self._session is None:
+            raise ConfigError("this ONNX Runtime session was closed", hint="open the model again")
+        values = self._session.run(list(self.output_names), {INPUT_NAME: video})
+        return dict(zip(self.output_names, values, strict=True))
+
+    def close(self) -> None:
+        """Let go of the session."""
+        self._session = None
+
+
+def require_provider(providers: Sequence[str], provider: str) -> None:
+    """Refuse a session that runs elsewhere than asked: ONNX Runtime falls back to the CPU without an error.
+
+    Args:
+        providers: ``session.get_providers()``, most preferred first.
+        provider: The one that was asked for.
+
+    Raises:
+        ConfigError: if it is not the first.
+    """
+    if list(providers[:1]) != [provider]:
+        raise ConfigError(
+            f"{provider} was asked for, but ONNX Runtime would run on {', '.join(providers)}",
+            hint="its libraries (CUDA, cuDNN) or the GPU are missing: see `ivdr doctor`, or use device 'cpu'",
+        )
+
+
+def _require_built_with(provider: str) -> None:
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise MissingDependencyError(
+            f"this onnxruntime {ort.__version__} has no {provider} (it has {', '.join(available)})",
+            hint="pip uninstall onnxruntime, then pip install 'ivdr-deploy[gpu]'; or use device 'cpu'",
+        )
+
+
+def _with_options(provider: str, precision: Precision) -> Any:
+    """On CUDA, fp32 must mean fp32: TF32 is on by default and keeps 10 bits of each factor."""
+    if provider == "CUDAExecutionProvider":
+        return (provider, {"use_tf32": "0" if precision == "fp32" else "1"})
+    return provider

@@ -1,0 +1,135 @@
+"""Runs a TensorRT plan. Torch CUDA tensors are the device memory, so no second CUDA binding is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ivdr_deploy._optional import require
+from ivdr_deploy.errors import ArtifactError, ConfigError, EngineIncompatibleError
+from ivdr_deploy.runtimes.base import INPUT_NAME, Runtime, check_batch
+from ivdr_deploy.runtimes.engine import EXTRAS, EngineInfo, read_sidecar
+from ivdr_deploy.runtimes.torch_runtime import batch_tensor
+from ivdr_deploy.runtimes.trt_logger import make_logger
+from ivdr_deploy.spec import ClipSpec, Device
+
+_REBUILD = "build it again here: `ivdr export CHECKPOINT -o BUNDLE --trt`"
+
+
+class TrtRuntime(Runtime):
+    """One plan in one execution context, on the current CUDA device.
+
+    Args:
+        path: The ``.engine`` file; its sidecar lies beside it.
+        clip: The contract it must have been built under.
+        device: Must be ``cuda``.
+        onnx_sha256: Digest of the ONNX file that it must have been built from; None when that file is not at
+            hand.
+
+    Raises:
+        ConfigError: if ``device`` is not ``cuda``.
+        ArtifactError: if the sidecar is missing or not readable, or the plan was built from another model.
+        EngineIncompatibleError: if the plan was built by another version of the library or for other GPUs, or
+            there is no GPU.
+        MissingDependencyError: if the library that built it is not installed.
+    """
+
+    def __init__(
+        self, path: Path, *, clip: ClipSpec, device: Device = "cuda", onnx_sha256: str | None = None
+    ) -> None:
+        if device != "cuda":
+            raise ConfigError(f"a TensorRT plan cannot run on device {device!r}", hint="use device 'cuda'")
+        info = read_sidecar(path)
+        _check_origin(path, info, clip, onnx_sha256)
+        trt = require(info.provider, extra=EXTRAS[info.provider])
+        _check_machine(path, info, trt.__version__)
+        logger = make_logger(trt)
+        # Kept for as long as the engine: TensorRT needs it until the engine is gone.
+        self._runtime: Any = trt.Runtime(logger)
+        self._engine: Any = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise EngineIncompatibleError(f"{path} cannot be loaded ({logger.last_error})", hint=_REBUILD)
+        self._context: Any = self._engine.create_execution_context()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._logger, self._info, self._clip = logger, info, clip
+        self.name = "tensorrt"
+        self.precision = info.precision
+        self.output_names = info.outputs
+        self.description = (
+            f"{info.provider} {info.provider_version}, {torch.cuda.get_device_name()}, {info.precision}"
+        )
+
+    def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
+        """Run one batch; see ``Runtime.infer``.
+
+        Raises:
+            ClipShapeError: if the batch is not what the network takes.
+            ConfigError: if it has more clips than the plan was built for, or the runtime was closed.
+            ArtifactError: if TensorRT reports a failure.
+        """
+        check_batch(video, self._clip)
+        if len(video) > self._info.batch.max:
+            raise ConfigError(
+                f"{len(video)} clips in one call; this plan takes at most {self._info.batch.max}"
+            )
+        if self._context is None:
+            raise ConfigError("this TensorRT runtime was closed", hint="open the model again")
+        with torch.cuda.stream(self._stream):
+            # Allocated, filled and read on the one stream that also executes, so nothing else has to be
+            # ordered.
+            tensors = {INPUT_NAME: batch_tensor(video).to("cuda")}
+            self._context.set_input_shape(INPUT_NAME, tuple(video.shape))
+            for name in self.output_names:
+                shape = tuple(self._context.get_tensor_shape(name))
+                tensors[name] = torch.empty(shape, dtype=torch.float32, device="cuda")
+            for name, tensor in tensors.items():
+                self._context.set_tensor_address(name, tensor.data_ptr())
+            if not self._context.execute_async_v3(self._stream.cuda_stream):
+                raise ArtifactError(
+                    f"TensorRT could not run the plan ({self._logger.last_error})", hint=_REBUILD
+                )
+            return {name: tensors[name].cpu().numpy() for name in self.output_names}
+
+    def close(self) -> None:
+        """Free the plan; the context goes before the engine it belongs to."""
+        self._context = None
+        self._engine = None
+        self._runtime = None
+
+
+def _check_origin(path: Path, info: EngineInfo, clip: ClipSpec, onnx_sha256: str | None) -> None:
+    if info.contract_hash != clip.contract_hash:
+        raise ArtifactError(
+            f"{path} was built under the contract {info.contract_hash[:12]},"
+            f" expected {clip.contract_hash[:12]}",
+            hint=_REBUILD,
+        )
+    if onnx_sha256 is not None and info.onnx_sha256 != onnx_sha256:
+        raise ArtifactError(
+            f"{path} was built from an ONNX file with SHA-256 {info.onnx_sha256[:12]},"
+            f" the bundle's is {onnx_sha256[:12]}",
+            hint=_REBUILD,
+        )
+
+
+def _check_machine(path: Path, info: EngineInfo, installed: str) -> None:
+    if installed != info.provider_version:
+        raise EngineIncompatibleError(
+            f"{path} was built by {info.provider} {info.provider_version}, installed is {installed}",
+            hint=f"{_REBUILD}; or pip install {info.provider.replace('_', '-')}=={info.provider_version}",
+        )
+    if not torch.cuda.is_available():
+        raise EngineIncompatibleError(
+            f"{path} needs an NVIDIA GPU, and no NVIDIA driver was found",
+            hint="run it where they are (see `ivdr doctor`), or use the runtime 'onnxruntime'",
+        )
+    here = "{}.{}".format(*torch.cuda.get_device_capability())
+    if here not in info.compute_capabilities:
+        raise EngineIncompatibleError(
+            f"{path} was built for compute capability {', '.join(info.compute_capabilities)},"
+            f" this GPU has {here}",
+            hint=f"{_REBUILD} --compute-capability {here}",
+        )

@@ -1,0 +1,163 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bundles import TINY_CLIP, TINY_LABELS
+
+from ivdr_deploy.bundle import open_bundle
+from ivdr_deploy.checkpoint import load_checkpoint, read_checkpoint_info, save_checkpoint
+from ivdr_deploy.errors import CheckpointError, ConfigError, ExportError, ParityError
+from ivdr_deploy.export.bundle_export import choose_outputs, export_bundle
+from ivdr_deploy.runtimes import compare
+from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.spec import CheckpointInfo, ModelSpec, TrainingState
+
+
+def info_with(**head_steps: int) -> CheckpointInfo:
+    return CheckpointInfo(
+        clip=TINY_CLIP,
+        model=ModelSpec(backbone="tiny", num_classes=len(TINY_LABELS)),
+        labels=TINY_LABELS,
+        training=TrainingState(backbone_step=20, head_steps=head_steps),
+    )
+
+
+def test_the_manifest_says_what_was_trained_and_what_was_measured(bundle: Path, checkpoint: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    info = read_checkpoint_info(checkpoint)
+    assert (manifest.clip, manifest.model, manifest.labels) == (info.clip, info.model, info.labels)
+    assert manifest.training == info.training
+    assert {entry.output: entry.runtime for entry in manifest.parity} == {
+        "logits": "onnxruntime",
+        "feature": "onnxruntime",
+    }
+    assert all(0 < entry.max_abs_diff <= 1e-4 <= entry.tolerance for entry in manifest.parity)
+    assert all(entry.min_cosine > 0.99999 for entry in manifest.parity)
+    assert (manifest.provenance.git_revision, manifest.provenance.seed) == ("abc123", 7)
+    assert manifest.provenance.packages["torch"] == "1.0"  # of the training
+    assert manifest.provenance.packages["export:torch"] == torch.__version__
+
+
+def test_the_bundle_holds_the_checkpoint_itself_and_what_it_gives(bundle: Path, checkpoint: Path) -> None:
+    opened = open_bundle(bundle)
+    assert opened.model_file("torch").read_bytes() == checkpoint.read_bytes()
+    video, expected = opened.golden()
+    loaded = load_checkpoint(checkpoint)
+    np.testing.assert_array_equal(video, loaded.golden)
+    with torch.inference_mode():
+        outputs = loaded.model(torch.from_numpy(video))
+    assert set(expected) == {"logits", "feature"}
+    for name, value in expected.items():
+        np.testing.assert_allclose(value, outputs[name].numpy(), atol=1e-6)
+
+
+def test_the_model_card_tells_what_was_measured(bundle: Path) -> None:
+    card = (bundle / "MODEL_CARD.md").read_text()
+    manifest = open_bundle(bundle).manifest
+    for fact in [
+        "# lively 1.0",
+        manifest.contract_hash,
+        "[N, 4, 32, 32, 3]",
+        f"{manifest.parity[0].max_abs_diff:.1e}",
+        "Over 4 golden clips",
+        "video_accuracy: 0.75",
+        "abc123",
+        '"steps": 20',
+        "6 labels: bow, jump",
+    ]:
+        assert fact in card
+    assert "stale" not in card
+
+
+@pytest.mark.parametrize(
+    ("head_steps", "include_stale", "expected"),
+    [
+        ({"classifier": 20, "series_head": 20}, False, ("logits", "feature", "inter", "intra")),
+        ({"classifier": 20, "series_head": 10}, False, ("logits", "feature")),
+        ({"classifier": 20, "series_head": 10}, True, ("logits", "feature", "inter", "intra")),
+        ({"series_head": 20}, False, ("feature", "inter", "intra")),
+        ({"series_head": 20}, True, ("feature", "inter", "intra")),  # the classifier was never trained
+        ({}, True, ("feature",)),
+    ],
+)
+def test_only_heads_that_fit_the_backbone_are_exported(head_steps, include_stale, expected) -> None:
+    assert choose_outputs(info_with(**head_steps), include_stale=include_stale) == expected
+
+
+def test_a_stale_head_is_exported_on_request_and_marked_over_an_older_bundle(
+    bundle: Path, tmp_path: Path
+) -> None:
+    target = Path(shutil.copytree(bundle, tmp_path / "again"))
+    before = open_bundle(target).manifest
+    # The bundle's own copy of the checkpoint is as good as the original, though its folder is being replaced.
+    exported = export_bundle(
+        target / "model.safetensors", target, name="lively", version="1.1", include_stale=True
+    )
+    assert exported.manifest.output_names == ("logits", "feature", "inter", "intra")
+    assert exported.manifest.training.valid_outputs() == ("logits", "feature")
+    assert exported.manifest.version == "1.1" != before.version
+    assert "**stale**" in (target / "MODEL_CARD.md").read_text()
+    model = open_model(target)
+    assert set(model.golden_max_abs_diff) == {"logits", "feature", "inter", "intra"}
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+
+
+def test_a_model_that_computes_something_else_is_not_written(
+    checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(compare.TOLERANCE, "fp32", 1e-12)  # no export is that exact
+    target = Path(shutil.copytree(bundle, tmp_path / "old"))
+    with pytest.raises(ParityError, match=r"onnxruntime .* logits differs by .* \(tolerance .e-1.\)"):
+        export_bundle(checkpoint, target)
+    monkeypatch.undo()
+    assert open_bundle(target).manifest == open_bundle(bundle).manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_diverged_network_is_not_exported(checkpoint: Path, tmp_path: Path) -> None:
+    loaded = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        loaded.model.classifier.linear.bias[0] = float("nan")
+    broken = tmp_path / "broken.safetensors"
+    save_checkpoint(broken, model=loaded.model, info=loaded.info, golden=loaded.golden)
+    with pytest.raises(ExportError, match="NaN or infinity in logits"):
+        export_bundle(broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_a_bundle_is_never_replaced(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("mine")
+    shutil.copytree(bundle, tmp_path / "bundle")
+    (tmp_path / "bundle" / "notes.txt").write_text("mine")
+    for name, reason in [
+        ("file", "exists and is a file"),
+        ("folder", "exists and is not a bundle"),
+        ("bundle", r"files that are not the bundle's: notes\.txt"),
+    ]:
+        with pytest.raises(ConfigError, match=reason):
+            export_bundle(checkpoint, tmp_path / name)
+    assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
+    assert (tmp_path / "bundle" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["with space", "a/b", "-x", "été"])
+def test_a_name_that_cannot_be_served_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"name .* cannot be served"):
+        export_bundle(checkpoint, tmp_path / "out", name=name)
+    with pytest.raises(ConfigError, match=r"version .* cannot be served"):
+        export_bundle(checkpoint, tmp_path / "out", version=name)
+
+
+def test_an_absent_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
+        export_bundle(tmp_path / "nothing.safetensors", tmp_path / "out")
+
+
+def test_labels_stay_behind_when_the_classifier_does(bundle: Path) -> None:
+    info = replace(info_with(series_head=20))
+    assert "logits" not in choose_outputs(info, include_stale=False)

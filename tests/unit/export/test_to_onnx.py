@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from bundles import TINY_CLIP
+
+from ivdr_deploy.bundle import open_bundle
+from ivdr_deploy.checkpoint import load_checkpoint
+from ivdr_deploy.export.to_onnx import OPSET, export_onnx
+from ivdr_deploy.models.network import build_model
+from ivdr_deploy.runtimes.compare import compare_outputs
+from ivdr_deploy.runtimes.onnx_metadata import OnnxMetadata
+from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
+from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
+from ivdr_deploy.spec import OUTPUT_NAMES, ClipSpec, ModelSpec
+
+
+def clips(number: int, clip: ClipSpec) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (number, *clip.clip_shape), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 64])
+def test_onnx_gives_what_torch_gives_at_every_batch(bundle: Path, checkpoint: Path, number: int) -> None:
+    names = ("logits", "feature")
+    video = clips(number, TINY_CLIP)
+    torch_runtime = TorchRuntime(load_checkpoint(checkpoint).model, clip=TINY_CLIP, output_names=names)
+    expected = torch_runtime.infer(video)
+    found = OrtRuntime(bundle / "model.onnx", clip=TINY_CLIP).infer(video)
+    assert (
+        max(np.abs(value).max() for value in expected.values()) > 1
+    )  # the comparison below has something to find
+    for entry in compare_outputs(expected, found, runtime="onnxruntime", precision="fp32"):
+        assert entry.max_abs_diff <= 1e-4, entry
+
+
+def test_the_graph_has_the_promised_interface(bundle: Path) -> None:
+    proto = onnx.load(bundle / "model.onnx")
+    onnx.checker.check_model(proto)
+    (video,) = proto.graph.input
+    shape = [axis.dim_param or axis.dim_value for axis in video.type.tensor_type.shape.dim]
+    assert (video.name, shape) == ("video", ["batch", *TINY_CLIP.clip_shape])
+    assert video.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [output.name for output in proto.graph.output] == ["logits", "feature"]
+    assert [entry.version for entry in proto.opset_import if entry.domain == ""] == [OPSET]
+    # TensorRT refuses to transpose uint8, so the first thing done to the input is the cast.
+    assert [node.op_type for node in proto.graph.node if "video" in node.input] == ["Cast"]
+
+
+def test_the_file_says_what_it_is(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    metadata = OrtRuntime(bundle / "model.onnx").metadata
+    assert metadata.contract == manifest.clip
+    assert metadata.contract_hash == manifest.contract_hash
+    assert (metadata.name, metadata.version, metadata.labels) == ("lively", "1.0", manifest.labels)
+    assert metadata.outputs == manifest.output_names
+
+
+def test_another_contract_gives_another_graph(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """The normalisation inside the graph is the contract's."""
+    loaded = load_checkpoint(checkpoint)
+    video = clips(2, TINY_CLIP)
+    plain = ClipSpec(
+        **{
+            name: getattr(TINY_CLIP, name)
+            for name in ("num_frames", "frame_stride", "num_clips", "short_side")
+        },
+        crop_size=TINY_CLIP.crop_size,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    model = build_model(loaded.info.model, plain)
+    model.load_state_dict(loaded.model.state_dict())
+    found = TorchRuntime(model, clip=plain, output_names=("logits",)).infer(video)["logits"]
+    normal = OrtRuntime(bundle / "model.onnx").infer(video)["logits"]
+    assert np.abs(found - normal).max() > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["r2plus1d_10", "r3d_10", "r3d_18", "r2plus1d_18", "s3d"])
+def test_every_backbone_exports(backbone: str, tmp_path: Path) -> None:
+    """With random weights: ``inter`` and ``intra``, being of unit length, show a wrong graph at any scale."""
+    clip = ClipSpec(num_frames=16, num_clips=1, short_side=64, crop_size=64)
+    video = clips(3, clip)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(ModelSpec(backbone=backbone, num_classes=5), clip).eval()
+    metadata = OnnxMetadata(
+        name=backbone,
+        version="1",
+        contract_hash=clip.contract_hash,
+        contract=clip,
+        labels=tuple("abcde"),
+        outputs=OUTPUT_NAMES,
+        ivdr_version="0",
+    )
+    export_onnx(model, tmp_path / "model.onnx", clip=clip, metadata=metadata)
+    torch_runtime = TorchRuntime(model, clip=clip, output_names=OUTPUT_NAMES)
+    ort_runtime = OrtRuntime(tmp_path / "model.onnx", clip=clip)
+    for number in (1, 3):
+        expected, found = torch_runtime.infer(video[:number]), ort_runtime.infer(video[:number])
+        for entry in compare_outputs(expected, found, runtime="onnxruntime", precision="fp32"):
+            assert entry.passed, entry

@@ -1,0 +1,104 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ivdr_deploy._files import sha256_file
+from ivdr_deploy.errors import ConfigError, ExportError, MissingDependencyError
+from ivdr_deploy.export.to_tensorrt import DEFAULT_COMPUTE_CAPABILITIES, build_engine, choose_provider
+from ivdr_deploy.runtimes.engine import read_sidecar
+from ivdr_deploy.runtimes.onnx_metadata import OnnxMetadata
+from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
+)
+
+
+@pytest.fixture
+def metadata(bundle: Path) -> OnnxMetadata:
+    return OrtRuntime(bundle / "model.onnx").metadata
+
+
+@pytest.fixture
+def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with the plain install: importing either package fails."""
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.trt
+def test_a_plan_is_built_with_a_sidecar_that_says_what_it_belongs_to(
+    bundle: Path, metadata: OnnxMetadata, tmp_path: Path
+) -> None:
+    engine = tmp_path / "model.fp32.engine"
+    info = build_engine(bundle / "model.onnx", engine, metadata=metadata)
+    assert read_sidecar(engine) == info
+    provider, module = choose_provider()
+    assert (info.provider, info.provider_version) == (provider, module.__version__)
+    assert info.onnx_sha256 == sha256_file(bundle / "model.onnx")
+    assert info.contract_hash == metadata.contract_hash
+    assert info.outputs == ("logits", "feature")
+    assert (info.batch.min, info.batch.opt, info.batch.max) == (1, metadata.contract.num_clips, 64)
+    assert info.clip_shape == metadata.contract.clip_shape
+    assert engine.stat().st_size > 100_000  # the weights are in it
+    if provider == "tensorrt_rtx":
+        assert info.compute_capabilities == DEFAULT_COMPUTE_CAPABILITIES
+
+
+@pytest.mark.trt
+@needs_rtx
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tensorrt may build where there is a GPU")
+def test_the_requested_gpus_are_built_for(bundle: Path, metadata: OnnxMetadata, tmp_path: Path) -> None:
+    info = build_engine(
+        bundle / "model.onnx", tmp_path / "a.engine", metadata=metadata, compute_capabilities=["8.6"]
+    )
+    assert info.compute_capabilities == ("8.6",)
+
+
+@pytest.mark.trt
+@needs_rtx
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tensorrt may build where there is a GPU")
+def test_a_gpu_that_cannot_be_built_for_is_refused(
+    bundle: Path, metadata: OnnxMetadata, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"'9\.0'") as caught:
+        build_engine(
+            bundle / "model.onnx", tmp_path / "a.engine", metadata=metadata, compute_capabilities=["9.0"]
+        )
+    assert "8.6" in caught.value.hint
+    # Turing is a target, but has no fp32 3-D convolution: the library's own words are in the error.
+    with pytest.raises(ExportError, match=r"compute capability 7\.5 .*[Tt]uring"):
+        build_engine(
+            bundle / "model.onnx", tmp_path / "a.engine", metadata=metadata, compute_capabilities=["7.5"]
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.trt
+def test_a_file_that_cannot_be_parsed_is_refused(metadata: OnnxMetadata, tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"not a model")
+    with pytest.raises(ExportError, match=r"cannot parse a\.onnx"):
+        build_engine(tmp_path / "a.onnx", tmp_path / "a.engine", metadata=metadata)
+
+
+def test_without_tensorrt_the_extras_are_named(
+    bundle: Path, metadata: OnnxMetadata, tmp_path: Path, no_tensorrt: None
+) -> None:
+    with pytest.raises(MissingDependencyError, match="neither tensorrt nor tensorrt_rtx") as caught:
+        build_engine(bundle / "model.onnx", tmp_path / "a.engine", metadata=metadata)
+    assert "ivdr-deploy[trt-rtx]" in caught.value.hint
+    assert "ivdr-deploy[trt]" in caught.value.hint
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_tensorrt_alone_cannot_build_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        sys.modules, "tensorrt", sys
+    )  # stands for an installed tensorrt: only its presence matters
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(ExportError, match="no NVIDIA driver or GPU") as caught:
+        choose_provider()
+    assert "trt-rtx" in caught.value.hint
