@@ -1,0 +1,124 @@
+"""Augmentation: each change does what it says, alike in all frames of a clip."""
+
+import colorsys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from train.augment import augment, color_jitter, gaussian_blur
+from train.config import AugmentConfig
+
+OFF = AugmentConfig(jitter_probability=0.0)
+
+
+def clips(count: int = 3, *, low: int = 0, high: int = 256) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(low, high, (count, 4, 10, 12, 3), dtype=torch.uint8, generator=generator)
+
+
+def jitter(video: Tensor, **changes: float) -> Tensor:
+    values = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0} | changes
+    return color_jitter(video.float(), **{name: torch.full((len(video),), v) for name, v in values.items()})
+
+
+def grey(video: Tensor) -> Tensor:
+    return video @ torch.tensor([0.299, 0.587, 0.114])
+
+
+def test_nothing_switched_on_changes_nothing() -> None:
+    video = clips()
+    out = augment(video, OFF, rng=np.random.default_rng(0))
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, video.float(), atol=1e-3, rtol=0)
+
+
+def test_brightness_scales_and_is_clamped_to_the_range() -> None:
+    video = clips()
+    torch.testing.assert_close(jitter(video, brightness=0.5), video * 0.5, atol=1e-3, rtol=0)
+    torch.testing.assert_close(jitter(video, brightness=1.8), (video * 1.8).clamp(0, 255), atol=1e-3, rtol=0)
+
+
+def test_contrast_scales_about_the_clips_mean_grey() -> None:
+    video = clips(low=100, high=150).float()
+    out = jitter(video, contrast=0.3)
+    mean = grey(video).mean(dim=(1, 2, 3))
+    torch.testing.assert_close(out, mean.reshape(-1, 1, 1, 1, 1) * 0.7 + video * 0.3, atol=1e-2, rtol=0)
+
+
+def test_saturation_zero_is_grey_and_keeps_the_luma() -> None:
+    video = clips().float()
+    out = jitter(video, saturation=0.0)
+    torch.testing.assert_close(out, grey(video)[..., None].expand_as(out), atol=2e-2, rtol=0)
+
+
+def test_hue_turns_colours_keeps_luma_and_comes_back_after_a_full_turn() -> None:
+    video = clips(low=100, high=150).float()
+    out = jitter(video, hue=0.2)
+    torch.testing.assert_close(grey(out), grey(video), atol=2e-2, rtol=0)
+    torch.testing.assert_close(jitter(video, hue=1.0), video, atol=1e-2, rtol=0)
+    red = torch.tensor([140.0, 110.0, 110.0]).expand(1, 1, 1, 1, 3)
+    turned = [
+        colorsys.rgb_to_hsv(*(jitter(red, hue=turn).flatten() / 255).tolist())[0] for turn in (-0.1, 0.1)
+    ]
+    assert {round(hue * 10) % 10 for hue in turned} == {1, 9}  # a tenth of a turn either way, within rounding
+
+
+def test_every_frame_of_a_clip_changes_alike_and_clips_differ() -> None:
+    video = clips(1).repeat(8, 1, 1, 1, 1)
+    video[:, 1:] = video[:, :1]  # all frames of all clips are the same picture
+    config = AugmentConfig(jitter_probability=1.0, blur_probability=0.5)
+    out = augment(video, config, rng=np.random.default_rng(1))
+    torch.testing.assert_close(out, out[:, :1].expand_as(out), atol=1e-3, rtol=0)
+    assert len({round(float(clip.sum()), 1) for clip in out}) == 8
+
+
+def test_blur_keeps_constant_pictures_and_spreads_a_point_like_a_gaussian() -> None:
+    flat = torch.full((1, 1, 20, 24, 3), 77.0)
+    torch.testing.assert_close(gaussian_blur(flat, torch.tensor([1.5])), flat)
+    point = torch.zeros(1, 1, 21, 25, 3)
+    point[0, 0, 10, 12] = 100.0
+    out = gaussian_blur(point, torch.tensor([1.5]))[0, 0, :, :, 0]
+    assert float(out.sum()) == pytest.approx(100.0, rel=1e-4)
+    assert float(out[10, 14] / out[10, 12]) == pytest.approx(np.exp(-(2**2) / (2 * 1.5**2)), rel=1e-4)
+    assert float(out[13, 12] / out[10, 12]) == pytest.approx(np.exp(-(3**2) / (2 * 1.5**2)), rel=1e-4)
+
+
+def test_each_clip_has_its_own_blur() -> None:
+    point = torch.zeros(2, 1, 15, 15, 3)
+    point[:, 0, 7, 7] = 100.0
+    out = gaussian_blur(point, torch.tensor([0.5, 2.0]))
+    assert out[0, 0, 7, 7, 0] > 3 * out[1, 0, 7, 7, 0]
+
+
+def test_flip_mirrors_left_and_right_of_about_the_asked_share() -> None:
+    video = clips(200)
+    out = augment(
+        video, AugmentConfig(jitter_probability=0.0, flip_probability=0.3), rng=np.random.default_rng(0)
+    )
+    mirrored = [bool((o - v.flip(2)).abs().max() < 0.1) for o, v in zip(out, video.float(), strict=True)]
+    kept = [bool((o - v).abs().max() < 0.1) for o, v in zip(out, video.float(), strict=True)]
+    assert all(m != k for m, k in zip(mirrored, kept, strict=True))
+    assert 40 <= sum(mirrored) <= 80
+
+
+def test_plain_clips_stay_as_they_are() -> None:
+    config = AugmentConfig(jitter_probability=1.0, blur_probability=1.0, flip_probability=1.0)
+    plain = np.array([True, False, True])
+    video = clips()
+    out = augment(video, config, rng=np.random.default_rng(0), plain=plain)
+    changed = [(o - v).abs().max() > 1 for o, v in zip(out, video.float(), strict=True)]
+    assert changed == [False, True, False]
+
+
+def test_same_generator_state_gives_the_same_pixels() -> None:
+    config = AugmentConfig(blur_probability=0.5, flip_probability=0.5)
+    one, two = (augment(clips(), config, rng=np.random.default_rng(5)) for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_values_stay_in_range() -> None:
+    out = augment(clips(32), AugmentConfig(blur_probability=0.5), rng=np.random.default_rng(0))
+    assert out.min() >= 0
+    assert out.max() <= 255

@@ -1,0 +1,117 @@
+"""Settings: files, overrides, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from ivdr_deploy.errors import ConfigError
+from train.config import FinetuneConfig, PretrainConfig, RunConfig, load_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "c.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    return write(tmp_path, 'out = "runs/x"\n[data]\ntrain = "train.csv"\n[optim]\nlr = 0.5\n')
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path: Path) -> None:
+    cls: type[RunConfig] = PretrainConfig if "pretrain" in path.stem else FinetuneConfig
+    assert load_config(cls, path).data.train
+
+
+def test_pretrain_config_is_the_papers_recipe() -> None:
+    config = load_config(PretrainConfig, CONFIGS / "pretrain.toml")
+    optim, clip, dual = config.optim, config.clip, config.dual
+    assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.003, 0.9, 1e-4)
+    assert (optim.epochs, optim.batch_size, optim.milestones, optim.warmup_epochs) == (200, 64, (120, 160), 0)
+    assert (clip.num_frames, clip.frame_stride, clip.crop_size) == (16, 4, 112)
+    assert (dual.clip_temperature, dual.coherence_temperature, dual.rank_theta, dual.rank_clamp) == (
+        0.07, 0.07, 0.05, 5.0
+    )  # fmt: skip
+    assert (config.model.backbone, config.model.num_slots, config.model.clip_dim, config.model.slot_dim) == (
+        "r2plus1d_10", 2, 128, 64
+    )  # fmt: skip
+
+
+def test_overrides_beat_the_file_which_beats_the_default(minimal: Path) -> None:
+    config = load_config(FinetuneConfig, minimal, ["optim.momentum=0.5", "optim.lr=1e-3"])
+    assert (config.optim.lr, config.optim.momentum, config.optim.epochs) == (1e-3, 0.5, 200)
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("data.train=/a b/train.csv", lambda config: config.data.train == "/a b/train.csv"),
+        ("data.train=x=y.csv", lambda config: config.data.train == "x=y.csv"),
+        ("linear_probe=false", lambda config: config.linear_probe is False),
+        ("optim.milestones=[3, 5]", lambda config: config.optim.milestones == (3, 5)),
+        ('optim.name="adamw"', lambda config: config.optim.name == "adamw"),
+        ("optim.name=adamw", lambda config: config.optim.name == "adamw"),
+        ("clip.target_fps=12.5", lambda config: config.clip.target_fps == 12.5),
+    ],
+)
+def test_override_values_are_toml_or_plain_text(minimal: Path, override: str, read) -> None:  # type: ignore[no-untyped-def]
+    assert read(load_config(FinetuneConfig, minimal, [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.momntum=1", r"unknown key 'momntum'.* did you mean 'momentum'"),
+        ("optimm.lr=1", r"unknown key 'optimm'.* did you mean 'optim'"),
+        ("optim.lr=fast", "lr: expected float, found 'fast'"),
+        ("optim.lr=-1", "lr must be at least 0"),
+        ("optim.epochs=0", "epochs must be at least 1"),
+        ("optim.batch_size=1", "batch_size must be at least 2"),
+        ("optim.name=lion", "expected one of 'sgd', 'adamw', found 'lion'"),
+        ("optim.lr.x=1", "'lr' is a value"),
+        ("optim.lr", "is not a setting"),
+        ("=1", "is not a setting"),
+        ("augment.hue=0.7", "hue must be between 0.0 and 0.5"),
+        ("augment.blur_sigma=[2.0, 1.0]", "blur_sigma"),
+        ("model.num_slots=3", r"num_slots 3 does not divide clip.num_frames 16"),
+        ("model.num_classes=4", "num_classes is not a setting"),
+        ("augment.reverse_probability=0.5", "reverse_probability must be 0"),
+        ("linear_probe=true", "linear_probe needs a trained backbone"),
+        ("clip.crop_size=500", "crop_size 500 is larger than short_side"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(minimal: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(FinetuneConfig, minimal, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_probe_and_joint_training_exclude_each_other(minimal: Path) -> None:
+    with pytest.raises(ConfigError, match="choose one"):
+        load_config(FinetuneConfig, minimal, ["linear_probe=true", "init=a.safetensors", "dual_weight=0.1"])
+
+
+def test_ranking_needs_two_slots_unless_it_is_off(minimal: Path) -> None:
+    with pytest.raises(ConfigError, match="num_slots must be at least 2"):
+        load_config(PretrainConfig, minimal, ["model.num_slots=1"])
+    assert (
+        load_config(PretrainConfig, minimal, ["model.num_slots=1", "dual.rank_weight=0"]).model.num_slots == 1
+    )
+
+
+def test_missing_key_missing_file_and_bad_toml_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config file at .*none"):
+        load_config(PretrainConfig, tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="the key 'data' is missing"):
+        load_config(PretrainConfig, write(tmp_path, 'out = "x"'))
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(PretrainConfig, write(tmp_path, "out = "))
+
+
+def test_only_losses_with_a_weight_train_their_heads() -> None:
+    config = load_config(PretrainConfig, CONFIGS / "pretrain.toml", ["dual.clip_weight=0"])
+    assert config.dual.trained_heads == ("series_head",)

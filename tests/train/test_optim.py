@@ -1,0 +1,48 @@
+"""The learning rate over a run, and one step."""
+
+import math
+
+import pytest
+import torch
+
+from train.config import OptimConfig
+from train.optim import build_optimizer, learning_rate, take_step
+
+
+def test_step_schedule_drops_after_its_milestones() -> None:
+    config = OptimConfig(lr=1.0, epochs=10, schedule="step", milestones=(4, 8))
+    rates = [learning_rate(config, step=step, epoch_steps=5) for step in (0, 19, 20, 39, 40, 49)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_cosine_schedule_falls_from_the_full_rate_towards_zero() -> None:
+    config = OptimConfig(lr=2.0, epochs=4, schedule="cosine")
+    rates = [learning_rate(config, step=step, epoch_steps=5) for step in range(20)]
+    assert rates[0] == 2.0
+    assert rates[10] == pytest.approx(1.0)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(1.0 + math.cos(math.pi * 19 / 20))
+
+
+def test_warm_up_grows_linearly_to_the_full_rate() -> None:
+    config = OptimConfig(lr=1.0, epochs=4, schedule="cosine", warmup_epochs=0.8)
+    assert [learning_rate(config, step=step, epoch_steps=5) for step in range(5)] == pytest.approx(
+        [0.25, 0.5, 0.75, 1.0, 1.0]
+    )
+
+
+@pytest.mark.parametrize(("name", "cls"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_named_optimizer_gets_its_settings(name: str, cls: type) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer([weight], OptimConfig(name=name, lr=0.1, weight_decay=0.2))  # type: ignore[arg-type]
+    assert type(optimizer) is cls
+    assert optimizer.param_groups[0]["weight_decay"] == 0.2
+
+
+def test_step_uses_the_given_rate() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = build_optimizer([weight], OptimConfig(lr=9.0, momentum=0.0, weight_decay=0.0))
+    take_step(optimizer, (weight * torch.tensor([30.0, 40.0])).sum(), lr=0.5)
+    torch.testing.assert_close(weight.data, torch.tensor([-15.0, -20.0]))
+    take_step(optimizer, weight.sum(), lr=1.0)  # gradients do not pile up
+    torch.testing.assert_close(weight.data, torch.tensor([-16.0, -21.0]))

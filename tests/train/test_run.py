@@ -1,0 +1,29 @@
+"""Batches that depend on the seed and the step alone."""
+
+import numpy as np
+
+from train.config import OptimConfig
+from train.run import training_steps
+
+OPTIM = OptimConfig(epochs=3, batch_size=4)
+
+
+def steps(seed: int) -> list[tuple[int, list[int], float]]:
+    taken = training_steps(OPTIM, count=9, seed=seed, description="test")
+    return [(step, rows.tolist(), rng.random()) for step, rows, rng in taken]
+
+
+def test_steps_repeat_for_a_seed_and_differ_between_seeds_epochs_and_steps() -> None:
+    one = steps(0)
+    assert one == steps(0)
+    assert one != steps(1)
+    assert [step for step, _, _ in one] == list(range(6))
+    assert len({tuple(rows) for _, rows, _ in one}) == 6
+    assert len({drawn for _, _, drawn in one}) == 6
+
+
+def test_neither_order_nor_draws_depend_on_the_global_state_of_numpy() -> None:
+    np.random.seed(1)
+    one = steps(0)
+    np.random.seed(2)
+    assert one == steps(0)

@@ -1,0 +1,302 @@
+"""Training settings: frozen dataclasses, read from TOML, overridden by ``key=value``."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.records import from_dict
+from ivdr_deploy.spec import ClipSpec, Device, ModelSpec
+
+C = TypeVar("C", bound="RunConfig")
+
+
+def _in_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    if not low <= value <= high:
+        bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+        raise ConfigError(f"{name} must be {bound}, found {value}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where the videos are."""
+
+    train: str
+    """List of training videos: a folder, a csv or a text list, see ``ivdr_deploy.datalist``."""
+
+    test: str = ""
+    """Labelled list on which a fine-tuned model is measured at the end; empty: none."""
+
+    cache: str = ""
+    """Folder for decoded frames, which several runs may share; empty: ``cache`` in the run folder."""
+
+    decode_threads: int = 2
+    """Videos decoded at the same time while the cache is filled."""
+
+    max_bad_share: float = 0.05
+    """Share of training videos that may be unusable before training refuses to start, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        _in_range("decode_threads", self.decode_threads, 1)
+        _in_range("max_bad_share", self.max_bad_share, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """How the weights are updated."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser; ``sgd`` has momentum."""
+
+    lr: float = 0.003
+    """Learning rate after the warm-up."""
+
+    momentum: float = 0.9
+    """Momentum of ``sgd``."""
+
+    weight_decay: float = 1e-4
+    """Weight decay, on all parameters."""
+
+    epochs: int = 200
+    """Passes over the training list."""
+
+    batch_size: int = 64
+    """Videos in a step. A shorter list is one step an epoch; a remainder waits for another epoch."""
+
+    schedule: Literal["step", "cosine"] = "step"
+    """``step``: times ``gamma`` at each of ``milestones``. ``cosine``: down to 0 at the end."""
+
+    milestones: tuple[int, ...] = (120, 160)
+    """Epochs after which the rate drops, for ``step``."""
+
+    gamma: float = 0.1
+    """Factor of a drop, for ``step``."""
+
+    warmup_epochs: float = 0.0
+    """Epochs over which the rate grows linearly from 0."""
+
+    def __post_init__(self) -> None:
+        _in_range("lr", self.lr, 0.0)
+        _in_range("epochs", self.epochs, 1)
+        _in_range("batch_size", self.batch_size, 2)  # batch norm and contrast both need company
+        _in_range("warmup_epochs", self.warmup_epochs, 0.0, self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """Random changes to a clip, the same for all its frames. Every clip gets a random crop."""
+
+    plain_probability: float = 0.0
+    """Probability that the first clip of a pre-training video is only cropped."""
+
+    jitter_probability: float = 0.8
+    """Probability of colour jitter."""
+
+    brightness: float = 0.8
+    """Brightness is multiplied by a factor from 1 - this to 1 + this (not below 0)."""
+
+    contrast: float = 0.8
+    """The same for the distance from mean grey."""
+
+    saturation: float = 0.8
+    """The same for the distance of a pixel from its grey."""
+
+    hue: float = 0.2
+    """Largest turn of the hue, in full turns, either way; at most 0.5."""
+
+    blur_probability: float = 0.0
+    """Probability of a Gaussian blur."""
+
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels."""
+
+    flip_probability: float = 0.0
+    """Probability of a left-right mirror image. Leave at 0 when classes differ in left and right."""
+
+    reverse_probability: float = 0.0
+    """Probability of playing all clips of a video backwards. For pre-training: it would spoil labels."""
+
+    def __post_init__(self) -> None:
+        for name in ("plain", "jitter", "blur", "flip", "reverse"):
+            _in_range(f"{name}_probability", getattr(self, f"{name}_probability"), 0.0, 1.0)
+        for name in ("brightness", "contrast", "saturation"):
+            _in_range(name, getattr(self, name), 0.0)
+        _in_range("hue", self.hue, 0.0, 0.5)
+        if not 0.0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ConfigError(f"blur_sigma must be two growing positive numbers, found {self.blur_sigma}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DualConfig:
+    """Weights and temperatures of the dual-representation losses."""
+
+    clip_weight: float = 1.0
+    """Weight of the clip contrast. The paper's eight-GPU runs in effect used 0.125."""
+
+    coherence_weight: float = 1.0
+    """Weight of the temporal-coherent contrast of slot means."""
+
+    rank_weight: float = 1.0
+    """Weight of the shuffle-rank loss (the mean over its two pairs)."""
+
+    clip_temperature: float = 0.07
+    """Softmax temperature of the clip contrast."""
+
+    coherence_temperature: float = 0.07
+    """Softmax temperature of the temporal-coherent contrast."""
+
+    rank_theta: float = 0.05
+    """Temperature of the shuffle-rank loss."""
+
+    rank_clamp: float = 5.0
+    """Bound on (negative - positive) / theta, above which a comparison has no gradient; 0: no bound."""
+
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """The heads that the weighted losses reach."""
+        series = self.coherence_weight or self.rank_weight
+        return ("clip_head",) * bool(self.clip_weight) + ("series_head",) * bool(series)
+
+    def __post_init__(self) -> None:
+        for name in ("clip_weight", "coherence_weight", "rank_weight", "rank_clamp"):
+            _in_range(name, getattr(self, name), 0.0)
+        for name in ("clip_temperature", "coherence_temperature", "rank_theta"):
+            _in_range(name, getattr(self, name), 1e-4)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """What every training run has."""
+
+    out: str
+    """Run folder: the checkpoint, ``metrics.csv`` and the TensorBoard events go there."""
+
+    data: DataConfig
+    clip: ClipSpec = field(default_factory=ClipSpec)
+    """The contract."""
+
+    model: ModelSpec = field(default_factory=ModelSpec)
+    """The network; the number of classes follows from the data."""
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    dual: DualConfig = field(default_factory=DualConfig)
+    seed: int = 0
+    """Seed of everything random."""
+
+    log_every: int = 10
+    """Steps that one line of the log averages."""
+
+    device: Device = "cpu"
+    bf16: bool = False
+    """Run the backbone in bfloat16 autocast; heads and losses stay in float32."""
+
+    channels_last: bool = True
+    """Keep the convolution weights in the memory layout of the input, frames by pixels by channels."""
+
+    def __post_init__(self) -> None:
+        _in_range("seed", self.seed, 0)
+        _in_range("log_every", self.log_every, 1)
+        if self.model.num_classes:
+            raise ConfigError("model.num_classes is not a setting", hint="it follows from the training list")
+        if self.clip.num_frames % self.model.num_slots:
+            raise ConfigError(
+                f"model.num_slots {self.model.num_slots} does not divide "
+                f"clip.num_frames {self.clip.num_frames}"
+            )
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of the decoded frames."""
+        return Path(self.data.cache) if self.data.cache else Path(self.out) / "cache"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig(RunConfig):
+    """``python -m train pretrain``."""
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        _require_rankable(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig(RunConfig):
+    """``python -m train finetune``."""
+
+    init: str = ""
+    """Checkpoint to start from: backbone and dual heads, and the classifier when it has the same labels. Empty:
+    random weights."""
+
+    dual_weight: float = 0.0
+    """Weight of the dual-representation losses beside cross-entropy. Above 0 all heads stay valid."""
+
+    linear_probe: bool = False
+    """Train the classifier alone, on a backbone that stays as it is, in eval mode."""
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        _in_range("dual_weight", self.dual_weight, 0.0)
+        if self.augment.reverse_probability:
+            raise ConfigError("augment.reverse_probability must be 0 when labels are trained")
+        if self.linear_probe and not self.init:
+            raise ConfigError("linear_probe needs a trained backbone", hint="give init=CHECKPOINT")
+        if self.linear_probe and self.dual_weight:
+            raise ConfigError("linear_probe freezes what dual_weight trains; choose one")
+        if self.dual_weight:
+            _require_rankable(self)
+
+
+def _require_rankable(config: RunConfig) -> None:
+    if config.dual.rank_weight and config.model.num_slots < 2:
+        raise ConfigError(
+            "model.num_slots must be at least 2 for the shuffle-rank loss, found 1",
+            hint="set dual.rank_weight=0 to do without it",
+        )
+
+
+def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
+    """Read a TOML file and apply overrides.
+
+    Args:
+        cls: ``PretrainConfig`` or ``FinetuneConfig``.
+        path: The file.
+        overrides: ``dotted.key=value`` each; the value is read as TOML, or else taken as a plain string.
+
+    Raises:
+        ConfigError: if the file is missing or malformed, or a key or value does not fit; says which.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"no config file at {path}", hint="train/configs has some") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML ({error})") from error
+    for override in overrides:
+        _apply(values, override)
+    return from_dict(cls, values, where=str(path))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"{override!r} is not a setting", hint="write key=value, e.g. optim.lr=0.01")
+    table: Any = values
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{override!r}: {part!r} is a value, not a table of settings")
+    table[parts[-1]] = _parse(text.strip())
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,140 @@
+"""Accuracy of a model on a labelled list, through the same path as prediction, scoring and serving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ivdr_deploy._console import progress
+from ivdr_deploy.datalist import VideoList, read_video_list
+from ivdr_deploy.errors import CheckpointError, DataError
+from ivdr_deploy.metrics import Accuracy, clip_accuracy, per_class_accuracy, video_accuracy
+from ivdr_deploy.models.network import VideoModel
+from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.runtimes.base import LoadedModel
+from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
+from ivdr_deploy.spec import CheckpointInfo, Device
+
+TEN_CLIPS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationReport:
+    """What a model got right."""
+
+    model: str
+    data: str
+    contract_hash: str
+    num_clips: int
+    """Clips of each video."""
+
+    video_accuracy: Accuracy
+    """Videos whose mean probability is highest for the true class."""
+
+    video_accuracy_top5: Accuracy
+    clip_accuracy: Accuracy
+    """Single clips that are right on their own."""
+
+    per_class: dict[str, Accuracy]
+    """Video accuracy of every class."""
+
+    failed: tuple[tuple[str, str], ...]
+    """Videos that could not be used, with the reason; they count in no accuracy."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a form that JSON can hold."""
+        return {
+            "model": self.model,
+            "data": self.data,
+            "contract_hash": self.contract_hash,
+            "num_clips": self.num_clips,
+            "video_accuracy": self.video_accuracy.to_dict(),
+            "video_accuracy_top5": self.video_accuracy_top5.to_dict(),
+            "clip_accuracy": self.clip_accuracy.to_dict(),
+            "per_class": {label: accuracy.to_dict() for label, accuracy in self.per_class.items()},
+            "failed": [{"uri": uri, "reason": reason} for uri, reason in self.failed],
+        }
+
+
+def evaluate(checkpoint: str | Path, data: str | Path, *, device: Device = "cpu") -> EvaluationReport:
+    """Run the ten-clip test: ten clips of every video, mean probability, highest wins.
+
+    Args:
+        checkpoint: A checkpoint, or anything else ``open_model`` opens.
+        data: A labelled list.
+        device: Where to run.
+
+    Raises:
+        DataError: if the list is unusable, or has a class that the model does not know.
+        CheckpointError: if the model has no trained classifier.
+    """
+    model = open_model(checkpoint, device=device)
+    with model.runtime:
+        return evaluate_model(model, read_video_list(data), num_clips=TEN_CLIPS)
+
+
+def evaluate_model(
+    model: LoadedModel, videos: VideoList, *, num_clips: int | None = None
+) -> EvaluationReport:
+    """Measure the accuracy of an open model.
+
+    Args:
+        model: With the output ``logits``.
+        videos: Labelled.
+        num_clips: Clips of each video; None takes the contract's number.
+
+    Raises:
+        DataError: if labels or files are missing, a class is unknown, or no video can be used.
+        CheckpointError: if the model has no trained classifier.
+    """
+    if "logits" not in model.output_names:
+        raise CheckpointError(
+            f"{model.path} has no classifier that fits its backbone",
+            hint="`python -m train finetune` trains one",
+        )
+    targets = videos.targets(model.labels)
+    videos.require_files()
+    probabilities, logits, truth, failed = [], [], [], []
+    outcomes = VideoPredictor(model).predict_many([item.path for item in videos.items], num_clips=num_clips)
+    watched = progress(outcomes, total=len(videos.items), description="evaluating")
+    for item, target, outcome in zip(videos.items, targets, watched, strict=True):
+        if outcome.result is None:
+            failed.append((item.uri, str(outcome.error)))
+            continue
+        assert outcome.result.probabilities is not None
+        assert outcome.result.clip_logits is not None
+        probabilities.append(outcome.result.probabilities)
+        logits.append(outcome.result.clip_logits)
+        truth.append(target)
+    if not truth:
+        raise DataError(f"{videos.source}: none of the {len(failed)} videos can be used", hint=failed[0][1])
+    predicted = [int(row.argmax()) for row in probabilities]
+    by_class = per_class_accuracy(predicted, truth, num_classes=len(model.labels))
+    return EvaluationReport(
+        model=str(model.path),
+        data=str(videos.source),
+        contract_hash=model.contract_hash,
+        num_clips=num_clips or model.clip.num_clips,
+        video_accuracy=video_accuracy(probabilities, truth),
+        video_accuracy_top5=video_accuracy(probabilities, truth, k=5),
+        clip_accuracy=clip_accuracy(logits, truth),
+        per_class=dict(zip(model.labels, by_class, strict=True)),
+        failed=tuple(failed),
+    )
+
+
+def open_in_memory(model: VideoModel, info: CheckpointInfo, *, device: Device) -> LoadedModel:
+    """Wrap a network that was just trained, to measure it as it will be used; puts it in eval mode."""
+    names = info.training.valid_outputs()
+    return LoadedModel(
+        path=Path("the model in training"),
+        name="training",
+        version="0",
+        clip=info.clip,
+        labels=info.labels,
+        output_names=names,
+        runtime=TorchRuntime(model, clip=info.clip, output_names=names, device=device),
+        golden_max_abs_diff={},
+    )

@@ -1,0 +1,209 @@
+"""The losses of the method's paper (Zhang et al., BMVC 2021), as pure functions of tensors.
+
+Everything here is fp32 and takes unit vectors; callers leave autocast first, since near a cosine of 1 bf16
+resolves only 0.004, which the temperatures turn into 0.08. Shapes: B videos, S slots or segments, D features,
+K queue entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def nt_xent_similarities(a0: Tensor, a1: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the similarities behind ``nt_xent`` and where each row's positive is.
+
+    Args:
+        a0: (B, D) first view of every video.
+        a1: (B, D) second view.
+
+    Returns:
+        (2B, 2B) dot products of the stacked rows (a0; a1), -inf on the diagonal; and (2B,) the positive's
+        column.
+    """
+    rows = torch.cat([a0, a1])
+    count = len(rows)
+    diagonal = torch.eye(count, dtype=torch.bool, device=rows.device)
+    similarities = (rows @ rows.mT).masked_fill(diagonal, -torch.inf)
+    positives = torch.arange(count, device=rows.device).roll(-len(a0))
+    return similarities, positives
+
+
+def nt_xent(a0: Tensor, a1: Tensor, *, temperature: float) -> Tensor:
+    """Contrast videos with each other: the clip loss on embeddings, the temporal-coherent loss on slot means.
+
+    Each of the 2B rows must find the other view of its video among all other rows (cross-entropy, mean over
+    rows).
+
+    Args:
+        a0: (B, D) first view. Need not be of unit length: slot means are not.
+        a1: (B, D) second view.
+        temperature: Softmax temperature, above 0.
+
+    Returns:
+        Scalar.
+    """
+    similarities, positives = nt_xent_similarities(a0, a1)
+    return F.cross_entropy(similarities / temperature, positives)
+
+
+def temporal_coherent(slots0: Tensor, slots1: Tensor, *, temperature: float) -> Tensor:
+    """Make every moment of one clip agree with every moment of the other clip of its video.
+
+    The similarity of two clips is the mean over all S x S slot pairs, which equals the dot product of the
+    slot means.
+
+    Args:
+        slots0: (B, S, D) unit slots of the first clips.
+        slots1: (B, S, D) unit slots of the second clips.
+        temperature: Softmax temperature, above 0.
+
+    Returns:
+        Scalar.
+    """
+    return nt_xent(slots0.mean(dim=1), slots1.mean(dim=1), temperature=temperature)
+
+
+def info_nce_queue(
+    q: Tensor, k: Tensor, queue: Tensor, *, temperature: float, ignore: Tensor | None = None
+) -> Tensor:
+    """Contrast queries with their own key and with a queue of earlier keys (MoCo's form of the clip loss).
+
+    Args:
+        q: (B, D) queries.
+        k: (B, D) keys, one positive per query.
+        queue: (K, D) negatives.
+        temperature: Softmax temperature, above 0.
+        ignore: bool (B, K), True where a queue entry comes from the query's own video and must not be a
+            negative.
+
+    Returns:
+        Scalar.
+    """
+    negatives = q @ queue.mT
+    if ignore is not None:
+        negatives = negatives.masked_fill(ignore, -torch.inf)
+    logits = torch.cat([(q * k).sum(dim=-1, keepdim=True), negatives], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+
+
+def random_permutations(count: int, segments: int, *, generator: torch.Generator) -> Tensor:
+    """Draw one uniform permutation of the segments per video, the identity included: int64 (B, S)."""
+    return torch.rand(count, segments, generator=generator, device=generator.device).argsort(dim=1)
+
+
+def shuffle_segments(video: Tensor, permutation: Tensor) -> Tensor:
+    """Reorder the segments of every clip; frames inside a segment keep their order.
+
+    Args:
+        video: (B, T, ...) clips, S divides T.
+        permutation: int64 (B, S); place i receives segment ``permutation[:, i]``.
+
+    Returns:
+        The same shape as ``video``.
+    """
+    count, segments = permutation.shape
+    parts = video.reshape(count, segments, -1, *video.shape[2:])
+    rows = torch.arange(count, device=video.device)[:, None]
+    return parts[rows, permutation].reshape(video.shape)
+
+
+def calibrate(slots: Tensor, permutation: Tensor) -> Tensor:
+    """Put the slots of a shuffled clip back, so that slot s stands for the original segment s again.
+
+    This inverts ``shuffle_segments``. Gathering with ``permutation`` once more would be wrong from S = 3 on.
+
+    Args:
+        slots: (B, S, D) slots of the shuffled clips.
+        permutation: int64 (B, S), as given to ``shuffle_segments``.
+
+    Returns:
+        (B, S, D).
+    """
+    rows = torch.arange(len(slots), device=slots.device)[:, None]
+    return slots[rows, permutation.argsort(dim=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The comparisons behind ``shuffle_rank``: for every anchor, each negative against the positive."""
+
+    margins: Tensor
+    """(B, 2S, 2S) cosine of anchor r and vector s minus cosine of anchor r and its positive."""
+
+    negative: Tensor
+    """bool (2S, 2S), True where s is a negative of r: neither r itself nor its positive."""
+
+
+def rank(q: Tensor, p: Tensor) -> Ranking:
+    """Compare all slots of a clip and of its shuffled, calibrated counterpart.
+
+    Args:
+        q: (B, S, D) unit slots of the clip.
+        p: (B, S, D) unit slots of the counterpart, after ``calibrate``.
+    """
+    slots = q.shape[1]
+    vectors = torch.cat([q, p], dim=1)  # (B, 2S, D)
+    cosines = vectors @ vectors.mT  # (B, 2S, 2S)
+    anchors = torch.arange(2 * slots, device=q.device)
+    partners = anchors.roll(-slots)  # the same segment in the other clip
+    negative = torch.ones(2 * slots, 2 * slots, dtype=torch.bool, device=q.device)
+    negative[anchors, anchors] = False
+    negative[anchors, partners] = False
+    return Ranking(cosines - cosines[:, anchors, partners].unsqueeze(-1), negative)
+
+
+def shuffle_rank(q: Tensor, p: Tensor, *, theta: float, clamp: float | None) -> Tensor:
+    """Make slots follow their segments: nearer to the same segment elsewhere than to any other segment.
+
+    The mean softplus of (negative - positive) / theta over all anchors and negatives of the same video.
+
+    Args:
+        q: (B, S, D) unit slots of a clip, S >= 2.
+        p: (B, S, D) unit slots of its shuffled, calibrated counterpart.
+        theta: Temperature, above 0.
+        clamp: Upper bound before the softplus, after division by theta; terms above it have no gradient.
+            None: no bound.
+
+    Returns:
+        Scalar: about 0 when perfect, ln 2 when all slots are equal.
+    """
+    ranking = rank(q, p)
+    scaled = ranking.margins / theta
+    if clamp is not None:
+        scaled = scaled.clamp(max=clamp)
+    # Multiplied rather than indexed: boolean indexing has a shape that depends on data.
+    terms = F.softplus(scaled) * ranking.negative
+    return terms.sum() / (len(q) * ranking.negative.sum())
+
+
+@torch.no_grad()
+def contrast_top1(a0: Tensor, a1: Tensor) -> Tensor:
+    """Share of rows whose nearest other row is the other view of their video."""
+    similarities, positives = nt_xent_similarities(a0, a1)
+    return (similarities.argmax(dim=1) == positives).float().mean()
+
+
+@torch.no_grad()
+def ranking_accuracy(q: Tensor, p: Tensor) -> Tensor:
+    """Share of comparisons across the two clips in which the same segment is nearer than another; ties are half.
+
+    An encoder that does not see order scores 0.5 at S = 2: it is right when chance left the segments in place.
+    """
+    ranking = rank(q, p)
+    first = torch.arange(2 * q.shape[1], device=q.device) < q.shape[1]
+    across = ranking.negative & (first[:, None] != first)
+    wins = (ranking.margins < 0).float() + 0.5 * (ranking.margins == 0).float()
+    return (wins * across).sum() / (len(q) * across.sum())
+
+
+@torch.no_grad()
+def clamped_fraction(q: Tensor, p: Tensor, *, theta: float, clamp: float) -> Tensor:
+    """Share of the comparisons above the clamp of ``shuffle_rank``, which have no gradient."""
+    ranking = rank(q, p)
+    above = (ranking.margins / theta > clamp) & ranking.negative
+    return above.float().sum() / (len(q) * ranking.negative.sum())
