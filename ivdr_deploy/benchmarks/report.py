@@ -1,0 +1,113 @@
+"""Samples -> named figures, as JSON for machines and a table for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ivdr_deploy._files import atomic_path
+from ivdr_deploy.benchmarks.latency import Samples
+from ivdr_deploy.benchmarks.timing import speedup, summarise
+from ivdr_deploy.environment import environment_facts
+from ivdr_deploy.runtimes.base import LoadedModel
+
+_STAGES = ("decode", "preprocess", "infer", "total", "torch_infer")
+
+
+def build_report(
+    samples: Samples, *, engine: LoadedModel, torch: LoadedModel, threads: int | None
+) -> dict[str, Any]:
+    """Turn samples into a flat table of named figures, plus ``environment``.
+
+    Figures are per video, all its clips together. ``total`` is decode + preprocess + infer, one after the
+    other. ``videos_per_s`` was measured with one decoder running ahead of the engine, ``videos_per_s_serial``
+    is what ``total`` gives. The roofs are what would be reached if nothing but one thread of decoding, or
+    nothing but the engine, took any time. ``speedup`` is torch over engine, pair by pair.
+
+    Args:
+        samples: What was measured.
+        engine: The model that was measured.
+        torch: The model it was compared with.
+        threads: What the runtimes were told; None is their own choice.
+    """
+    stages = {
+        "decode": samples.decode_ms,
+        "preprocess": samples.preprocess_ms,
+        "infer": samples.infer_ms,
+        "total": [
+            math.fsum(parts)
+            for parts in zip(samples.decode_ms, samples.preprocess_ms, samples.infer_ms, strict=True)
+        ],
+        "torch_infer": samples.torch_ms,
+    }
+    summaries = {stage: summarise(values) for stage, values in stages.items()}
+    figures: dict[str, Any] = {
+        "model": engine.name,
+        "model_version": engine.version,
+        "contract_hash": engine.contract_hash,
+        "engine": engine.runtime.description,
+        "reference": torch.runtime.description,
+        "threads": threads,
+        "videos": samples.videos,
+        "videos_failed": len(samples.failed),
+        "rounds": samples.rounds,
+        "clips_per_video": samples.clips,
+        "percentile_method": "nearest rank",
+    }
+    for stage, summary in summaries.items():
+        figures |= {f"{stage}_ms_{name}": value for name, value in asdict(summary).items()}
+    figures |= {
+        "videos_per_s": samples.videos / samples.pipeline_seconds,
+        "videos_per_s_serial": 1000.0 / summaries["total"].mean,
+        "roof_decode_videos_per_s": 1000.0 / summaries["decode"].mean,
+        "roof_infer_videos_per_s": 1000.0 / summaries["infer"].mean,
+    }
+    ratios = asdict(speedup(samples.infer_ms, samples.torch_ms))
+    figures |= {f"speedup_{name}": value for name, value in ratios.items()}
+    figures |= {f"max_abs_diff_{name}": value for name, value in samples.max_abs_diff.items()}
+    return {**figures, "environment": environment_facts()}
+
+
+def write_report(report: Mapping[str, Any], path: Path) -> None:
+    """Write a report as JSON; the file is complete or absent."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(
+            json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+
+
+def render_report(report: Mapping[str, Any]) -> Table:
+    """Lay a report out for people."""
+    facts = report["environment"]
+    table = Table(
+        title=f"{report['model']} {report['model_version']}: {report['videos']} videos of "
+        f"{report['clips_per_video']} clips, {report['rounds']} rounds",
+        caption=f"{facts['cpu']}, {facts['cores']} cores, load {facts['load_average']}; nearest rank",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("ms per video")
+    for name in ("p50", "p95", "p99", "mean"):
+        table.add_column(name, justify="right")
+    names = dict(zip(_STAGES, ("decode", "preprocess", "infer", "total", "infer, torch eager"), strict=True))
+    for stage, name in names.items():
+        cells = (f"{report[f'{stage}_ms_{column}']:.1f}" for column in ("p50", "p95", "p99", "mean"))
+        table.add_row(name, *cells, end_section=stage in ("total", "torch_infer"))
+    per_second = {
+        "videos/s, decoding ahead": report["videos_per_s"],
+        "videos/s, one after the other": report["videos_per_s_serial"],
+        "roof: decoding alone, one thread": report["roof_decode_videos_per_s"],
+        "roof: engine alone": report["roof_infer_videos_per_s"],
+    }
+    for name, value in per_second.items():
+        table.add_row(name, f"{value:.1f}")
+    table.add_section()
+    middle_half = f"{report['speedup_p25']:.2f} to {report['speedup_p75']:.2f}"
+    table.add_row(f"speed-up over torch eager (half: {middle_half})", f"{report['speedup_median']:.2f}x")
+    return table

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bundles import make_tiny_checkpoint
+from videos import numbered_video
+
+from ivdr_deploy.benchmarks.latency import measure
+from ivdr_deploy.cli import main
+from ivdr_deploy.datalist import VideoList, read_video_list
+from ivdr_deploy.errors import ConfigError, DataError, ParityError
+from ivdr_deploy.runtimes.base import LoadedModel
+from ivdr_deploy.runtimes.loading import open_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two videos and, between them, one file that is none."""
+    folder = tmp_path_factory.mktemp("videos")
+    for name in ("a.mp4", "c.mp4"):
+        numbered_video(folder / name, num_frames=12, size=(64, 48))
+    (folder / "b.mp4").write_bytes(b"not a video at all")
+    return folder
+
+
+@pytest.fixture
+def videos(folder: Path) -> VideoList:
+    return read_video_list(folder)
+
+
+@pytest.fixture
+def engine(tiny_bundle: Path) -> Iterator[LoadedModel]:
+    model = open_model(tiny_bundle, threads=1)
+    with model.runtime:
+        yield model
+
+
+@pytest.fixture
+def torch(tiny_bundle: Path) -> Iterator[LoadedModel]:
+    model = open_model(tiny_bundle, runtime="torch")
+    with model.runtime:
+        yield model
+
+
+def test_every_usable_video_is_timed_once_a_round(engine, torch, videos):
+    samples = measure(engine, torch, videos, rounds=3)
+
+    assert samples.videos == 2
+    assert samples.failed == {"b.mp4": "unreadable"}
+    assert samples.rounds == 3
+    assert samples.clips == engine.clip.num_clips
+    for stage in (samples.decode_ms, samples.preprocess_ms, samples.infer_ms, samples.torch_ms):
+        assert len(stage) == 6
+        assert min(stage) > 0
+    assert samples.pipeline_seconds > 0
+    assert set(samples.max_abs_diff) == set(engine.output_names)
+    assert max(samples.max_abs_diff.values()) <= 1e-4
+
+
+def test_engine_and_torch_take_turns_and_swap_places(engine, torch, videos):
+    order = []
+    for model, name in ((engine, "engine"), (torch, "torch")):
+        _record_calls(model, name, order)
+
+    measure(engine, torch, videos, rounds=2)
+
+    warm_up, timed, pipeline = order[:4], order[4:12], order[12:]
+    assert sorted(warm_up) == ["engine"] * 2 + ["torch"] * 2
+    assert timed == ["engine", "torch", "torch", "engine"] * 2
+    assert pipeline == ["engine"] * 2
+
+
+def test_times_come_from_the_clock(engine, torch, videos):
+    now = iter(range(1000))
+
+    samples = measure(engine, torch, videos, rounds=2, clock=lambda: float(next(now)))
+
+    assert samples.infer_ms == [1000.0] * 4
+    assert samples.torch_ms == [1000.0] * 4
+    assert samples.pipeline_seconds == 1.0
+
+
+def test_different_answers_are_not_timed(engine, videos, tmp_path):
+    other = open_model(make_tiny_checkpoint(tmp_path / "other.safetensors", seed=1))
+    order: list[str] = []
+    _record_calls(engine, "engine", order)
+
+    with (
+        other.runtime,
+        pytest.raises(ParityError, match=r"a.mp4: onnxruntime .* does not compute what torch"),
+    ):
+        measure(engine, other, videos)
+    assert order == ["engine"]
+
+
+def test_a_list_without_a_usable_video_is_refused(engine, torch, tmp_path):
+    (tmp_path / "b.mp4").write_bytes(b"not a video at all")
+
+    with pytest.raises(DataError, match=r"none of 1 videos can be used \(unreadable\)"):
+        measure(engine, torch, read_video_list(tmp_path))
+
+
+def test_at_least_one_round_is_needed(engine, torch, videos):
+    with pytest.raises(ConfigError, match="rounds must be at least 1, found 0"):
+        measure(engine, torch, videos, rounds=0)
+
+
+def test_the_command_writes_a_report_and_prints_a_table(tiny_bundle, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", str(tiny_bundle), "--data", str(folder), "--rounds", "1", "--threads", "1"])
+
+    report = json.loads((tmp_path / "build" / "bench" / "tiny-onnxruntime-fp32.json").read_text())
+    shown = capsys.readouterr().err
+    assert caught.value.code == 1  # b.mp4 could not be used
+    assert "not timed: b.mp4 (unreadable)" in shown
+    assert "speed-up over torch eager" in shown
+    assert (report["videos"], report["videos_failed"], report["threads"]) == (2, 1, 1)
+
+
+def test_the_command_can_write_elsewhere_and_speak_json(tiny_bundle, folder, tmp_path, capsys):
+    path = tmp_path / "report.json"
+    arguments = ["bench", str(tiny_bundle), "--data", str(folder), "--rounds", "1", "-o", str(path), "--json"]
+
+    with pytest.raises(SystemExit):
+        main(arguments)
+
+    assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
+
+
+def _record_calls(model: LoadedModel, name: str, order: list[str]) -> None:
+    """Let the real runtime note every call."""
+    infer = model.runtime.infer
+
+    def noted(video):
+        order.append(name)
+        return infer(video)
+
+    model.runtime.infer = noted

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bundles import make_tiny_checkpoint
+from rich.console import Console
+
+from ivdr_deploy.benchmarks.latency import Samples
+from ivdr_deploy.benchmarks.report import build_report, render_report, write_report
+from ivdr_deploy.runtimes.base import LoadedModel
+from ivdr_deploy.runtimes.loading import open_model
+
+SAMPLES = Samples(
+    videos=2,
+    clips=3,
+    rounds=2,
+    failed={"bad.mp4": "unreadable"},
+    decode_ms=[20.0, 20.0, 20.0, 20.0],
+    preprocess_ms=[1.0, 2.0, 3.0, 4.0],
+    infer_ms=[10.0, 10.0, 10.0, 10.0],
+    torch_ms=[20.0, 30.0, 40.0, 50.0],
+    pipeline_seconds=0.05,
+    max_abs_diff={"logits": 1e-6},
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedModel]:
+    model = open_model(make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"))
+    with model.runtime:
+        yield model
+
+
+@pytest.fixture
+def report(model: LoadedModel) -> dict:
+    return build_report(SAMPLES, engine=model, torch=model, threads=2)
+
+
+def test_figures_follow_from_the_samples(report):
+    expected = {
+        "decode_ms_p50": 20.0,
+        "preprocess_ms_p50": 2.0,
+        "preprocess_ms_p99": 4.0,
+        "total_ms_p50": 32.0,
+        "total_ms_p95": 34.0,
+        "total_ms_mean": 32.5,
+        "torch_infer_ms_p95": 50.0,
+        "videos_per_s": 40.0,
+        "videos_per_s_serial": 1000.0 / 32.5,
+        "roof_decode_videos_per_s": 50.0,
+        "roof_infer_videos_per_s": 100.0,
+        "speedup_median": 3.0,
+        "speedup_p25": 2.0,
+        "speedup_p75": 4.0,
+        "speedup_low": 2.0,
+        "speedup_high": 5.0,
+        "speedup_pairs": 4,
+        "max_abs_diff_logits": 1e-6,
+        "videos_failed": 1,
+        "threads": 2,
+    }
+
+    assert {name: report[name] for name in expected} == pytest.approx(expected)
+
+
+def test_figures_are_flat_and_the_environment_lies_beside_them(report, model):
+    nested = [name for name, value in report.items() if isinstance(value, dict | list)]
+
+    assert nested == ["environment"]
+    assert report["contract_hash"] == model.contract_hash
+    assert report["engine"] == model.runtime.description
+
+
+def test_report_is_written_as_json(report, tmp_path: Path):
+    path = tmp_path / "build" / "bench" / "tiny.json"
+
+    write_report(report, path)
+
+    assert json.loads(path.read_text()) == report
+
+
+def test_table_shows_stages_roofs_and_speedup(report):
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(render_report(report))
+    lines = capture.get().splitlines()
+
+    cells = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in lines if line.startswith("│")}
+    assert [cell.strip() for cell in cells["preprocess"]] == ["2.0", "4.0", "4.0", "2.5"]
+    assert cells["roof: decoding alone, one thread"][0].strip() == "50.0"
+    assert cells["speed-up over torch eager (half: 2.00 to 4.00)"][0].strip() == "3.00x"

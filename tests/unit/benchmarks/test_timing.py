@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+
+from ivdr_deploy.benchmarks.timing import Summary, percentile, speedup, summarise, time_ms, time_pair
+from ivdr_deploy.errors import ConfigError
+
+
+class FakeClock:
+    """Stands still until somebody works."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.worked: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def work(self, name: str, seconds: float) -> str:
+        self.now += seconds
+        self.worked.append(name)
+        return name
+
+
+@pytest.mark.parametrize(
+    ("samples", "percent", "expected"),
+    [
+        ([7.0], 50, 7.0),
+        ([7.0], 99, 7.0),
+        ([4.0, 1.0, 3.0, 2.0], 50, 2.0),  # two of four do not exceed 2
+        ([4.0, 1.0, 3.0, 2.0], 51, 3.0),
+        ([4.0, 1.0, 3.0, 2.0], 75, 3.0),
+        ([4.0, 1.0, 3.0, 2.0], 100, 4.0),
+        ([15.0, 20.0, 35.0, 40.0, 50.0], 30, 20.0),
+        ([15.0, 20.0, 35.0, 40.0, 50.0], 40, 20.0),
+        ([float(value) for value in range(1, 101)], 95, 95.0),
+        ([float(value) for value in range(1, 101)], 99, 99.0),
+        ([float(value) for value in range(1, 100)], 99, 99.0),  # fewer than 100: the worst one
+    ],
+)
+def test_percentile_is_the_nearest_rank(samples, percent, expected):
+    assert percentile(samples, percent) == expected
+
+
+@pytest.mark.parametrize(("samples", "percent"), [([], 50), ([1.0], 0), ([1.0], 101)])
+def test_percentile_refuses_what_has_none(samples, percent):
+    with pytest.raises(ConfigError, match="a percentile needs samples"):
+        percentile(samples, percent)
+
+
+def test_summary_of_durations():
+    assert summarise([10.0, 20.0, 30.0, 100.0]) == Summary(mean=40.0, p50=20.0, p95=100.0, p99=100.0)
+
+
+def test_time_is_given_in_milliseconds_beside_the_result():
+    clock = FakeClock()
+
+    assert time_ms(lambda: clock.work("once", 0.25), clock=clock) == ("once", 250.0)
+    assert clock.worked == ["once"]
+
+
+@pytest.mark.parametrize(("swap", "order"), [(False, ["engine", "torch"]), (True, ["torch", "engine"])])
+def test_a_pair_is_run_in_the_order_asked_for_and_reported_in_one(swap, order):
+    clock = FakeClock()
+
+    pair = time_pair(
+        lambda: clock.work("engine", 0.5), lambda: clock.work("torch", 1.5), swap=swap, clock=clock
+    )
+
+    assert pair == (500.0, 1500.0)
+    assert clock.worked == order
+
+
+def test_speedup_is_taken_pair_by_pair():
+    # The machine slows down fourfold half way: the means would say 2.0x, every pair says 2x or 3x.
+    result = speedup([10.0, 10.0, 40.0, 40.0], [20.0, 30.0, 80.0, 120.0])
+
+    assert (result.median, result.p25, result.p75) == (2.0, 2.0, 3.0)
+    assert (result.low, result.high, result.pairs) == (2.0, 3.0, 4)
+
+
+def test_speedup_of_nothing_is_refused():
+    with pytest.raises(ConfigError):
+        speedup([], [])

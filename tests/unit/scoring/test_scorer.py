@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import TINY_LABELS, make_tiny_checkpoint
+from videos import numbered_video
+
+from ivdr_deploy.cli import main
+from ivdr_deploy.datalist import VideoList, read_video_list
+from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.scoring import ScoreOptions, read_scores, score
+from ivdr_deploy.scoring.sink import METADATA_KEY
+
+TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
+VECTORS = ("feature", "inter", "intra")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors")
+
+
+@pytest.fixture
+def predictor(checkpoint: Path) -> Iterator[VideoPredictor]:
+    model = open_model(checkpoint)
+    with model.runtime:
+        yield VideoPredictor(model)
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """Five inputs: 0, 1 and 3 are videos, 2 is garbage, 4 is absent."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for index, num_frames in ((0, 12), (1, 20), (3, 1)):
+        numbered_video(folder / f"{index}.mp4", num_frames=num_frames, size=(64, 48))
+    (folder / "2.mp4").write_bytes(b"not a video at all" * 10)
+    lines = [
+        "path,label",
+        *(f"{index}.mp4,{label}" for index, label in enumerate(["sit", "turn", "", "bow", ""])),
+    ]
+    (folder / "list.csv").write_text("\n".join(lines))
+    return folder / "list.csv"
+
+
+@pytest.fixture
+def videos(listed: Path) -> VideoList:
+    return read_video_list(listed)
+
+
+def test_every_input_is_one_row_and_a_bad_video_has_its_reason(predictor, videos, tmp_path):
+    summary = score(predictor, videos, tmp_path / "out")
+
+    rows = read_scores(tmp_path / "out").to_pylist()
+    assert [row["uri"] for row in rows] == ["0.mp4", "1.mp4", "2.mp4", "3.mp4", "4.mp4"]
+    assert [row["label"] for row in rows] == ["sit", "turn", None, "bow", None]
+    assert [row["status"] for row in rows] == ["ok", "ok", "error", "ok", "error"]
+    assert rows[2]["error_code"] == "unreadable"
+    assert rows[4]["error_message"]
+    for row in (rows[2], rows[4]):
+        assert row["labels"] is None
+        assert row["num_frames"] is None
+    assert rows[1]["num_frames"] == 20
+    assert rows[1]["duration_seconds"] == pytest.approx(0.8)
+    assert len({row["video_id"] for row in rows}) == 5
+    assert {row["run_id"] for row in rows} == {summary.run_id}
+    assert {row["contract_hash"] for row in rows} == {predictor.model.contract_hash}
+    assert (summary.videos, summary.scored, summary.ok, summary.failed) == (5, 5, 3, 2)
+    assert sum(summary.errors.values()) == 2
+
+
+def test_rows_hold_what_the_predictor_answers(predictor, videos, tmp_path):
+    options = ScoreOptions(top_k=3, outputs=VECTORS)
+
+    score(predictor, videos, tmp_path / "out", options=options)
+
+    row = read_scores(tmp_path / "out").to_pylist()[1]
+    result = predictor.predict(videos.items[1].path)
+    top = result.top(TINY_LABELS, 3)
+    assert row["labels"] == [label for label, _ in top]
+    np.testing.assert_array_equal(np.float32(row["scores"]), np.float32([value for _, value in top]))
+    for name in VECTORS:
+        np.testing.assert_array_equal(np.float32(row[name]), getattr(result, name))
+    assert np.shape(row["intra"]) == (2, 2, 8)
+
+
+def test_number_of_clips_and_labels_can_be_chosen(predictor, videos, tmp_path):
+    options = ScoreOptions(top_k=50, outputs=("intra",), num_clips=3)
+
+    score(predictor, videos, tmp_path / "out", options=options)
+
+    row = read_scores(tmp_path / "out").to_pylist()[0]
+    assert sorted(row["labels"]) == sorted(TINY_LABELS)
+    assert len(row["intra"]) == 3
+
+
+def test_files_are_hashed_on_request_even_when_they_are_no_videos(predictor, videos, tmp_path):
+    score(predictor, videos, tmp_path / "out", options=ScoreOptions(hash_files=True))
+
+    digests = read_scores(tmp_path / "out")["sha256"].to_pylist()
+    assert digests[2] == hashlib.sha256(videos.items[2].path.read_bytes()).hexdigest()
+    assert digests[4] is None
+    assert None not in digests[:4]
+
+
+def test_a_second_run_over_a_finished_folder_does_nothing(predictor, videos, tmp_path):
+    first = score(predictor, videos, tmp_path / "out")
+    before = read_scores(tmp_path / "out")
+
+    second = score(predictor, videos, tmp_path / "out")
+
+    assert second.scored == 0
+    assert (second.ok, second.failed, second.errors) == (first.ok, first.failed, first.errors)
+    assert read_scores(tmp_path / "out").equals(before)
+
+
+def test_an_interrupted_run_keeps_its_shards_and_goes_on_to_the_same_table(predictor, videos, tmp_path):
+    score(predictor, videos, tmp_path / "whole", videos_per_shard=2)
+
+    def stop_at_the_fourth(rows, total):
+        for number, row in enumerate(rows):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield row
+
+    with pytest.raises(KeyboardInterrupt):
+        score(predictor, videos, tmp_path / "out", videos_per_shard=2, track=stop_at_the_fourth)
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 1
+    summary = score(predictor, videos, tmp_path / "out", videos_per_shard=2)
+
+    assert summary.scored == 3
+    resumed, whole = read_scores(tmp_path / "out"), read_scores(tmp_path / "whole")
+    assert resumed.drop_columns(TIMINGS).equals(whole.drop_columns(TIMINGS))
+
+
+def test_a_lost_shard_is_computed_again_and_nothing_else(predictor, videos, tmp_path):
+    score(predictor, videos, tmp_path / "out", videos_per_shard=2)
+    sorted((tmp_path / "out").glob("*.parquet"))[1].unlink()
+    seen = []
+
+    def watch(rows, total):
+        for row in rows:
+            seen.append(row["position"])
+            yield row
+
+    score(predictor, videos, tmp_path / "out", videos_per_shard=2, track=watch)
+
+    assert seen == [2, 3]
+    assert read_scores(tmp_path / "out").num_rows == 5
+
+
+def test_a_defect_stops_the_run(predictor, videos, tmp_path):
+    predictor.model.runtime.close()
+
+    with pytest.raises(ConfigError, match="closed"):
+        score(predictor, videos, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+def test_a_list_whose_files_changed_is_another_run(predictor, videos, tmp_path):
+    score(predictor, videos, tmp_path / "out")
+    videos.items[2].path.write_bytes(b"longer than before" * 20)
+
+    with pytest.raises(ConfigError, match=r"another run.*videos_sha256"):
+        score(predictor, videos, tmp_path / "out")
+
+
+def test_another_model_is_another_run(predictor, videos, tmp_path):
+    score(predictor, videos, tmp_path / "out")
+    model = open_model(make_tiny_checkpoint(tmp_path / "tiny.safetensors", seed=1))
+
+    with model.runtime, pytest.raises(ConfigError, match=r"another run.*model_sha256"):
+        score(VideoPredictor(model), videos, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"options": ScoreOptions(num_clips=65)}, "num_clips must be between 1 and 64"),
+        ({"videos_per_shard": 0}, "videos_per_shard must be at least 1"),
+    ],
+)
+def test_options_that_cannot_work_leave_no_folder(predictor, videos, tmp_path, arguments, reason):
+    with pytest.raises(ConfigError, match=reason):
+        score(predictor, videos, tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_name_that_is_not_text_is_spelled_out(predictor, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    numbered_video(folder / "a.mp4", num_frames=4, size=(64, 48))
+    os.rename(folder / "a.mp4", os.fsencode(folder) + b"/caf\xe9.mp4")
+
+    score(predictor, read_video_list(folder), tmp_path / "out")
+
+    (row,) = read_scores(tmp_path / "out").to_pylist()
+    assert (row["uri"], row["status"]) == (r"caf\xe9.mp4", "ok")
+
+
+def test_the_command_scores_a_bundle_and_says_that_some_failed(tiny_bundle, listed, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["score", str(tiny_bundle), str(listed), "-o", str(out), "--output", "inter", "--json"]
+
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+
+    summary = json.loads(capsys.readouterr().out)
+    assert caught.value.code == 1
+    assert (summary["videos"], summary["ok"], summary["failed"], summary["scored"]) == (5, 3, 2, 5)
+    facts = json.loads(read_scores(out).schema.metadata[METADATA_KEY])
+    assert facts["manifest"] == {
+        key: value
+        for key, value in json.loads((tiny_bundle / "manifest.json").read_text()).items()
+        if key != "manifest_sha256"
+    }
+    assert facts["plan"]["runtime"] == "onnxruntime"
+    with pytest.raises(SystemExit):
+        main([argument for argument in arguments if argument != "--json"])
+    assert "nothing to do: the table is complete" in capsys.readouterr().err
+
+
+def test_the_command_ends_well_when_no_video_failed(checkpoint, tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    numbered_video(tmp_path / "videos" / "a.mp4", num_frames=4, size=(64, 48))
+
+    with pytest.raises(SystemExit) as caught:
+        main(["score", str(checkpoint), str(tmp_path / "videos"), "-o", str(tmp_path / "out")])
+
+    assert not caught.value.code
+    assert "scored 1 of 1" in capsys.readouterr().err
+
+
+def test_the_command_refuses_the_folder_of_another_run(checkpoint, listed, tmp_path, capsys):
+    arguments = ["score", str(checkpoint), str(listed), "-o", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main(arguments)
+
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--top-k", "2"])
+
+    assert caught.value.code == 2
+    assert "another run (top_k: 5, not 2)" in capsys.readouterr().err
+
+
+def test_every_awkward_file_is_one_row(predictor, shared_data, tmp_path):
+    files = sorted(path for path in (shared_data / "odd").iterdir() if path.suffix not in (".md", ".csv"))
+    (tmp_path / "list.csv").write_text("\n".join(["path", *map(str, files)]))
+
+    score(
+        predictor, read_video_list(tmp_path / "list.csv"), tmp_path / "out", options=ScoreOptions(num_clips=1)
+    )
+
+    rows = {Path(row["uri"]).name: row for row in read_scores(tmp_path / "out").to_pylist()}
+    assert list(rows) == [path.name for path in files]
+    for name in ("empty.mp4", "text_named.mp4", "audio_only.mp3", "audio_only.m4a", "audio_only.wav"):
+        assert rows[name]["status"] == "error"
+        assert rows[name]["error_code"] in ("unreadable", "no_video_stream")
+    for name in ("metadata_not_utf8.avi", "rotated_90.mov", "variable_frame_rate.mp4", "one_frame.avi"):
+        assert (rows[name]["status"], len(rows[name]["labels"])) == ("ok", 5)

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ivdr_deploy.errors import ConfigError, DataError
+from ivdr_deploy.scoring.plan import RunPlan
+from ivdr_deploy.scoring.sink import LEDGER_FILE, METADATA_KEY, open_sink, read_scores
+
+PLAN = RunPlan(
+    ivdr_version="0.1.0",
+    videos=5,
+    videos_sha256="aa",
+    model="tiny",
+    model_version="1.0",
+    model_sha256="bb",
+    runtime="onnxruntime",
+    precision="fp32",
+    contract_hash="cc",
+    top_k=2,
+    outputs=("feature", "intra"),
+    num_clips=1,
+    hash_files=False,
+    decoder="pyav",
+    shard_videos=2,
+)
+MANIFEST = {"name": "tiny", "labels": ["sit", "stand"]}
+
+
+def row(position: int) -> dict[str, object]:
+    """Odd positions failed."""
+    base = {
+        "position": position,
+        "video_id": f"id{position}",
+        "uri": f"{position}.mp4",
+        "model": "tiny",
+        "model_version": "1.0",
+        "contract_hash": "cc",
+        "run_id": PLAN.run_id,
+    }
+    if position % 2:
+        return base | {"status": "error", "error_code": "unreadable", "error_message": "no"}
+    vectors = {"feature": [0.5, float(position)], "intra": [[[1.0, 0.0], [0.0, 1.0]]]}
+    return base | vectors | {"status": "ok", "labels": ["sit", "stand"], "scores": [0.75, 0.25]}
+
+
+def write(folder: Path, *, plan: RunPlan = PLAN, shards: int | None = None) -> None:
+    """Commit the first ``shards`` absent shards; all of them by default."""
+    with open_sink(folder, plan, manifest=MANIFEST) as sink:
+        for shard in sink.pending[:shards]:
+            sink.write(shard, [row(position) for position in range(shard.start, shard.stop)])
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def test_table_has_every_row_once_in_input_order(out):
+    write(out)
+
+    rows = read_scores(out).to_pylist()
+
+    assert [entry["position"] for entry in rows] == [0, 1, 2, 3, 4]
+    for position, entry in enumerate(rows):
+        expected = row(position)
+        assert entry == {name: expected.get(name) for name in entry}
+
+
+def test_schema_metadata_carries_the_manifest(out):
+    write(out)
+
+    facts = json.loads(read_scores(out).schema.metadata[METADATA_KEY])
+
+    assert facts["manifest"] == MANIFEST
+    assert facts["run_id"] == PLAN.run_id
+    assert facts["plan"]["contract_hash"] == "cc"
+
+
+def test_common_parquet_readers_take_the_folder_as_it_is(out):
+    write(out)
+
+    assert pq.read_table(out).num_rows == 5
+
+
+def test_pending_shards_are_those_that_are_absent(out):
+    write(out, shards=1)
+
+    with open_sink(out, PLAN, manifest=MANIFEST) as sink:
+        assert sink.pending == PLAN.shards[1:]
+        assert sink.outcomes() == {"ok": 1, "unreadable": 1}
+
+
+def test_a_written_shard_is_never_touched_again(out):
+    write(out, shards=2)
+    before = {path: path.stat() for path in out.glob("*.parquet")}
+
+    write(out)
+
+    assert len(before) == 2
+    for path, stat in before.items():
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+
+
+def test_rows_of_another_place_are_not_written(out):
+    with open_sink(out, PLAN, manifest=MANIFEST) as sink, pytest.raises(AssertionError):
+        sink.write(PLAN.shards[0], [row(0)])
+
+    assert not list(out.glob("*.parquet"))
+
+
+def test_what_a_killed_writer_left_is_removed(out):
+    write(out, shards=1)
+    half_written = out / f".{PLAN.shards[1].name}.4711.tmp"
+    half_written.write_bytes(b"PAR1")
+
+    write(out)
+
+    assert not half_written.exists()
+    assert read_scores(out).num_rows == 5
+
+
+def test_a_writer_killed_before_its_ledger_leaves_a_folder_that_can_be_used(out):
+    out.mkdir()
+    (out / "_run.lock").touch()
+    (out / "._run.json.4711.tmp").write_text("{")
+
+    write(out)
+
+    assert read_scores(out).num_rows == 5
+
+
+def test_the_scores_of_another_run_are_refused_and_the_difference_is_named(out):
+    write(out, shards=1)
+
+    with (
+        pytest.raises(ConfigError, match=r"another run.*model_sha256: bb, not other") as caught,
+        open_sink(out, replace(PLAN, model_sha256="other"), manifest=MANIFEST),
+    ):
+        pass
+    assert "choose another folder" in caught.value.hint
+
+
+def test_a_run_that_wrote_nothing_gives_its_folder_up(out):
+    write(out, shards=0)
+    other = replace(PLAN, top_k=1)
+
+    write(out, plan=other, shards=0)
+
+    assert json.loads((out / LEDGER_FILE).read_text())["run_id"] == other.run_id
+
+
+def test_a_folder_with_other_files_is_refused(out):
+    out.mkdir()
+    (out / "holiday.jpg").touch()
+
+    with pytest.raises(ConfigError, match=r"is no score table \(it holds holiday.jpg\)"):
+        write(out)
+    assert [path.name for path in out.iterdir()] == ["holiday.jpg"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(out):
+    out.touch()
+
+    with pytest.raises(ConfigError, match="is a file"):
+        write(out)
+
+
+@pytest.mark.parametrize("name", ["extra.parquet", "old/part.parquet"])
+def test_a_foreign_parquet_file_is_refused_when_writing_and_reading(out, name):
+    write(out)
+    foreign = out / name
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_bytes(b"garbage")
+
+    with pytest.raises(ConfigError, match=f"{name} is not a part of the run"):
+        write(out)
+    with pytest.raises(DataError, match=f"{name} is not a part of the run"):
+        read_scores(out)
+
+
+def test_garbage_under_the_name_of_a_shard_is_refused(out):
+    write(out, shards=1)
+    (out / PLAN.shards[1].name).write_bytes(b"garbage")
+
+    with pytest.raises(DataError, match=f"{PLAN.shards[1].name} is damaged") as caught:
+        write(out)
+    assert "delete it" in caught.value.hint
+
+
+def test_a_shard_under_the_name_of_another_is_refused(out):
+    write(out)
+    shutil.copyfile(out / PLAN.shards[0].name, out / PLAN.shards[1].name)
+
+    with pytest.raises(DataError, match="expected rows 2 to 3"):
+        read_scores(out)
+
+
+def test_a_changed_byte_in_a_shard_is_noticed(out):
+    write(out)
+    path = out / PLAN.shards[0].name
+    content = bytearray(path.read_bytes())
+    column = pq.read_metadata(path).row_group(0).column(2)
+    assert column.path_in_schema == "uri"
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    path.write_bytes(content)
+
+    with pytest.raises(DataError, match="is damaged"):
+        read_scores(out)
+
+
+def test_an_unfinished_table_is_not_read(out):
+    write(out, shards=2)
+
+    with pytest.raises(DataError, match="not finished: it lacks 1 of 5 rows") as caught:
+        read_scores(out)
+    assert "run the same `ivdr score` command" in caught.value.hint
+
+
+def test_a_folder_that_is_no_score_table_is_not_read(tmp_path):
+    with pytest.raises(DataError, match="is no score table"):
+        read_scores(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [("{", ""), ('"top_k": 2', '"top_k": 3'), ('"plan"', '"plans"')])
+def test_a_damaged_ledger_is_refused(out, damage):
+    write(out)
+    ledger = out / LEDGER_FILE
+    ledger.write_text(ledger.read_text().replace(*damage, 1))
+
+    with pytest.raises(DataError, match=r"ledger is damaged|was changed"):
+        read_scores(out)
+
+
+def test_two_writers_at_once_are_refused(out):
+    with (
+        open_sink(out, PLAN, manifest=MANIFEST),
+        pytest.raises(ConfigError, match="another process is writing"),
+        open_sink(out, PLAN, manifest=MANIFEST),
+    ):
+        pass
+
+
+def test_the_name_of_a_folder_adds_no_column(tmp_path):
+    out = tmp_path / "day=3" / "out"
+    write(out)
+
+    assert "day" not in read_scores(out).column_names
