@@ -1,0 +1,1 @@
+"""The endpoint: a server-free core (``service``), and the real TorchServe around it (``server``)."""
