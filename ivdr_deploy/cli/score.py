@@ -1,0 +1,78 @@
+"""``ivdr score``: a collection of videos into a table of Parquet files."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ivdr_deploy._console import console, done, print_json, progress
+from ivdr_deploy.spec import Device, Precision, RuntimeName
+
+
+def score(
+    artifact: Annotated[Path, typer.Argument(help="A bundle, a checkpoint or an .onnx file.")],
+    videos: Annotated[
+        Path,
+        typer.Argument(metavar="INPUT", help="A folder of videos, a csv with the column path, or a list."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the table; continued if it is of this run.")
+    ],
+    top_k: Annotated[int, typer.Option(help="Labels and scores per video.")] = 5,
+    output: Annotated[
+        list[str] | None, typer.Option(help="Also store feature, inter or intra; may be repeated.")
+    ] = None,
+    num_clips: Annotated[
+        int | None, typer.Option(help="Clips per video instead of the contract's number.")
+    ] = None,
+    hash_files: Annotated[bool, typer.Option("--hash", help="Store the SHA-256 of every file.")] = False,
+    runtime: Annotated[RuntimeName | None, typer.Option(help="What executes the model.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Which of a bundle's models.")] = "fp32",
+    device: Annotated[Device, typer.Option(help="Where to run it.")] = "cpu",
+    decode_threads: Annotated[int, typer.Option(min=1, help="Decoders that run ahead of the network.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Score every video of a collection: one row per input, a bad video being a row with its reason.
+
+    Stop it whenever you like: the same command goes on where it stopped. Exit code 1: some videos failed.
+    """
+    from ivdr_deploy.datalist import read_video_list
+    from ivdr_deploy.pipeline import VideoPredictor
+    from ivdr_deploy.runtimes.loading import open_model
+    from ivdr_deploy.scoring import ScoreOptions
+    from ivdr_deploy.scoring import score as score_videos
+
+    options = ScoreOptions(
+        top_k=top_k, outputs=tuple(output or ()), num_clips=num_clips, hash_files=hash_files
+    )
+    items = read_video_list(videos)
+    model = open_model(artifact, runtime=runtime, precision=precision, device=device)
+    with model.runtime:
+        summary = score_videos(
+            VideoPredictor(model),
+            items,
+            out,
+            options=options,
+            decode_threads=decode_threads,
+            track=lambda rows, total: progress(rows, total=total, description="scoring"),
+        )
+    rate = summary.scored / summary.seconds
+    if as_json:
+        print_json({**asdict(summary), "folder": str(summary.folder), "videos_per_s": rate})
+    else:
+        reasons = ", ".join(f"{code} {count}" for code, count in summary.errors.items())
+        console.print(f"{summary.ok} ok, {summary.failed} failed{f' ({reasons})' if reasons else ''}")
+        if not summary.scored:
+            did = "nothing to do: the table is complete"
+        else:
+            did = (
+                f"scored {summary.scored} of {summary.videos} in {summary.seconds:.1f} s, {rate:.1f} videos/s"
+            )
+        read = f"from ivdr_deploy.scoring import read_scores; print(read_scores({str(out)!r}))"
+        done(f"{did} -> {out}", next_command=f"python -c {shlex.quote(read)}")
+    if summary.failed:
+        raise typer.Exit(1)

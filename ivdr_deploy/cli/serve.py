@@ -1,0 +1,69 @@
+"""``ivdr serve``: the real TorchServe with one archive, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ivdr_deploy._console import console, done, print_json
+
+if TYPE_CHECKING:
+    from ivdr_deploy.serving.server import TorchServeProcess
+
+
+def serve(
+    source: Annotated[
+        Path, typer.Argument(metavar="ARCHIVE", help="What `ivdr archive` wrote (.mar), or a bundle.")
+    ],
+    port: Annotated[
+        int, typer.Option(help="First of five ports in a row: inference, management, metrics, gRPC twice.")
+    ] = 8080,
+    run_dir: Annotated[
+        Path, typer.Option(help="Folder for the server's settings, logs and temporary files.")
+    ] = Path("runs/serve"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the addresses as JSON when it is ready.")
+    ] = False,
+) -> None:
+    """Run TorchServe on this machine until Ctrl-C; READY means that the golden clips agree."""
+    from ivdr_deploy.serving import server as servers
+    from ivdr_deploy.serving.server_config import Ports
+
+    server = servers.serve(source, run_dir=run_dir, ports=Ports.starting_at(port))
+    console.print(f"the same by hand:\n{server.command_line}\n", style="dim", markup=False)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with console.status("starting TorchServe"):
+            server.start()
+        _announce(server, as_json=as_json)
+        with suppress(KeyboardInterrupt):
+            server.watch()
+        console.print("stopping: requests that wait or run are answered first")
+    finally:
+        server.stop()
+    done(f"stopped: nothing of {server.client.model} is left running")
+
+
+def _announce(server: TorchServeProcess, *, as_json: bool) -> None:
+    facts, client = server.worker_facts, server.client
+    if as_json:
+        addresses = {"management_url": client.management_url, "metrics_url": client.metrics_url}
+        print_json({"url": server.url, **addresses, **facts})
+    console.print(
+        f"READY: {facts['name']} {facts['version']} on {facts['runtime']}; golden clips agree "
+        f"(largest difference {max(facts['golden_max_abs_diff'].values()):.1e})\n"
+        f"try:     curl -T video.mp4 {server.url}\n"
+        f"metrics: {client.metrics_url}/metrics\n"
+        f"logs:    {server.config.logs}\n"
+        "stop it with Ctrl-C",
+        markup=False,
+    )
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

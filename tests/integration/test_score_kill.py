@@ -1,0 +1,157 @@
+"""Scoring survives SIGKILL: whatever the moment, each input ends up in exactly one row."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from videos import numbered_video
+
+from ivdr_deploy.scoring import read_scores
+
+KILLS = 10
+SHARDS = 30
+"""More than ten kills can let through: each waits for two more at most, and for the time that one takes."""
+
+VIDEOS = 32 * SHARDS
+
+GOOD = VIDEOS // 4
+TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled list of many small files. Every fourth is a video; the others are bad, which is quick."""
+    folder = tmp_path_factory.mktemp("videos")
+    kinds = [
+        numbered_video(folder / f"kind{index}.mp4", num_frames=frames, size=(48, 36))
+        for index, frames in enumerate((3, 8, 13))
+    ]
+    lines = ["path,label"]
+    for index in range(VIDEOS):
+        path = folder / f"{index:04d}.mp4"
+        if index % 4 == 0:
+            shutil.copyfile(kinds[index % len(kinds)], path)
+        else:
+            path.write_bytes(b"no video")
+        lines.append(f"{path.name},class{index % 7}")
+    (folder / "list.csv").write_text("\n".join(lines))
+    return folder / "list.csv"
+
+
+def start(bundle: Path, videos: Path, out: Path) -> subprocess.Popen[str]:
+    """Start the real command."""
+    arguments = ["score", str(bundle), str(videos), "-o", str(out), "--output", "inter", "--json"]
+    return subprocess.Popen(
+        [sys.executable, "-c", "from ivdr_deploy.cli import main; main()", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> dict:
+    """Wait for the end; some of the inputs are bad, so the exit code is 1."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 1, errors
+    return json.loads(output)
+
+
+def shards(out: Path) -> dict[str, tuple[int, int]]:
+    """Committed shards, with what changes when a file is written again."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("*.parquet")}
+
+
+def half_written(out: Path) -> int:
+    """Count the temporary files of shards."""
+    return len(list(out.glob(".part-*.tmp")))
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, f"the scorer ended before it could be killed: {process.communicate()}"
+        assert time.monotonic() < deadline, "the scorer made no progress"
+        time.sleep(0.002)
+
+
+def holds_folder(process: subprocess.Popen[str], out: Path) -> bool:
+    """Whether a scorer has come as far as claiming its folder."""
+    try:
+        return any(path.resolve() == out / "_run.lock" for path in Path(f"/proc/{process.pid}/fd").iterdir())
+    except OSError:  # the process, or a file it had open, is gone
+        return False
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a scorer, and show that it was alive until then."""
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def wait_for_shards(process: subprocess.Popen[str], out: Path, *, wanted: int, pause: float) -> None:
+    """Wait until so many shards are there, and some seconds more."""
+    wait_for(lambda: len(shards(out)) >= wanted, process)
+    end = time.monotonic() + pause
+    wait_for(lambda: time.monotonic() >= end, process)
+
+
+def wait_for_a_write(process: subprocess.Popen[str], out: Path, *, have: int) -> None:
+    """Wait until a shard is on its way to the disk. That may be missed, but not for ever."""
+    wait_for(lambda: half_written(out) or len(shards(out)) >= have + 3, process)
+
+
+@pytest.mark.slow
+def test_each_input_has_exactly_one_row_after_ten_kills(tiny_bundle, videos, tmp_path):
+    summary = finish(start(tiny_bundle, videos, tmp_path / "whole"))
+    whole = read_scores(tmp_path / "whole")
+    out, seed = tmp_path / "out", random.SystemRandom().randrange(2**32)
+    moments = random.Random(seed)
+    print(f"the moments of the kills come from the seed {seed}")
+    committed: dict[str, tuple[int, int]] = {}
+
+    for number in range(KILLS):
+        process = start(tiny_bundle, videos, out)
+        if number:
+            wait_for(lambda: holds_folder(process, out), process)  # noqa: B023  (used at once)
+        if number in (3, 6):
+            wait_for_a_write(process, out, have=len(committed))
+        else:
+            # The first is killed while it starts; past half of the way, none may go much further.
+            more = moments.randrange(3) if number and len(committed) < SHARDS // 2 else 0
+            more = max(more, 1) if number == KILLS - 1 else more
+            pause = moments.uniform(0, summary["seconds"] / SHARDS)
+            wait_for_shards(process, out, wanted=len(committed) + more, pause=pause)
+        kill(process)
+        kept = shards(out) if out.exists() else {}
+        assert committed.items() <= kept.items(), "a committed shard was lost or written again"
+        assert len(kept) < SHARDS, "there was no work outstanding"
+        print(f"kill {number}: {len(kept)} shards, {half_written(out)} half-written files")
+        committed = kept
+
+    assert committed, "no killed run got anywhere"
+    resumed = finish(start(tiny_bundle, videos, out))
+
+    table = read_scores(out)
+    assert table["position"].to_pylist() == list(range(VIDEOS))
+    assert table["uri"].to_pylist() == [line.split(",")[0] for line in videos.read_text().splitlines()[1:]]
+    assert table.drop_columns(TIMINGS).equals(whole.drop_columns(TIMINGS))
+    assert committed.items() <= shards(out).items()
+    assert not list(out.glob(".*"))
+    assert resumed["scored"] == VIDEOS - 32 * len(committed)
+    assert (
+        (resumed["ok"], resumed["errors"])
+        == (summary["ok"], summary["errors"])
+        == (GOOD, {"unreadable": VIDEOS - GOOD})
+    )

@@ -1,0 +1,303 @@
+"""The endpoint over HTTP, with the real TorchServe: one server for most tests, a few with their own."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from videos import numbered_video
+
+from ivdr_deploy.bundle import open_bundle, write_manifest
+from ivdr_deploy.errors import ServerError
+from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.serving.archive import build_archive
+from ivdr_deploy.serving.server import TorchServeProcess, serve
+from ivdr_deploy.serving.server_config import Ports, ServerConfig
+from ivdr_deploy.serving.settings import ENDPOINT_LIMITS, EndpointSettings, ServiceSettings
+
+pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
+
+SETTINGS = EndpointSettings(
+    batch_size=4,
+    max_batch_delay_ms=150,
+    queue_size=8,
+    service=ServiceSettings(threads=1, limits=replace(ENDPOINT_LIMITS, max_bytes=2_000_000, max_frames=100)),
+)
+
+
+@pytest.fixture(scope="module")
+def archive(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_archive(tiny_bundle, model_store=tmp_path_factory.mktemp("store"), settings=SETTINGS).path
+
+
+@pytest.fixture(scope="module")
+def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServeProcess]:
+    with serve(archive, run_dir=tmp_path_factory.mktemp("ts")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_bundle: Path) -> Iterator[VideoPredictor]:
+    with open_model(tiny_bundle, threads=1).runtime as runtime:
+        yield VideoPredictor(replace(open_model(tiny_bundle, threads=1), runtime=runtime))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [numbered_video(folder / f"{n}.mp4", num_frames=n, size=(64, 48)) for n in (12, 25, 40)]
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def processes_using(run_dir: Path) -> list[str]:
+    """Command lines of the processes that were started for this run folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("TMPDIR", "").startswith(
+                str(run_dir)
+            ):
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_each_form_of_request_gets_the_answer_of_the_predictor(
+    server: TorchServeProcess, predictor: VideoPredictor, videos: list[Path]
+) -> None:
+    labels = predictor.model.labels
+    for path in videos:
+        result = predictor.predict(path)
+        body = {
+            "video": base64.b64encode(path.read_bytes()).decode(),
+            "options": {"outputs": ["labels", "inter"]},
+        }
+        answers = [
+            server.client.predict(path),
+            server.client.post(json.dumps(body).encode(), content_type="application/json"),
+            server.client.predict(path, options={"outputs": ["labels", "inter"], "timings": True}),
+        ]
+        for status, answer in answers:
+            assert status == 200
+            assert answer["predictions"] == [
+                {"label": n, "score": pytest.approx(s, abs=1e-6)} for n, s in result.top(labels, 5)
+            ]
+            assert answer["video"]["num_frames"] == result.info.num_frames
+        assert result.inter is not None
+        assert (
+            answers[1][1]["inter"] == answers[2][1]["inter"] == pytest.approx(result.inter.tolist(), abs=1e-6)
+        )
+        assert set(answers[2][1]["timings"]) == {"decode_ms", "preprocess_ms", "infer_ms"}
+
+
+def test_batch_with_bad_items_answers_each_by_itself(server: TorchServeProcess, videos: list[Path]) -> None:
+    expected = [server.client.predict(path)[1]["predictions"][0]["label"] for path in videos]
+    sent = [videos[0].read_bytes(), b"hello", videos[1].read_bytes(), videos[2].read_bytes()]
+
+    def batch_sizes() -> tuple[float, float]:
+        metrics = server.client.metrics()
+        total = {
+            name: sum(value for key, value in metrics.items() if key.startswith(f"ivdr_batch_size_{name}"))
+            for name in ("sum", "count")
+        }
+        return total["sum"], total["count"]
+
+    before = batch_sizes()
+    with ThreadPoolExecutor(len(sent)) as pool:
+        answers = list(pool.map(server.client.predict, sent))
+    assert [status for status, _ in answers] == [200, 400, 200, 200]
+    assert [answers[i][1]["predictions"][0]["label"] for i in (0, 2, 3)] == expected
+    assert answers[1][1]["code"] == "unreadable"
+    wait_for(lambda: batch_sizes()[0] - before[0] == len(sent))
+    assert batch_sizes()[1] - before[1] < len(sent), "the requests did not share a batch"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "code"),
+    [
+        (b"", "application/octet-stream", 400, "bad_request"),
+        (b"hello", "text/plain", 400, "bad_request"),
+        (b'{"video": "x', "application/json", 400, "bad_request"),
+        (b'{"video": "", "options": {"topk": 1}}', "application/json", 422, "bad_option"),
+        (b"\0" * 2_100_000, "video/mp4", 413, "too_large"),
+        (b"\0" * 5_000_000, "video/mp4", 413, "server"),
+    ],
+    ids=["empty", "text", "broken-json", "option", "over-our-limit", "over-the-servers-limit"],
+)
+def test_error_statuses_reach_the_client(
+    server: TorchServeProcess, body: bytes, content_type: str, status: int, code: str
+) -> None:
+    got, answer = server.client.post(body, content_type=content_type)
+    assert (got, answer["code"]) == (status, code)
+    assert answer["message"]
+
+
+def test_files_without_pictures_and_with_too_many_are_told_apart(
+    server: TorchServeProcess, shared_data: Path, tmp_path: Path
+) -> None:
+    status, answer = server.client.predict(shared_data / "odd" / "audio_only.m4a")
+    assert (status, answer["code"]) == (415, "no_video_stream")
+    status, answer = server.client.predict(
+        numbered_video(tmp_path / "long.mp4", num_frames=150, size=(64, 48))
+    )
+    assert (status, answer["code"]) == (413, "too_large")
+
+
+def test_metrics_endpoint_counts_requests_and_stages(server: TorchServeProcess, videos: list[Path]) -> None:
+    def value(prefix: str) -> float:
+        return sum(v for name, v in server.client.metrics().items() if name.startswith(prefix))
+
+    before = {
+        name: value(name)
+        for name in ('ivdr_requests{Outcome="ok"', "ivdr_clips", "ivdr_decode_seconds_count")
+    }
+    assert server.client.predict(videos[0], options={"num_clips": 5})[0] == 200
+    wait_for(lambda: value("ivdr_clips") == before["ivdr_clips"] + 5)
+    wait_for(lambda: value("ivdr_decode_seconds_count") == before["ivdr_decode_seconds_count"] + 1)
+    assert value('ivdr_requests{Outcome="ok"') == before['ivdr_requests{Outcome="ok"'] + 1
+    assert value("ivdr_infer_seconds_sum") > 0
+
+
+def test_ready_worker_has_replayed_the_golden_clips(
+    server: TorchServeProcess, predictor: VideoPredictor
+) -> None:
+    assert server.worker_facts["contract_hash"] == predictor.model.contract_hash
+    assert 0 <= max(server.worker_facts["golden_max_abs_diff"].values()) < 1e-4
+    assert server.client.ready()
+
+
+def test_questions_of_the_management_port_do_not_disturb_predictions(
+    server: TorchServeProcess, videos: list[Path]
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(server.client.predict, videos[0]) for _ in range(4)]
+        questions = [pool.submit(server.client.describe, ask_worker=True) for _ in range(4)]
+    assert [answer.result()[0] for answer in answers] == [200] * 4
+    assert all(question.result()["customizedMetadata"]["name"] == "tiny" for question in questions)
+
+
+def test_requests_beyond_the_queue_are_refused_and_the_others_answered(
+    server: TorchServeProcess, videos: list[Path]
+) -> None:
+    def send(_: int) -> int:
+        return server.client.predict(videos[2], options={"num_clips": 64})[0]
+
+    with ThreadPoolExecutor(60) as pool:
+        statuses = list(pool.map(send, range(60)))
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) >= SETTINGS.queue_size
+    assert server.client.predict(videos[0])[0] == 200
+
+
+def test_run_folder_in_use_is_refused_with_the_line_that_stops_it(
+    server: TorchServeProcess, archive: Path
+) -> None:
+    with pytest.raises(ServerError, match="already uses the run folder") as caught:
+        serve(archive, run_dir=server.config.run_dir).start()
+    assert "--stop" in caught.value.hint
+    assert server.client.ready()
+
+
+def test_taken_port_is_named_before_anything_starts(
+    server: TorchServeProcess, archive: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ServerError, match=f"port {server.config.ports.inference} \\(inference\\)"):
+        serve(archive, run_dir=tmp_path, ports=server.config.ports).start()
+    assert not processes_using(tmp_path)
+
+
+def test_worker_that_cannot_load_is_reported_by_its_own_error(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    write_manifest(folder, replace(open_bundle(folder).manifest, ivdr_version="9.0.0"))
+    with pytest.raises(ServerError, match=r"ArtifactError: .* exported with ivdr_deploy 9\.0\.0") as caught:
+        serve(folder, run_dir=tmp_path / "run").start()
+    assert "pip" not in caught.value.hint
+    assert str(tmp_path / "run" / "logs") in caught.value.hint
+    assert not processes_using(tmp_path)
+
+
+def test_printed_line_starts_and_stops_the_same_server(
+    archive: Path, tmp_path: Path, videos: list[Path]
+) -> None:
+    prepared = serve(archive, run_dir=tmp_path)
+    config, client = prepared.config, prepared.client
+    config.write()
+    with (tmp_path / "shell.log").open("wb") as log:
+        shell = subprocess.Popen(
+            prepared.command_line, shell=True, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
+        )
+        try:
+            wait_for(client.ready)
+            assert client.predict(videos[0])[0] == 200
+            stop = config.shell_line(config.stop_command())
+            subprocess.run(stop, shell=True, check=True, stdout=log, stderr=log)
+            shell.wait(timeout=30)
+            wait_for(lambda: not processes_using(tmp_path))
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
+
+
+def unused_ports_in_a_row() -> Ports:
+    for first in range(20_000, 60_000, 5):
+        ports = Ports.starting_at(first)
+        with suppress(ServerError):
+            ports.check()
+            return ports
+    pytest.fail("no five unused ports in a row")
+
+
+def test_command_answers_what_is_in_flight_and_leaves_nothing_running(
+    tiny_bundle: Path, tmp_path: Path, videos: list[Path]
+) -> None:
+    # A lone request waits this long for others: time enough to stop the server while it is unanswered.
+    settings = replace(SETTINGS, max_batch_delay_ms=2000)
+    archive = build_archive(tiny_bundle, model_store=tmp_path, settings=settings)
+    ports, run_dir = unused_ports_in_a_row(), tmp_path / "run"
+    client = TorchServeProcess(ServerConfig(archive=archive, run_dir=run_dir, ports=ports)).client
+    code = "from ivdr_deploy.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(archive.path), "--json"]
+    command += ["--port", str(ports.inference), "--run-dir", str(run_dir)]
+    answers: list[int] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert json.loads(process.stdout.readline())["url"] == client.predict_url
+            assert len(processes_using(run_dir)) == 3  # torchserve, Java, the worker
+            request = threading.Thread(target=lambda: answers.append(client.predict(videos[0])[0]))
+            request.start()
+            wait_for(lambda: "ts_inference_requests_total" in " ".join(client.metrics()))
+            assert not answers, "the request was answered before the server was stopped"
+        finally:
+            process.send_signal(signal.SIGTERM)
+        request.join()
+        assert process.wait(timeout=60) == 0
+        assert "nothing of tiny is left running" in process.stderr.read()
+    assert answers == [200]
+    assert not processes_using(run_dir)
+    assert not list((run_dir / "tmp").iterdir())  # there, and empty: the printed line needs it

@@ -1,0 +1,214 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bundles import TINY_CLIP, TINY_LABELS, make_tiny_checkpoint, reseal
+from videos import numbered_video
+
+from ivdr_deploy.bundle import open_bundle
+from ivdr_deploy.cli import main
+
+
+@pytest.fixture
+def ivdr(capsys: pytest.CaptureFixture[str]):
+    """Run the command line; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for index in range(3):
+        numbered_video(folder / f"{index}.mp4", num_frames=10 + index, size=(64, 48))
+    (folder / "test.csv").write_text("path,label\n0.mp4,bow\n1.mp4,jump\n2.mp4,sit\n")
+    (folder / "broken.mp4").write_bytes(b"")
+    (folder / "with_broken.csv").write_text("path,label\n0.mp4,bow\nbroken.mp4,jump\n")
+    (folder / "unknown.csv").write_text("path,label\n0.mp4,tango\n")
+    return folder
+
+
+@pytest.mark.trt
+def test_export_writes_a_bundle_with_a_plan_and_says_what_is_next(
+    ivdr, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "my-model"
+    code, stdout, stderr = ivdr("export", checkpoint, "-o", out, "--model-version", "2.1", "--trt")
+    assert (code, stdout) == (0, "")
+    assert "PASS: my-model 2.1 with logits, feature, inter, intra" in stderr
+    assert f"next: ivdr verify {out}" in stderr
+    bundle = open_bundle(out)
+    assert (bundle.manifest.name, bundle.manifest.version) == ("my-model", "2.1")
+    assert bundle.model_file("tensorrt").stat().st_size > 0
+    if not torch.cuda.is_available():
+        assert "could not run where it was built: model.fp32.engine" in (out / "MODEL_CARD.md").read_text()
+        code, _, stderr = ivdr("verify", out)
+        assert code == 0
+        assert "not run: tensorrt fp32" in stderr
+        assert "no NVIDIA driver was found" in stderr
+    code, stdout, _ = ivdr("show", out / "model.fp32.engine", "--json")
+    assert code == 0
+    assert json.loads(stdout)["onnx_sha256"] == bundle.model_entry("onnxruntime").sha256
+
+
+def test_export_names_the_extras_where_tensorrt_is_missing(
+    ivdr, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    code, _, stderr = ivdr("export", checkpoint, "-o", tmp_path / "out", "--trt")
+    assert code == 6
+    assert "ivdr-deploy[trt-rtx]" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_refuses_what_it_must_not_replace(ivdr, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    code, _, stderr = ivdr("export", checkpoint, "-o", tmp_path)
+    assert code == 2
+    assert "is not a bundle" in stderr
+    assert stderr.count("\n") == 1
+    code, _, stderr = ivdr("export", checkpoint, "-o", tmp_path / "b", "--compute-capability", "8.6")
+    assert code == 2
+    assert "add --trt" in stderr
+
+
+def test_export_of_a_damaged_checkpoint_is_one_line_and_code_5(ivdr, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"nothing")
+    code, _, stderr = ivdr("export", tmp_path / "a.safetensors", "-o", tmp_path / "out")
+    assert code == 5
+    assert "a.safetensors" in stderr
+    assert stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_passes_on_a_good_bundle(ivdr, tiny_bundle: Path, videos: Path) -> None:
+    code, stdout, stderr = ivdr("verify", tiny_bundle, "--data", videos / "test.csv")
+    assert (code, stdout) == (0, "")
+    assert f"PASS: {tiny_bundle} over 3 videos" in stderr
+    assert "next: ivdr archive" in stderr
+    assert "3/3" in stderr
+
+
+def test_verify_fails_on_a_wrong_model(ivdr, tiny_bundle: Path, videos: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    make_tiny_checkpoint(folder / "model.safetensors", seed=1)
+    reseal(folder)
+    code, _, stderr = ivdr("verify", folder)
+    assert code == 1
+    assert "FAIL: " in stderr
+    assert "next:" not in stderr
+    code, stdout, _ = ivdr("verify", folder, "--data", videos / "test.csv", "--json")
+    assert code == 1
+    assert json.loads(stdout)["passed"] is False
+
+
+def test_verify_lists_bad_videos_and_says_so_in_the_exit_code(ivdr, tiny_bundle: Path, videos: Path) -> None:
+    code, _, stderr = ivdr("verify", tiny_bundle, "--data", videos / "with_broken.csv")
+    assert code == 1
+    assert "not used: broken.mp4:" in stderr
+    assert "1 videos could not be used" in stderr
+
+
+def test_verify_says_what_is_wrong_with_the_list_or_the_bundle(
+    ivdr, tiny_bundle: Path, videos: Path, tmp_path: Path
+) -> None:
+    code, _, stderr = ivdr("verify", tiny_bundle, "--data", videos / "unknown.csv")
+    assert (code, "tango" in stderr) == (3, True)
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    content = bytearray((folder / "golden.npz").read_bytes())
+    content[100] ^= 1
+    (folder / "golden.npz").write_bytes(content)
+    code, _, stderr = ivdr("verify", folder)
+    assert (code, "golden.npz was changed" in stderr) == (5, True)
+
+
+def test_show_tells_the_same_contract_for_every_artifact_of_a_model(
+    ivdr, tiny_bundle: Path, checkpoint: Path
+) -> None:
+    kinds = {}
+    for path in (tiny_bundle, tiny_bundle / "manifest.json", tiny_bundle / "model.onnx", checkpoint):
+        code, stdout, _ = ivdr("show", path, "--json")
+        assert code == 0
+        values = json.loads(stdout)
+        kinds[path.name] = values["kind"]
+        assert values["contract_hash"] == TINY_CLIP.contract_hash
+        assert tuple(values["labels"]) == TINY_LABELS
+    assert kinds == {
+        "tiny": "bundle",
+        "manifest.json": "bundle",
+        "model.onnx": "ONNX file",
+        "tiny.safetensors": "checkpoint",
+    }
+
+
+def test_show_prints_a_table_and_the_next_command(ivdr, tiny_bundle: Path) -> None:
+    code, stdout, stderr = ivdr("show", tiny_bundle)
+    assert (code, stdout) == (0, "")
+    for fact in (
+        TINY_CLIP.contract_hash,
+        "clip.num_frames",
+        "bow, jump, sit",
+        "runtime=onnxruntime",
+        "max_abs_diff=",
+    ):
+        assert fact in stderr
+    assert "next: ivdr verify" in stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["absent.onnx", "notes.txt", "bad.onnx", "bad.mar", "bad.parquet", "other.json"]
+)
+def test_show_of_something_else_is_one_line_and_code_5(ivdr, tmp_path: Path, name: str) -> None:
+    if not name.startswith("absent"):
+        (tmp_path / name).write_bytes(b"?")
+    code, stdout, stderr = ivdr("show", tmp_path / name)
+    assert (code, stdout) == (5, "")
+    assert name in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_show_of_a_table_that_is_not_ours_says_so(ivdr, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
+    code, _, stderr = ivdr("show", tmp_path / "a.parquet")
+    assert code == 5
+    assert "carries no metadata of ivdr" in stderr
+
+
+def test_show_reads_a_score_table(ivdr, tiny_bundle: Path, videos: Path, tmp_path: Path) -> None:
+    code, _, stderr = ivdr("score", tiny_bundle, videos / "test.csv", "-o", tmp_path / "scores")
+    assert code == 0, stderr
+    table = next((tmp_path / "scores").glob("*.parquet"))
+    code, stdout, _ = ivdr("show", table, "--json")
+    values = json.loads(stdout)
+    assert (code, values["kind"], values["rows"]) == (0, "score table", 3)
+    assert values["manifest"]["contract_hash"] == TINY_CLIP.contract_hash
+
+
+def test_show_reads_an_archive(ivdr, tiny_bundle: Path, tmp_path: Path) -> None:
+    from ivdr_deploy.serving.archive import build_archive
+    from ivdr_deploy.serving.settings import EndpointSettings
+
+    archive = build_archive(tiny_bundle, model_store=tmp_path, settings=EndpointSettings())
+    code, stdout, _ = ivdr("show", archive.path, "--json")
+    values = json.loads(stdout)
+    assert (code, values["kind"], values["name"]) == (0, "archive", "tiny")
+    assert values["contract_hash"] == TINY_CLIP.contract_hash
