@@ -271,9 +271,11 @@ def _shortened(body: dict[str, Any]) -> str:
             return {key: cut(item) for key, item in value.items()}
         if isinstance(value, float):
             return round(value, 4)
-        if isinstance(value, list):
-            short = [cut(item) for item in value[:3]]
-            return [*short, f"... {len(value)} in all"] if len(value) > 3 else short
-        return value
+        if not isinstance(value, list):
+            return value
+        if all(isinstance(item, float) for item in value):
+            shown = [f"{item:.3f}" for item in value[:3]]
+            return f"[{', '.join(shown)}{', ...' if len(value) > 3 else ''}] ({len(value)})"
+        return [*(cut(item) for item in value[:2]), *([f"... {len(value)} in all"] if len(value) > 2 else [])]
 
     return json.dumps(cut(body), indent=2, ensure_ascii=False)
