@@ -18,7 +18,7 @@ from ivdr_deploy.errors import ConfigError, VideoError
 from ivdr_deploy.runtimes.base import MAX_BATCH, LoadedModel, check_batch
 from ivdr_deploy.spec import DecoderName
 from ivdr_deploy.video.clips import Clips, load_clips
-from ivdr_deploy.video.decode import VideoInfo, VideoLimits, VideoSource
+from ivdr_deploy.video.reader import VideoInfo, VideoLimits, VideoSource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -91,7 +91,7 @@ class RunPlan:
     hash_files: bool
     decoder: str
     limits: dict[str, Any] = field(default_factory=dict)
-    """Of decoding, see ``video.decode.VideoLimits``: they decide which videos are errors."""
+    """Of decoding, see ``video.reader.VideoLimits``: they decide which videos are errors."""
 
     shard_videos: int
     """Rows per shard."""

@@ -14,7 +14,7 @@ import yaml
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.spec import Device, Precision, RuntimeName
-from ivdr_deploy.video.decode import VideoLimits
+from ivdr_deploy.video.reader import VideoLimits
 
 ENDPOINT_LIMITS = VideoLimits(
     max_bytes=64 << 20, max_seconds=600.0, max_frames=36_000, max_decode_seconds=20.0

@@ -12,7 +12,7 @@ import numpy as np
 from ivdr_deploy.errors import ConfigError, VideoDecodeError, VideoOpenError
 from ivdr_deploy.video._packets import PacketSource
 from ivdr_deploy.video._source import DAMAGED_HINT, Budget, CheckedSource
-from ivdr_deploy.video.decode import VideoInfo, VideoLimits, VideoReader
+from ivdr_deploy.video.reader import VideoInfo, VideoLimits, VideoReader
 
 
 class OpenCvReader(VideoReader):

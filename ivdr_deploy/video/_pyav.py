@@ -12,7 +12,7 @@ from ivdr_deploy.errors import VideoDecodeError
 from ivdr_deploy.video._frame_table import EntryPoint, FrameTable, build_table
 from ivdr_deploy.video._packets import PacketSource
 from ivdr_deploy.video._source import DAMAGED_HINT, Budget, CheckedSource
-from ivdr_deploy.video.decode import VideoInfo, VideoLimits, VideoReader
+from ivdr_deploy.video.reader import VideoInfo, VideoLimits, VideoReader
 
 _KEPT_BYTES = 64 << 20
 """Decoded frames kept from counting, so that a video that fits is not decoded twice: room for 23 s of 320 x

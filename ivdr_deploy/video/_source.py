@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ivdr_deploy.errors import VideoLimitError, VideoOpenError, VideoTimeoutError
 from ivdr_deploy.video.containers import HEAD_BYTES, sniff_container
-from ivdr_deploy.video.decode import VideoInfo, VideoLimits, VideoSource
+from ivdr_deploy.video.reader import VideoInfo, VideoLimits, VideoSource
 
 DAMAGED_HINT = "the file is damaged or incomplete: copy or encode it again"
 

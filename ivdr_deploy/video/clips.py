@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ivdr_deploy.spec import ClipSpec, DecoderName
-from ivdr_deploy.video.decode import VideoInfo, VideoLimits, VideoReader, VideoSource, open_video
+from ivdr_deploy.video.decode import open_video
 from ivdr_deploy.video.preprocess import center_crop, resize_frame, resized_size
+from ivdr_deploy.video.reader import VideoInfo, VideoLimits, VideoReader, VideoSource
 from ivdr_deploy.video.sampling import timeline, uniform_clips
 
 

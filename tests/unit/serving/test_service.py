@@ -17,7 +17,7 @@ from ivdr_deploy.pipeline import VideoPredictor, VideoResult
 from ivdr_deploy.serving.service import InferenceService
 from ivdr_deploy.serving.settings import ENDPOINT_LIMITS, ServiceSettings
 from ivdr_deploy.video.clips import Clips
-from ivdr_deploy.video.decode import VideoSource
+from ivdr_deploy.video.reader import VideoSource
 
 
 def send(service: InferenceService, video: bytes, **options: Any) -> tuple[int, dict[str, Any]]:

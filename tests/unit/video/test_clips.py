@@ -8,9 +8,8 @@ import pytest
 from videos import frame_number, numbered_video
 
 from ivdr_deploy.errors import VideoDecodeError, VideoLimitError
-from ivdr_deploy.spec import ClipSpec
+from ivdr_deploy.spec import ClipSpec, DecoderName
 from ivdr_deploy.video import VideoLimits, load_clips, load_frames, open_video
-from ivdr_deploy.video.decode import DecoderName
 from ivdr_deploy.video.preprocess import center_crop
 from ivdr_deploy.video.sampling import timeline, uniform_clips
 

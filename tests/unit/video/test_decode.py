@@ -25,8 +25,10 @@ from ivdr_deploy.errors import (
     VideoOpenError,
     VideoTimeoutError,
 )
+from ivdr_deploy.spec import DecoderName
 from ivdr_deploy.video import _pyav
-from ivdr_deploy.video.decode import DecoderName, VideoLimits, open_video
+from ivdr_deploy.video.decode import open_video
+from ivdr_deploy.video.reader import VideoLimits
 
 DECODERS: tuple[DecoderName, ...] = ("pyav", "opencv")
 NUM_FRAMES = 45
