@@ -108,7 +108,7 @@ def _onnxruntime() -> Finding:
 
         return f"onnxruntime {onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
 
-    fix = "pip install onnxruntime, or uninstall it and take 'ivdr-deploy[gpu]': the two share a folder"
+    fix = "pip install --force-reinstall --no-deps onnxruntime"
     return _package("runtime onnxruntime", describe, fix=fix)
 
 

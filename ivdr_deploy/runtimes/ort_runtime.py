@@ -106,7 +106,8 @@ def _require_built_with(provider: str) -> None:
     if provider not in available:
         raise MissingDependencyError(
             f"this onnxruntime {ort.__version__} has no {provider} (it has {', '.join(available)})",
-            hint="pip uninstall onnxruntime, then pip install 'ivdr-deploy[gpu]'; or use device 'cpu'",
+            hint="pip uninstall onnxruntime, then pip install --force-reinstall --no-deps onnxruntime-gpu; "
+            "or use device 'cpu'",
         )
 
 
