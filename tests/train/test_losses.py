@@ -28,7 +28,7 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
     )
 
 
-def approx(value: Tensor, expected: float) -> None:
+def assert_close(value: Tensor, expected: float) -> None:
     torch.testing.assert_close(value, torch.tensor(expected), **TOLERANCE)
 
 
@@ -38,18 +38,18 @@ def approx(value: Tensor, expected: float) -> None:
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.551445), (0.5, 0.239545)])
 def test_nt_xent_of_orthogonal_videos(temperature: float, expected: float) -> None:
     views = basis(0, 1)
-    approx(losses.nt_xent(views, views, temperature=temperature), expected)
+    assert_close(losses.nt_xent(views, views, temperature=temperature), expected)
 
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_nt_xent_of_equal_vectors_is_the_log_of_the_candidates(count: int) -> None:
     same = basis(0).expand(count, -1)
-    approx(losses.nt_xent(same, same, temperature=0.3), math.log(2 * count - 1))
+    assert_close(losses.nt_xent(same, same, temperature=0.3), math.log(2 * count - 1))
 
 
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.632443), (0.5, 0.361123)])
 def test_nt_xent_of_vectors_at_angles(temperature: float, expected: float) -> None:
-    approx(losses.nt_xent(angles(0, 90), angles(30, 120), temperature=temperature), expected)
+    assert_close(losses.nt_xent(angles(0, 90), angles(30, 120), temperature=temperature), expected)
 
 
 def test_nt_xent_equals_a_loop_over_rows() -> None:
@@ -59,11 +59,11 @@ def test_nt_xent_equals_a_loop_over_rows() -> None:
     for i in range(10):
         exponents = [math.exp(float(rows[i] @ rows[j]) / temperature) for j in range(10) if j != i]
         total -= math.log(math.exp(float(rows[i] @ rows[(i + 5) % 10]) / temperature) / sum(exponents))
-    approx(losses.nt_xent(a0, a1, temperature=temperature), total / 10)
+    assert_close(losses.nt_xent(a0, a1, temperature=temperature), total / 10)
 
 
 def test_info_nce_queue_of_orthogonal_entries() -> None:
-    approx(losses.info_nce_queue(basis(0), basis(0), basis(1, 2), temperature=1.0), 0.551445)
+    assert_close(losses.info_nce_queue(basis(0), basis(0), basis(1, 2), temperature=1.0), 0.551445)
 
 
 def test_ignored_queue_entries_are_no_negatives() -> None:
@@ -71,20 +71,20 @@ def test_ignored_queue_entries_are_no_negatives() -> None:
     ignore = torch.zeros(3, 6, dtype=torch.bool)
     ignore[:, 4:] = True
     masked = losses.info_nce_queue(q, k, queue, temperature=0.1, ignore=ignore)
-    approx(masked, float(losses.info_nce_queue(q, k, queue[:4], temperature=0.1)))
+    assert_close(masked, float(losses.info_nce_queue(q, k, queue[:4], temperature=0.1)))
 
 
 @pytest.mark.parametrize(("temperature", "expected"), [(0.5, 0.551445), (0.07, 0.0015797)])
 def test_temporal_coherence_of_orthogonal_slots(temperature: float, expected: float) -> None:
     slots = torch.stack([basis(0, 1), basis(2, 3)])
-    approx(losses.temporal_coherent(slots, slots, temperature=temperature), expected)
+    assert_close(losses.temporal_coherent(slots, slots, temperature=temperature), expected)
 
 
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.390494), (0.5, 0.108102)])
 def test_temporal_coherence_of_slots_at_angles(temperature: float, expected: float) -> None:
     first = torch.stack([angles(0, 60), angles(180, 240)])
     second = torch.stack([angles(20, 80), angles(200, 260)])
-    approx(losses.temporal_coherent(first, second, temperature=temperature), expected)
+    assert_close(losses.temporal_coherent(first, second, temperature=temperature), expected)
 
 
 def test_mean_over_slot_pairs_is_the_product_of_slot_means() -> None:
@@ -101,25 +101,25 @@ def sr(q: Tensor, p: Tensor, *, theta: float, clamp: float | None = None) -> Ten
 
 
 def test_rank_loss_of_a_perfect_pair() -> None:
-    approx(sr(basis(0, 1), basis(0, 1), theta=0.5), 0.126928)
+    assert_close(sr(basis(0, 1), basis(0, 1), theta=0.5), 0.126928)
 
 
 @pytest.mark.parametrize("slots", [2, 3, 4])
 def test_rank_loss_of_collapsed_slots_is_ln_2(slots: int) -> None:
     same = basis(0).expand(slots, -1)
-    approx(sr(same, same, theta=0.05, clamp=5.0), math.log(2))
+    assert_close(sr(same, same, theta=0.05, clamp=5.0), math.log(2))
 
 
 @pytest.mark.parametrize(
     ("theta", "clamp", "expected"), [(0.5, None, 1.410038), (0.05, 5.0, 2.849931), (0.05, None, 10.346574)]
 )
 def test_rank_loss_of_swapped_slots(theta: float, clamp: float | None, expected: float) -> None:
-    approx(sr(basis(0, 1), basis(1, 0), theta=theta, clamp=clamp), expected)
+    assert_close(sr(basis(0, 1), basis(1, 0), theta=theta, clamp=clamp), expected)
 
 
 @pytest.mark.parametrize(("theta", "expected"), [(1.0, 0.404323), (0.5, 0.228209)])
 def test_rank_loss_of_slots_at_angles(theta: float, expected: float) -> None:
-    approx(sr(angles(0, 90), angles(20, 80), theta=theta), expected)
+    assert_close(sr(angles(0, 90), angles(20, 80), theta=theta), expected)
 
 
 @pytest.mark.parametrize(
@@ -127,12 +127,12 @@ def test_rank_loss_of_slots_at_angles(theta: float, expected: float) -> None:
     [(1.0, None, 0.902441), (0.5, None, 1.174753), (0.05, 5.0, 3.533296), (0.05, None, 8.264323)],
 )
 def test_rank_loss_of_misranked_slots(theta: float, clamp: float | None, expected: float) -> None:
-    approx(sr(angles(0, 90), angles(70, 10), theta=theta, clamp=clamp), expected)
+    assert_close(sr(angles(0, 90), angles(70, 10), theta=theta, clamp=clamp), expected)
 
 
 @pytest.mark.parametrize(("theta", "expected"), [(1.0, 0.417480), (0.5, 0.267705)])
 def test_rank_loss_of_three_slots(theta: float, expected: float) -> None:
-    approx(sr(angles(0, 60, 120), angles(10, 70, 110), theta=theta), expected)
+    assert_close(sr(angles(0, 60, 120), angles(10, 70, 110), theta=theta), expected)
 
 
 @pytest.mark.parametrize("clamp", [None, 5.0])
@@ -148,7 +148,7 @@ def test_rank_loss_equals_a_loop_over_comparisons(slots: int, clamp: float | Non
                 margin = float(u[r] @ u[s] - u[r] @ u[partner]) / theta
                 total += math.log1p(math.exp(min(margin, clamp) if clamp else margin))
     expected = total / (3 * 2 * slots * (2 * slots - 2))
-    approx(losses.shuffle_rank(q, p, theta=theta, clamp=clamp), expected)
+    assert_close(losses.shuffle_rank(q, p, theta=theta, clamp=clamp), expected)
 
 
 def test_comparisons_beyond_the_clamp_have_no_gradient() -> None:
