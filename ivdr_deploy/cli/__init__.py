@@ -16,6 +16,7 @@ from ivdr_deploy.cli import archive, bench, doctor, export, predict, score, serv
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    rich_markup_mode=None,  # boxes around the help cost a third of its time
     pretty_exceptions_enable=False,  # a defect shows Python's own traceback, which can be pasted whole
     help="From unlabelled video to an action-recognition endpoint that can be trusted.",
 )
@@ -37,15 +38,15 @@ def _options(
 
 
 # Commands are registered in the order of the journey; `ivdr --help` lists them so.
-app.command()(export.export)
-app.command()(export.verify)
-app.command()(predict.predict)
-app.command()(archive.archive)
-app.command()(serve.serve)
-app.command()(score.score)
-app.command()(bench.bench)
-app.command()(export.show)
-app.command()(doctor.doctor)
+app.command(short_help="Turn a checkpoint into a bundle.")(export.export)
+app.command(short_help="Compare a bundle's models with the trained one.")(export.verify)
+app.command(short_help="Label videos.")(predict.predict)
+app.command(short_help="Pack a bundle for TorchServe.")(archive.archive)
+app.command(short_help="Run TorchServe here, ready when it is right.")(serve.serve)
+app.command(short_help="Score a collection into a Parquet table.")(score.score)
+app.command(short_help="Measure latency, from the file to the label.")(bench.bench)
+app.command(short_help="Show what an artifact says about itself.")(export.show)
+app.command(short_help="Say what this machine has and lacks.")(doctor.doctor)
 
 
 def main(arguments: list[str] | None = None) -> Any:
