@@ -4,41 +4,18 @@ import json
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from contexts import make_context
 from ivdr_handler import IvdrHandler
 from videos import numbered_video
 
 from ivdr_deploy.pipeline import VideoPredictor
-from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.loading import open_model
-from ivdr_deploy.serving.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def make_context(model_dir: Path, rows: list[dict[str, Any]], *, describe: int | None = None) -> Any:
-    """TorchServe's own context and metrics, as a worker makes them for one batch."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # TorchServe leaves its own files open
-        import ts
-        from ts.context import Context, RequestProcessor
-        from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
-
-        metrics = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
-        metrics.initialize_cache()
-    metrics.model_name = "tiny"
-    config = {"handler": to_dict(ServiceSettings(top_k=2))}
-    context = Context(
-        "tiny", str(model_dir), None, 4, None, "0.12", metrics=metrics, model_yaml_config=config
-    )
-    headers = [{"describe": "True"} if i == describe else {} for i in range(len(rows))]
-    context.request_processor = [RequestProcessor(header) for header in headers]
-    context.request_ids = metrics.request_ids = {i: f"request-{i}" for i in range(len(rows))}
-    return context
 
 
 @pytest.fixture(scope="module")

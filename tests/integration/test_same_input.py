@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import make_tiny_bundle
+from contexts import make_context
 from ivdr_handler import IvdrHandler
 
 from ivdr_deploy.cli import main
 from ivdr_deploy.datalist import read_video_list
 from ivdr_deploy.runtimes import loading
 from ivdr_deploy.runtimes.base import LoadedModel
-from ivdr_deploy.serving.service import InferenceService
-from ivdr_deploy.serving.settings import ServiceSettings
 from ivdr_deploy.spec import ClipSpec
 from train.data import cache_videos
 from train.evaluate import evaluate_model
@@ -103,15 +102,18 @@ def test_the_same_tensor_reaches_the_network_everywhere(
     ivdr("score", bundle, shared_data / name, "-o", tmp_path / "scores")
     assert taken(heard) == training
 
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "bundle").symlink_to(bundle)
     handler = IvdrHandler()
-    handler._service = InferenceService.open(bundle, ServiceSettings(num_clips=CLIP.num_clips))
-    taken(heard)
+    handler.initialize(make_context(tmp_path / "model", []))
     for start in range(0, len(paths), 5):
-        answers = handler._service.handle([{"body": path.read_bytes()} for path in paths[start : start + 5]])
-        assert [answer.status for answer in answers] == [200] * len(answers)
+        rows = [{"body": path.read_bytes()} for path in paths[start : start + 5]]
+        context = make_context(tmp_path / "model", rows)
+        handler.handle(rows, context)
+        assert [context.get_response_status(i)[0] for i in range(len(rows))] == [200] * len(rows)
     assert taken(heard) == training
 
-    if videos.items[0].label is not None and name != "demo":
+    if videos.labels:
         model = loading.open_model(bundle)
         with model.runtime:
             evaluate_model(model, videos)
