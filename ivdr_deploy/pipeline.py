@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -174,8 +173,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
-
-
-def describe_source(source: VideoSource) -> str:
-    """Name a source in a message: its path, or its size when it is bytes."""
-    return str(source) if isinstance(source, str | Path) else f"{len(source)} bytes"

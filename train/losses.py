@@ -91,11 +91,6 @@ def info_nce_queue(
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
-def random_permutations(count: int, segments: int, *, generator: torch.Generator) -> Tensor:
-    """Draw one uniform permutation of the segments per video, the identity included: int64 (B, S)."""
-    return torch.rand(count, segments, generator=generator, device=generator.device).argsort(dim=1)
-
-
 def shuffle_segments(video: Tensor, permutation: Tensor) -> Tensor:
     """Reorder the segments of every clip; frames inside a segment keep their order.
 
