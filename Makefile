@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml
 install: $(STAMP) ## make .venv with everything the demo and the tests need
 
 demo: $(STAMP) ## the whole journey, from videos to a served label (DATA=DIR for real clips)
-	$(BIN)/python -m train.demo $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python -m examples.demo $(if $(DATA),--data "$(DATA)")
 
 test: $(STAMP) ## all tests; those for a GPU are skipped where there is none
 	$(BIN)/python -m pytest

@@ -16,7 +16,7 @@ class IvdrHandler:
 
     def initialize(self, context: Any) -> None:
         """Load the bundle that lies in the archive; the worker is READY only if the golden clips agree."""
-        from ivdr_deploy.serving.service import InferenceService
+        from ivdr_deploy.serving.core.service import InferenceService
 
         bundle = Path(context.system_properties["model_dir"]) / "bundle"
         self._service = InferenceService.from_config(bundle, context.model_yaml_config["handler"])

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ivdr_deploy.errors import ConfigError, VideoError
-from ivdr_deploy.runtimes.base import MAX_BATCH, LoadedModel, check_batch
-from ivdr_deploy.spec import DecoderName
+from ivdr_deploy.runtimes.base import LoadedModel, check_batch
+from ivdr_deploy.spec import MAX_BATCH, DecoderName
 from ivdr_deploy.video.clips import Clips, load_clips
 from ivdr_deploy.video.reader import VideoInfo, VideoLimits, VideoSource
 

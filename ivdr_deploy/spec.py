@@ -20,6 +20,12 @@ FORMAT_VERSION = 1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+INPUT_NAME = "video"
+"""Name of the network's one input in every exported file."""
+
+MAX_BATCH = 64
+"""Clips in one call of a runtime: the upper bound of the exported batch axis."""
+
 OUTPUT_NAMES = ("logits", "feature", "inter", "intra")
 """Every output a network can have, in the order in which they are exported."""
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ivdr_deploy.bundle import MANIFEST_FILE, file_entry, read_manifest, write_manifest
-from ivdr_deploy.checkpoint import save_checkpoint
+from ivdr_deploy.artifacts.bundle import MANIFEST_FILE, file_entry, read_manifest, write_manifest
+from ivdr_deploy.artifacts.checkpoint import save_checkpoint
 from ivdr_deploy.models.network import VideoModel, build_model
 from ivdr_deploy.spec import CheckpointInfo, ClipSpec, ModelSpec, TrainingState
 

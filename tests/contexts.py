@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ivdr_deploy.records import to_dict
-from ivdr_deploy.serving.settings import ServiceSettings
+from ivdr_deploy.serving.core.settings import ServiceSettings
 
 
 def make_context(

@@ -10,62 +10,64 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVES = {
-    "errors",
-    "records",
-    "spec",
-    "_files",
-    "_optional",
-    "_console",
-    "environment",
-    "datalist",
-    "metrics",
+LAYERS: tuple[set[str], ...] = (
+    {"errors", "_files", "environment"},
+    {"records", "_optional", "_console"},
+    {"spec"},
+    {"datasets", "video", "models"},
+    {"artifacts"},
+    {"decoding", "runtimes"},
+    {"batching"},
+    {"pipeline"},
+    {"evaluation", "serving.core", "serving.client", "scoring", "benchmarks"},
+    {"export", "serving.torchserve"},
+    {"api"},
+    {"cli"},
+)
+"""Parts of ivdr_deploy from the bottom up. A part imports what stands on lower lines, and itself."""
+
+USERS: dict[str, set[str]] = {
+    "train": {
+        "evaluation",
+        "pipeline",
+        "batching",
+        "decoding",
+        "runtimes",
+        "artifacts",
+        "datasets",
+        "video",
+        "models",
+    },
+    "handlers": {"serving.core", "serving.torchserve"},
 }
-RUNTIMES = LEAVES | {"models", "checkpoint", "bundle", "runtimes"}
-PIPELINE = LEAVES | {"video", "runtimes", "pipeline"}
-SERVICES = PIPELINE | {"bundle", "checkpoint"}
+"""Folders outside the package, and the parts that they may import besides those of the first three lines.
+``examples`` may import everything; nothing imports ``train``, ``handlers``, ``examples`` or ``cli``."""
 
-ALLOWED: dict[str, set[str]] = {
-    "__init__": set(),
-    "errors": set(),
-    "records": {"errors"},
-    "spec": {"errors", "records"},
-    "_files": set(),
-    "_optional": {"errors"},
-    "environment": set(),
-    "_console": {"errors"},
-    "datalist": {"errors", "_files"},
-    "metrics": {"errors"},
-    "video": {"errors", "records", "spec", "_optional", "video"},
-    "models": {"errors", "records", "spec", "_optional", "models"},
-    "checkpoint": {"errors", "records", "spec", "_files", "models"},
-    "bundle": {"errors", "records", "spec", "_files"},
-    "runtimes": RUNTIMES,
-    "pipeline": PIPELINE - {"datalist", "metrics", "_console", "environment"},
-    "export": RUNTIMES | PIPELINE | {"export"},
-    "serving": SERVICES | {"serving"},
-    "scoring": SERVICES | {"scoring"},
-    "benchmarks": SERVICES | {"benchmarks"},
-    "train": SERVICES | {"models"},
-    "handlers": {"serving"},
+NEVER_MODELS = {
+    "pipeline",
+    "batching",
+    "decoding",
+    "serving.core",
+    "serving.torchserve",
+    "serving.client",
+    "scoring",
 }
-"""Part -> parts of ivdr_deploy that it may import, anywhere in its code. ``cli`` and ``train.demo`` may import all."""
+"""They run what was exported: none of them needs the network's definition, or torch."""
 
 
-def _sources() -> list[Path]:
-    return [
-        path
-        for folder in ("ivdr_deploy", "train", "handlers")
-        for path in sorted((ROOT / folder).rglob("*.py"))
-    ]
+def _sources(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def _part(path: Path) -> str:
     """Name the part of the project that a file belongs to."""
-    relative = path.relative_to(ROOT)
-    if relative.parts[0] != "ivdr_deploy":
-        return "train.demo" if relative.parts[:2] == ("train", "demo") else relative.parts[0]
-    return relative.parts[1] if len(relative.parts) > 2 else relative.stem
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] != "ivdr_deploy":
+        return parts[0]
+    inside = parts[1:]
+    if inside[0] == "serving" and len(inside) > 1:
+        return "serving" if inside[1] == "__init__" else f"serving.{inside[1]}"
+    return inside[0]
 
 
 def _imports(tree: ast.AST) -> set[str]:
@@ -79,35 +81,58 @@ def _imports(tree: ast.AST) -> set[str]:
     return names
 
 
-def _project_parts(names: set[str]) -> set[str]:
-    parts = {name.split(".")[1] for name in names if name.startswith("ivdr_deploy.")}
-    parts = {
-        part
-        for part in parts
-        if (ROOT / "ivdr_deploy" / part).is_dir() or (ROOT / "ivdr_deploy" / f"{part}.py").is_file()
-    }
-    return parts | {name.split(".")[0] for name in names if name.split(".")[0] in {"train", "handlers"}}
+def _project_parts(path: Path) -> set[str]:
+    """Return the parts that a file imports, its own excepted."""
+    found = set()
+    for name in _imports(ast.parse(path.read_text())):
+        words = name.split(".")
+        if words[0] in {"train", "handlers", "examples"}:
+            found.add(words[0])
+        elif words[0] == "ivdr_deploy" and len(words) > 1:
+            part = ".".join(words[1:3]) if words[1] == "serving" else words[1]
+            if (ROOT / "ivdr_deploy" / part.replace(".", "/")).is_dir() or (
+                ROOT / "ivdr_deploy" / f"{part.replace('.', '/')}.py"
+            ).is_file():
+                found.add(part)
+    return found - {_part(path), "serving"}
 
 
-@pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", _sources("ivdr_deploy", "train", "handlers"), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_imports_point_one_way(path: Path) -> None:
     part = _part(path)
-    if part in {"cli", "train.demo"}:
-        assert "handlers" not in _project_parts(_imports(ast.parse(path.read_text())))
-        return
-    found = _project_parts(_imports(ast.parse(path.read_text()))) - {"train" if part == "train" else ""}
-    assert found <= ALLOWED[part], f"{path.name} ({part}) must not import {sorted(found - ALLOWED[part])}"
+    base = set().union(*LAYERS[:3])
+    if part in USERS:
+        allowed = base | USERS[part]
+    elif part in {"__init__", "serving"}:
+        allowed = {"api"} if part == "__init__" else set()
+    else:
+        (level,) = [index for index, layer in enumerate(LAYERS) if part in layer]
+        allowed = set().union(*LAYERS[:level])
+    if part in NEVER_MODELS:
+        allowed -= {"models"}
+    found = _project_parts(path)
+    assert found <= allowed, f"{path.name} ({part}) must not import {sorted(found - allowed)}"
 
 
-def test_every_part_has_a_rule() -> None:
-    assert {_part(path) for path in _sources()} == set(ALLOWED) | {"cli", "train.demo"}
+def test_every_part_has_a_place() -> None:
+    parts = {_part(path) for path in _sources("ivdr_deploy")} - {"__init__", "serving"}
+    assert parts <= set().union(*LAYERS)
+
+
+@pytest.mark.parametrize("path", [p for p in _sources("ivdr_deploy") if _part(p) in NEVER_MODELS], ids=str)
+def test_what_serves_never_imports_torch(path: Path) -> None:
+    assert not {
+        name for name in _imports(ast.parse(path.read_text())) if name.split(".")[0].startswith("torch")
+    }
 
 
 def test_normalisation_numbers_stand_in_the_contract_only() -> None:
     numbers = {0.485, 0.456, 0.406, 0.229, 0.224, 0.225}
     places = {
         path.name
-        for path in _sources()
+        for path in _sources("ivdr_deploy", "train", "handlers", "examples")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and node.value in numbers
     }

@@ -26,7 +26,7 @@ class DataConfig:
     """Where the videos are."""
 
     train: str
-    """List of training videos: a folder, a csv or a text list, see ``ivdr_deploy.datalist``."""
+    """List of training videos: a folder, a csv or a text list, see ``ivdr_deploy.datasets.lists``."""
 
     test: str = ""
     """Labelled list on which a fine-tuned model is measured at the end; empty: none."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from ivdr_deploy._console import progress
 from ivdr_deploy._files import atomic_path
-from ivdr_deploy.datalist import VideoItem, VideoList
+from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.errors import DataError, VideoError
 from ivdr_deploy.spec import ClipSpec, canonical_json
 from ivdr_deploy.video.clips import load_frames

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ivdr_deploy._console import progress
-from ivdr_deploy.datalist import VideoList, read_video_list
+from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import CheckpointError, DataError
-from ivdr_deploy.metrics import Accuracy, clip_accuracy, per_class_accuracy, video_accuracy
+from ivdr_deploy.evaluation.metrics import Accuracy, clip_accuracy, per_class_accuracy, video_accuracy
 from ivdr_deploy.models.network import VideoModel
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.base import LoadedModel

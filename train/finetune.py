@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ivdr_deploy.checkpoint import load_checkpoint
-from ivdr_deploy.datalist import VideoList, read_video_list
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import CheckpointError, DataError
 from ivdr_deploy.models.network import VideoModel, build_model
 from ivdr_deploy.spec import CheckpointInfo, ClipSpec, ModelSpec, TrainingState

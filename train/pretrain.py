@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ivdr_deploy.datalist import read_video_list
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.models.network import build_model
 from ivdr_deploy.spec import TrainingState
 from ivdr_deploy.video.sampling import random_centre_clip

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ivdr_deploy._console import console, progress
-from ivdr_deploy.checkpoint import save_checkpoint
-from ivdr_deploy.datalist import VideoList
+from ivdr_deploy.artifacts.checkpoint import save_checkpoint
+from ivdr_deploy.datasets.lists import VideoList
 from ivdr_deploy.environment import git_revision, package_versions
 from ivdr_deploy.errors import ConfigError, MissingDependencyError
 from ivdr_deploy.models.network import VideoModel

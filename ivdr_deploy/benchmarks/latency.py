@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ivdr_deploy.benchmarks.timing import Clock, time_ms, time_pair
-from ivdr_deploy.datalist import VideoItem, VideoList
+from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.errors import ConfigError, DataError, ParityError, VideoError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.base import LoadedModel

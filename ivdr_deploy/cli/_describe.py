@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ivdr_deploy.bundle import MANIFEST_FILE, open_bundle
+from ivdr_deploy.artifacts.bundle import MANIFEST_FILE, open_bundle
 from ivdr_deploy.errors import ArtifactError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import ArtifactManifest
@@ -69,7 +69,7 @@ def _describe_bundle(path: Path) -> Description:
 
 
 def _describe_checkpoint(path: Path) -> Description:
-    from ivdr_deploy.checkpoint import read_checkpoint_info
+    from ivdr_deploy.artifacts.checkpoint import read_checkpoint_info
 
     info = read_checkpoint_info(path)
     values = {
@@ -83,7 +83,7 @@ def _describe_checkpoint(path: Path) -> Description:
 def _describe_onnx(path: Path) -> Description:
     import onnx
 
-    from ivdr_deploy.runtimes.onnx_metadata import OnnxMetadata
+    from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 
     try:
         proto = onnx.load_model(path, load_external_data=False)
@@ -100,7 +100,7 @@ def _describe_onnx(path: Path) -> Description:
 
 
 def _describe_engine(path: Path) -> Description:
-    from ivdr_deploy.runtimes.engine import read_sidecar
+    from ivdr_deploy.artifacts.sidecar import read_sidecar
 
     return Description(kind="TensorRT plan", values=to_dict(read_sidecar(path)))
 
@@ -115,7 +115,7 @@ def _describe_json(path: Path) -> Description:
 
 
 def _describe_archive(path: Path) -> Description:
-    from ivdr_deploy.serving.archive import open_archive
+    from ivdr_deploy.serving.torchserve.archive import open_archive
 
     archive = open_archive(path)
     values = {**_manifest_values(archive.manifest), "settings": to_dict(archive.settings)}

@@ -24,8 +24,8 @@ def archive(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Pack a bundle, its settings and the handler into MODEL_STORE/NAME.mar, and check what was packed."""
-    from ivdr_deploy.serving.archive import build_archive
-    from ivdr_deploy.serving.settings import EndpointSettings, read_settings
+    from ivdr_deploy.serving.core.settings import EndpointSettings, read_settings
+    from ivdr_deploy.serving.torchserve.archive import build_archive
 
     settings = read_settings(config) if config else EndpointSettings()
     service = settings.service

@@ -32,7 +32,7 @@ def bench(
     """
     from ivdr_deploy.benchmarks.latency import measure
     from ivdr_deploy.benchmarks.report import build_report, render_report, write_report
-    from ivdr_deploy.datalist import read_video_list
+    from ivdr_deploy.datasets.lists import read_video_list
     from ivdr_deploy.runtimes.loading import open_model
 
     videos = read_video_list(data)

@@ -13,8 +13,8 @@ from ivdr_deploy._console import console, done, print_json, progress
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ivdr_deploy.export.verify import ModelReport, VerifyReport
-    from ivdr_deploy.metrics import Accuracy
+    from ivdr_deploy.evaluation.metrics import Accuracy
+    from ivdr_deploy.evaluation.verify import ModelReport, VerifyReport
     from ivdr_deploy.spec import OutputParity
 
 
@@ -71,7 +71,7 @@ def verify(
 
     Exit code 1 says FAIL, or that some videos could not be used.
     """
-    from ivdr_deploy.export.verify import verify_bundle
+    from ivdr_deploy.evaluation.verify import verify_bundle
 
     report = verify_bundle(
         bundle,

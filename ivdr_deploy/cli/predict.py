@@ -61,7 +61,7 @@ def predict(
 
 
 def _expand(paths: list[Path]) -> Iterator[Path]:
-    from ivdr_deploy.datalist import read_video_list
+    from ivdr_deploy.datasets.lists import read_video_list
 
     for path in paths:
         if path.is_dir():

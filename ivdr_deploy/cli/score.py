@@ -40,7 +40,7 @@ def score(
 
     Stop it whenever you like: the same command goes on where it stopped. Exit code 1: some videos failed.
     """
-    from ivdr_deploy.datalist import read_video_list
+    from ivdr_deploy.datasets.lists import read_video_list
     from ivdr_deploy.pipeline import VideoPredictor
     from ivdr_deploy.runtimes.loading import open_model
     from ivdr_deploy.scoring import ScoreOptions

@@ -13,7 +13,7 @@ import typer
 from ivdr_deploy._console import console, done, print_json
 
 if TYPE_CHECKING:
-    from ivdr_deploy.serving.server import TorchServeProcess
+    from ivdr_deploy.serving.torchserve.process import TorchServeProcess
 
 
 def serve(
@@ -31,8 +31,8 @@ def serve(
     ] = False,
 ) -> None:
     """Run TorchServe on this machine until Ctrl-C; READY means that the golden clips agree."""
-    from ivdr_deploy.serving import server as servers
-    from ivdr_deploy.serving.server_config import Ports
+    from ivdr_deploy.serving.torchserve import process as servers
+    from ivdr_deploy.serving.torchserve.config import Ports
 
     server = servers.serve(source, run_dir=run_dir, ports=Ports.starting_at(port))
     console.print(f"the same by hand:\n{server.command_line}\n", style="dim", markup=False)

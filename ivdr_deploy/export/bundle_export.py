@@ -15,7 +15,7 @@ import numpy as np
 
 from ivdr_deploy import __version__
 from ivdr_deploy._files import atomic_directory
-from ivdr_deploy.bundle import (
+from ivdr_deploy.artifacts.bundle import (
     GOLDEN_FILE,
     MANIFEST_FILE,
     MODEL_CARD_FILE,
@@ -26,11 +26,11 @@ from ivdr_deploy.bundle import (
     write_golden,
     write_manifest,
 )
-from ivdr_deploy.checkpoint import Checkpoint, load_checkpoint
+from ivdr_deploy.artifacts.checkpoint import Checkpoint, load_checkpoint
+from ivdr_deploy.artifacts.model_card import render_model_card
+from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.errors import ArtifactError, ConfigError, ExportError
-from ivdr_deploy.export.model_card import render_model_card
 from ivdr_deploy.export.parity import check_parity, reference_outputs
-from ivdr_deploy.runtimes.onnx_metadata import OnnxMetadata
 from ivdr_deploy.spec import (
     OUTPUT_NAMES,
     ArtifactManifest,

@@ -8,11 +8,10 @@ from pathlib import Path
 import onnx
 import torch
 
+from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.errors import ExportError
 from ivdr_deploy.models.network import ExportNetwork, VideoModel
-from ivdr_deploy.runtimes.base import INPUT_NAME, MAX_BATCH
-from ivdr_deploy.runtimes.onnx_metadata import OnnxMetadata
-from ivdr_deploy.spec import ClipSpec
+from ivdr_deploy.spec import INPUT_NAME, MAX_BATCH, ClipSpec
 
 OPSET = 20
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from ivdr_deploy._files import sha256_file
+from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
+from ivdr_deploy.artifacts.sidecar import EXTRAS, BatchProfile, EngineInfo, Provider, write_sidecar
 from ivdr_deploy.errors import ConfigError, ExportError, MissingDependencyError
-from ivdr_deploy.runtimes.base import INPUT_NAME, MAX_BATCH
-from ivdr_deploy.runtimes.engine import EXTRAS, BatchProfile, EngineInfo, Provider, write_sidecar
-from ivdr_deploy.runtimes.onnx_metadata import OnnxMetadata
 from ivdr_deploy.runtimes.trt_logger import make_logger
+from ivdr_deploy.spec import INPUT_NAME, MAX_BATCH
 
 DEFAULT_COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 """What TensorRT-RTX builds for unless told: Ampere, Ada, Blackwell. Turing (7.5) has no fp32 3-D

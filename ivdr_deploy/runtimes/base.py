@@ -13,12 +13,6 @@ import numpy as np
 from ivdr_deploy.errors import ClipShapeError
 from ivdr_deploy.spec import ClipSpec, Precision, RuntimeName
 
-INPUT_NAME = "video"
-"""Name of the network's one input in every exported file."""
-
-MAX_BATCH = 64
-"""Clips in one call of a runtime: the upper bound of the exported batch axis."""
-
 
 class Runtime(Protocol):
     """Executes one network. Safe to call from one thread at a time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ivdr_deploy.bundle import Bundle, open_bundle
+from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.errors import ArtifactError, ConfigError, ContractMismatchError, GoldenMismatchError
 from ivdr_deploy.runtimes.base import LoadedModel, Runtime
 from ivdr_deploy.runtimes.compare import compare_outputs, describe_failures
@@ -77,7 +77,7 @@ def open_runtime(
     """Open one of a bundle's models without replaying the golden clips; raises as ``open_model`` does."""
     manifest, path = bundle.manifest, bundle.model_file(runtime, precision)
     if runtime == "torch":
-        from ivdr_deploy.checkpoint import load_checkpoint
+        from ivdr_deploy.artifacts.checkpoint import load_checkpoint
         from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
 
         model = load_checkpoint(path, expected_clip=manifest.clip).model
@@ -147,7 +147,7 @@ def _open_from_bundle(
 
 
 def _open_checkpoint(path: Path, *, device: Device, threads: int | None) -> LoadedModel:
-    from ivdr_deploy.checkpoint import load_checkpoint
+    from ivdr_deploy.artifacts.checkpoint import load_checkpoint
     from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
 
     checkpoint = load_checkpoint(path)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.errors import ArtifactError, ConfigError, ContractMismatchError, MissingDependencyError
-from ivdr_deploy.runtimes.base import INPUT_NAME, Runtime, check_batch
-from ivdr_deploy.runtimes.onnx_metadata import OnnxMetadata
-from ivdr_deploy.spec import ClipSpec, Device, Precision
+from ivdr_deploy.runtimes.base import Runtime, check_batch
+from ivdr_deploy.spec import INPUT_NAME, ClipSpec, Device, Precision
 
 _PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

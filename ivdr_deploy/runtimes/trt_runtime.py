@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from ivdr_deploy._optional import require
+from ivdr_deploy.artifacts.sidecar import EXTRAS, EngineInfo, read_sidecar
 from ivdr_deploy.errors import ArtifactError, ConfigError, EngineIncompatibleError
-from ivdr_deploy.runtimes.base import INPUT_NAME, Runtime, check_batch
-from ivdr_deploy.runtimes.engine import EXTRAS, EngineInfo, read_sidecar
+from ivdr_deploy.runtimes.base import Runtime, check_batch
 from ivdr_deploy.runtimes.torch_runtime import batch_tensor
 from ivdr_deploy.runtimes.trt_logger import make_logger
-from ivdr_deploy.spec import ClipSpec, Device
+from ivdr_deploy.spec import INPUT_NAME, ClipSpec, Device
 
 _REBUILD = "build it again here: `ivdr export CHECKPOINT -o BUNDLE --trt`"
 

@@ -11,14 +11,15 @@ from typing import Any
 
 from ivdr_deploy import __version__
 from ivdr_deploy._files import sha256_file
-from ivdr_deploy.bundle import open_bundle
-from ivdr_deploy.datalist import VideoItem, VideoList
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.pipeline import Outcome, VideoPredictor
 from ivdr_deploy.records import to_dict
-from ivdr_deploy.runtimes.base import MAX_BATCH, LoadedModel
+from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.scoring.plan import RunPlan, ScoreOptions, shard_videos, video_id
 from ivdr_deploy.scoring.sink import open_sink
+from ivdr_deploy.spec import MAX_BATCH
 
 Row = Mapping[str, Any]
 Track = Callable[[Iterator[Row], int], Iterable[Row]]

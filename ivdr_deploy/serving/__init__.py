@@ -1,1 +1,1 @@
-"""The endpoint: a server-free core (``service``), and the real TorchServe around it (``server``)."""
+"""The endpoint: a core without a server (``core``), one folder for each server around it, and a client."""

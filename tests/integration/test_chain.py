@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ivdr_deploy.bundle import open_bundle
+from examples.demo.figures import ACTIONS, make_figures
+from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.cli import main as ivdr
 from ivdr_deploy.errors import EngineIncompatibleError, MissingDependencyError
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.scoring import read_scores
 from train.__main__ import main as train
-from train.demo.figures import ACTIONS, make_figures
 
 SMALL = (
     "clip.num_frames=4",

@@ -9,8 +9,8 @@ import pytest
 
 from ivdr_deploy.cli import main
 from ivdr_deploy.scoring import read_scores
-from ivdr_deploy.serving.service import InferenceService
-from ivdr_deploy.serving.settings import ServiceSettings
+from ivdr_deploy.serving.core.service import InferenceService
+from ivdr_deploy.serving.core.settings import ServiceSettings
 
 REFUSED = {
     "audio_only.m4a": "no_video_stream",

@@ -14,7 +14,7 @@ from contexts import make_context
 from ivdr_handler import IvdrHandler
 
 from ivdr_deploy.cli import main
-from ivdr_deploy.datalist import read_video_list
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.runtimes import loading
 from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.spec import ClipSpec
@@ -62,7 +62,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return replace(model, runtime=Listening(model.runtime, digests))
 
     monkeypatch.setattr(loading, "open_model", opened)
-    monkeypatch.setattr("ivdr_deploy.serving.service.open_model", opened)
+    monkeypatch.setattr("ivdr_deploy.serving.core.service.open_model", opened)
     return digests
 
 

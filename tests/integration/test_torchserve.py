@@ -22,14 +22,14 @@ import psutil
 import pytest
 from videos import numbered_video
 
-from ivdr_deploy.bundle import open_bundle, write_manifest
+from ivdr_deploy.artifacts.bundle import open_bundle, write_manifest
 from ivdr_deploy.errors import ServerError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.loading import open_model
-from ivdr_deploy.serving.archive import build_archive
-from ivdr_deploy.serving.server import TorchServeProcess, serve
-from ivdr_deploy.serving.server_config import Ports, ServerConfig
-from ivdr_deploy.serving.settings import ENDPOINT_LIMITS, EndpointSettings, ServiceSettings
+from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, EndpointSettings, ServiceSettings
+from ivdr_deploy.serving.torchserve.archive import build_archive
+from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig
+from ivdr_deploy.serving.torchserve.process import TorchServeProcess, serve
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 

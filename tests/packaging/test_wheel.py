@@ -40,7 +40,7 @@ def test_installed_wheel_finds_its_handler_and_brings_no_training_code(wheel: Pa
         f"sys.path = [{str(site)!r}] + [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         "from importlib.util import find_spec\n"
-        "from ivdr_deploy.serving.archive import handler_source\n"
+        "from ivdr_deploy.serving.torchserve.archive import handler_source\n"
         "print(handler_source(), find_spec('train'))"
     )
     done = subprocess.run(

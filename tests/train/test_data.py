@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from videos import frame_number, numbered_video
 
-from ivdr_deploy.datalist import read_video_list
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import DataError
 from ivdr_deploy.spec import ClipSpec
 from ivdr_deploy.video.clips import load_clips

@@ -12,7 +12,7 @@ import pytest
 import torch
 from clips import write_set
 
-from ivdr_deploy.checkpoint import load_checkpoint
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
 from ivdr_deploy.spec import ClipSpec, ModelSpec
 from train.__main__ import main

@@ -10,8 +10,8 @@ from videos import numbered_video
 
 from ivdr_deploy.errors import ConfigError, NoVideoStreamError, VideoOpenError
 from ivdr_deploy.pipeline import VideoPredictor, softmax
-from ivdr_deploy.runtimes.base import MAX_BATCH
 from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.spec import MAX_BATCH
 from ivdr_deploy.video.clips import load_clips
 
 

@@ -10,7 +10,7 @@ from videos import numbered_video
 
 from ivdr_deploy.benchmarks.latency import measure
 from ivdr_deploy.cli import main
-from ivdr_deploy.datalist import VideoList, read_video_list
+from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import ConfigError, DataError, ParityError
 from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.runtimes.loading import open_model

@@ -8,7 +8,7 @@ import torch
 from bundles import TINY_CLIP, TINY_LABELS, make_tiny_checkpoint, reseal
 from videos import numbered_video
 
-from ivdr_deploy.bundle import open_bundle
+from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.cli import main
 
 
@@ -204,8 +204,8 @@ def test_show_reads_a_score_table(ivdr, tiny_bundle: Path, videos: Path, tmp_pat
 
 
 def test_show_reads_an_archive(ivdr, tiny_bundle: Path, tmp_path: Path) -> None:
-    from ivdr_deploy.serving.archive import build_archive
-    from ivdr_deploy.serving.settings import EndpointSettings
+    from ivdr_deploy.serving.core.settings import EndpointSettings
+    from ivdr_deploy.serving.torchserve.archive import build_archive
 
     archive = build_archive(tiny_bundle, model_store=tmp_path, settings=EndpointSettings())
     code, stdout, _ = ivdr("show", archive.path, "--json")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from bundles import TINY_CLIP, TINY_LABELS
 
-from ivdr_deploy.bundle import open_bundle
-from ivdr_deploy.checkpoint import load_checkpoint, read_checkpoint_info, save_checkpoint
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint, read_checkpoint_info, save_checkpoint
 from ivdr_deploy.errors import CheckpointError, ConfigError, ExportError, ParityError
 from ivdr_deploy.export.bundle_export import choose_outputs, export_bundle
 from ivdr_deploy.runtimes import compare

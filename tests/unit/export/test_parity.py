@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivdr_deploy.bundle import open_bundle
-from ivdr_deploy.checkpoint import load_checkpoint
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.errors import ExportError, ParityError
 from ivdr_deploy.export.parity import check_parity, reference_outputs
 from ivdr_deploy.runtimes.loading import open_runtime

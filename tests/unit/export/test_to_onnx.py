@@ -6,12 +6,12 @@ import pytest
 import torch
 from bundles import TINY_CLIP
 
-from ivdr_deploy.bundle import open_bundle
-from ivdr_deploy.checkpoint import load_checkpoint
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.export.to_onnx import OPSET, export_onnx
 from ivdr_deploy.models.network import build_model
 from ivdr_deploy.runtimes.compare import compare_outputs
-from ivdr_deploy.runtimes.onnx_metadata import OnnxMetadata
 from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
 from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
 from ivdr_deploy.spec import OUTPUT_NAMES, ClipSpec, ModelSpec

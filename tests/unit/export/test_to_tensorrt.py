@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ivdr_deploy._files import sha256_file
+from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
+from ivdr_deploy.artifacts.sidecar import read_sidecar
 from ivdr_deploy.errors import ConfigError, ExportError, MissingDependencyError
 from ivdr_deploy.export.to_tensorrt import DEFAULT_COMPUTE_CAPABILITIES, build_engine, choose_provider
-from ivdr_deploy.runtimes.engine import read_sidecar
-from ivdr_deploy.runtimes.onnx_metadata import OnnxMetadata
 from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
 
 needs_rtx = pytest.mark.skipif(

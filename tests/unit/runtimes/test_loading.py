@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bundles import TINY_CLIP, TINY_LABELS, make_tiny_checkpoint, reseal
 
-from ivdr_deploy.bundle import GOLDEN_FILE, open_bundle, write_golden
+from ivdr_deploy.artifacts.bundle import GOLDEN_FILE, open_bundle, write_golden
 from ivdr_deploy.errors import (
     ArtifactError,
     CheckpointError,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from bundles import TINY_CLIP, reseal
 
-from ivdr_deploy.bundle import file_entry, open_bundle, write_manifest
+from ivdr_deploy.artifacts.bundle import file_entry, open_bundle, write_manifest
+from ivdr_deploy.artifacts.sidecar import EngineInfo, read_sidecar, write_sidecar
 from ivdr_deploy.errors import ArtifactError, ConfigError, EngineIncompatibleError, MissingDependencyError
-from ivdr_deploy.runtimes.engine import EngineInfo, read_sidecar, write_sidecar
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.trt_runtime import TrtRuntime
 

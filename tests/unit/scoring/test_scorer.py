@@ -12,7 +12,7 @@ from bundles import TINY_LABELS, make_tiny_checkpoint
 from videos import numbered_video
 
 from ivdr_deploy.cli import main
-from ivdr_deploy.datalist import VideoList, read_video_list
+from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.loading import open_model

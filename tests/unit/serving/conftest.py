@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from videos import numbered_video
 
-from ivdr_deploy.serving.service import InferenceService
-from ivdr_deploy.serving.settings import ServiceSettings
+from ivdr_deploy.serving.core.service import InferenceService
+from ivdr_deploy.serving.core.settings import ServiceSettings
 
 
 @pytest.fixture(scope="package")

@@ -1,0 +1,1 @@
+"""The whole journey on small videos: ``python -m examples.demo``."""

@@ -1,0 +1,119 @@
+"""The model card: what was measured about a bundle, in words. Nothing in it is typed by hand."""
+
+from __future__ import annotations
+
+import json
+
+from ivdr_deploy.artifacts.bundle import stale_outputs
+from ivdr_deploy.records import to_dict
+from ivdr_deploy.spec import MAX_BATCH, ArtifactManifest
+
+_MEANING = {
+    "logits": "classifier, before softmax",
+    "feature": "globally pooled feature of the backbone",
+    "inter": "which video: mean of the slots, unit length",
+    "intra": "which moment: one unit vector per slot",
+}
+
+
+def render_model_card(manifest: ArtifactManifest, *, golden_clips: int) -> str:
+    """Write the card as Markdown.
+
+    Args:
+        manifest: Of the bundle.
+        golden_clips: Number of clips that the parity was measured on.
+    """
+    sections = [
+        _head(manifest),
+        _outputs(manifest),
+        _parity(manifest, golden_clips),
+        _training(manifest),
+        _limits(manifest),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _head(manifest: ArtifactManifest) -> str:
+    clip, created = manifest.clip, manifest.provenance.created_at
+    grid = f"{clip.target_fps:g} frames/s" if clip.target_fps else "the video's own rate"
+    return f"""# {manifest.name} {manifest.version}
+
+Backbone `{manifest.model.backbone}`, exported {created} by ivdr_deploy {manifest.ivdr_version}.
+
+## Input
+
+`video`: uint8 RGB `[N, {", ".join(map(str, clip.clip_shape))}]`, 1 to {MAX_BATCH} clips.
+From a video: {clip.num_clips} clips of {clip.num_frames} frames, every {clip.frame_stride} frames of {grid},
+shorter side {clip.short_side}, centre crop {clip.crop_size}. Normalisation is inside the network.
+
+Contract `{manifest.contract_hash}`"""
+
+
+def _outputs(manifest: ArtifactManifest) -> str:
+    stale = stale_outputs(manifest)
+    rows = [
+        f"| `{output.name}` | `[N, {', '.join(map(str, output.shape))}]` | {_MEANING[output.name]}"
+        f"{' (**stale**: its head was not trained with this backbone)' if output.name in stale else ''} |"
+        for output in manifest.outputs
+    ]
+    text = "## Outputs\n\n| name | shape | what |\n|---|---|---|\n" + "\n".join(rows)
+    if manifest.labels:
+        text += f"\n\n{len(manifest.labels)} labels: {', '.join(manifest.labels)}."
+    return text
+
+
+def _parity(manifest: ArtifactManifest, golden_clips: int) -> str:
+    rows = [
+        f"| {entry.runtime} {entry.precision} | `{entry.output}` | {entry.max_abs_diff:.1e} "
+        f"| {entry.tolerance:.0e} | {entry.min_cosine:.6f} |"
+        for entry in manifest.parity
+    ]
+    lines = [
+        "## Agreement with the trained network",
+        "",
+        f"Over {golden_clips} golden clips; the reference is torch on the CPU in fp32.",
+        "",
+        "| model | output | max difference | tolerance | min cosine |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
+    text = "\n".join(lines)
+    measured = {(entry.runtime, entry.precision) for entry in manifest.parity}
+    unmeasured = [
+        entry.path
+        for entry in manifest.files
+        if entry.kind == "model"
+        and entry.runtime != "torch"
+        and (entry.runtime, entry.precision) not in measured
+    ]
+    if unmeasured:
+        text += f"\n\nNot measured, because it could not run where it was built: {', '.join(unmeasured)}."
+    return text
+
+
+def _training(manifest: ArtifactManifest) -> str:
+    provenance = manifest.provenance
+    lines = [
+        f"- code revision: {provenance.git_revision or 'unknown'}",
+        f"- data list (SHA-256): {provenance.data_hash or 'unknown'}",
+        f"- seed: {'unknown' if provenance.seed is None else provenance.seed}",
+        f"- optimiser steps of the backbone: {manifest.training.backbone_step}",
+        *(f"- {name}: {value:.4g}" for name, value in provenance.metrics.items()),
+        *(f"- {name} {version}" for name, version in provenance.packages.items()),
+    ]
+    config = json.dumps(to_dict(provenance.config), indent=2, ensure_ascii=False)
+    return "## Training\n\n" + "\n".join(lines) + f"\n\n```json\n{config}\n```"
+
+
+def _limits(manifest: ArtifactManifest) -> str:
+    lines = []
+    if manifest.labels:
+        lines.append(
+            "- It answers with one of its labels for every video, also for one that shows none of them."
+        )
+    if "video_accuracy" not in manifest.provenance.metrics and manifest.labels:
+        lines.append(
+            "- Its accuracy was not measured at training time; `ivdr verify BUNDLE --data LIST` does."
+        )
+    lines.append("- What was measured holds for videos like those it was measured on.")
+    return "## Limits\n\n" + "\n".join(lines)

@@ -1,0 +1,1 @@
+"""How good answers are, and whether two runtimes give the same ones."""

@@ -1,0 +1,1 @@
+"""The endpoint without a server: requests in, one answer for each out."""

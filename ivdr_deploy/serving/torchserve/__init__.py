@@ -1,0 +1,1 @@
+"""What only TorchServe needs: the archive, its settings files, its process."""

@@ -1,0 +1,150 @@
+"""A bundle as a TorchServe archive: packed by the real archiver, then read back before it may be seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import ivdr_deploy
+from ivdr_deploy._files import atomic_path
+from ivdr_deploy.artifacts.bundle import MANIFEST_FILE, open_bundle, read_manifest
+from ivdr_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
+from ivdr_deploy.serving.core.settings import EndpointSettings, from_model_config, to_model_config
+from ivdr_deploy.spec import ArtifactManifest
+
+HANDLER_FILE = "ivdr_handler.py"
+BUNDLE_FOLDER = "bundle"
+"""Where the bundle lies inside the archive; the handler looks for it there."""
+
+_MODEL_CONFIG_FILE = "model-config.yaml"
+_ARCHIVE_MANIFEST = "MAR-INF/MANIFEST.json"
+_PACK_AGAIN = "make it again with `ivdr archive BUNDLE`"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Archive:
+    """A TorchServe archive that has been read and checked; see ``open_archive``."""
+
+    path: Path
+    manifest: ArtifactManifest
+    """Of the bundle inside."""
+
+    settings: EndpointSettings
+
+
+def handler_source() -> Path:
+    """Find the handler's file: beside the installed package, or in the checkout that it is imported from."""
+    package = Path(ivdr_deploy.__file__).resolve().parent
+    for path in (package / "_assets" / HANDLER_FILE, package.parent / "handlers" / HANDLER_FILE):
+        if path.is_file():
+            return path
+    raise MissingDependencyError(
+        f"{HANDLER_FILE} lies neither in {package / '_assets'} nor in {package.parent / 'handlers'}",
+        hint="the installation is incomplete: pip install --force-reinstall ivdr-deploy",
+    )
+
+
+def build_archive(bundle: Path, *, model_store: Path, settings: EndpointSettings) -> Archive:
+    """Pack what serving needs of a bundle into ``model_store/NAME.mar``.
+
+    Args:
+        bundle: The bundle; ``settings.service`` says which of its models is packed.
+        model_store: Folder for the archive; made when absent. An older archive there is replaced as a whole.
+        settings: Packed with it; nothing has to be typed again to serve it.
+
+    Raises:
+        ArtifactError: if the bundle is damaged or lacks the model, or the archive holds something else.
+    """
+    opened = open_bundle(bundle)
+    name, service = opened.manifest.name, settings.service
+    target = model_store / f"{name}.mar"
+    with tempfile.TemporaryDirectory(prefix="ivdr-archive-") as folder, atomic_path(target) as temporary:
+        scratch = Path(folder)
+        inside = scratch / "files" / BUNDLE_FOLDER
+        inside.mkdir(parents=True)
+        packed = opened.copy_serving_files(inside, runtime=service.runtime, precision=service.precision)
+        (scratch / _MODEL_CONFIG_FILE).write_text(to_model_config(settings), encoding="utf-8")
+        archive = open_archive(_run_archiver(scratch, name=name, version=opened.manifest.version))
+        if (archive.manifest, archive.settings) != (packed.manifest, settings):
+            raise ArtifactError(f"{target.name} holds another manifest or other settings than were packed")
+        shutil.move(archive.path, temporary)
+    return Archive(path=target, manifest=archive.manifest, settings=archive.settings)
+
+
+def open_archive(path: Path) -> Archive:
+    """Read an archive and check everything that the manifest of its bundle lists.
+
+    Raises:
+        ArtifactError: if it is no archive of ours, or a file in it is missing or changed; names the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _check_archive(path, archive)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"{path} cannot be read as an archive ({error})", hint=_PACK_AGAIN) from error
+    except KeyError as error:
+        raise ArtifactError(
+            f"{path} is not an archive of `ivdr archive`: {error.args[0]}", hint=_PACK_AGAIN
+        ) from error
+    except ConfigError as error:
+        raise ArtifactError(error.message, hint=error.hint or _PACK_AGAIN) from error
+
+
+def _check_archive(path: Path, archive: zipfile.ZipFile) -> Archive:
+    settings = from_model_config(archive.read(_MODEL_CONFIG_FILE), where=f"{path}: {_MODEL_CONFIG_FILE}")
+    where = f"{BUNDLE_FOLDER}/{MANIFEST_FILE}"
+    manifest = read_manifest(archive.read(where), where=f"{path}: {where}")
+    for entry in manifest.files:
+        with archive.open(f"{BUNDLE_FOLDER}/{entry.path}") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # a binary stream
+        if digest != entry.sha256:
+            raise ArtifactError(
+                f"{path}: {entry.path} was changed: its SHA-256 begins {digest[:12]}, the manifest says "
+                f"{entry.sha256[:12]}",
+                hint=_PACK_AGAIN,
+            )
+    described = json.loads(archive.read(_ARCHIVE_MANIFEST))["model"]
+    archive.getinfo(HANDLER_FILE)
+    expected = {
+        "modelName": manifest.name,
+        "modelVersion": manifest.version,
+        "handler": HANDLER_FILE,
+        "configFile": _MODEL_CONFIG_FILE,
+    }
+    if wrong := [key for key, value in expected.items() if described.get(key) != value]:
+        found = {key: described.get(key) for key in wrong}
+        raise ArtifactError(
+            f"{path}: {_ARCHIVE_MANIFEST} says {found}, expected {expected}", hint=_PACK_AGAIN
+        )
+    return Archive(path=path, manifest=manifest, settings=settings)
+
+
+def _run_archiver(scratch: Path, *, name: str, version: str) -> Path:
+    """Run torch-model-archiver over ``scratch/files``; its copies stay inside ``scratch``."""
+    out = scratch / "out"
+    out.mkdir()
+    # In a process of its own: it deletes the folder NAME of the temporary directory, and TMPDIR moves that.
+    # Stored, not deflated: weights hardly shrink, and packing would take ten times longer.
+    command = [sys.executable, "-m", "model_archiver.model_packaging"]
+    command += ["--model-name", name, "--version", version, "--handler", str(handler_source())]
+    command += ["--extra-files", str(scratch / "files"), "--config-file", str(scratch / _MODEL_CONFIG_FILE)]
+    command += ["--archive-format", "zip-store", "--export-path", str(out)]
+    temporary = scratch / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    path = out / f"{name}.mar"
+    if done.returncode or not path.is_file():
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ArtifactError(
+            f"torch-model-archiver could not pack {name} (exit code {done.returncode}): {last}"
+        )
+    return path

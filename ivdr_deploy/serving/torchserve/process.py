@@ -1,0 +1,280 @@
+"""The real TorchServe, started, watched and stopped: ready means proven, stopped means gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from ivdr_deploy.errors import ServerError
+from ivdr_deploy.serving.client import EndpointClient
+from ivdr_deploy.serving.core.settings import EndpointSettings
+from ivdr_deploy.serving.torchserve.archive import build_archive, open_archive
+from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+_SERVER_START_SECONDS = 60.0
+"""For TorchServe itself, on top of the time its settings give a worker."""
+
+_END_SECONDS = 20.0
+"""For processes to end after a signal; then they are killed."""
+
+
+class TorchServeProcess:
+    """One TorchServe in a process group of its own. A context manager: ready inside, gone after."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.client = EndpointClient(
+            model=config.archive.manifest.name,
+            inference_url=config.ports.url("inference"),
+            management_url=config.ports.url("management"),
+            metrics_url=config.ports.url("metrics"),
+        )
+        self.worker_facts: dict[str, Any] = {}
+        """What a worker said about itself when it was ready; see ``InferenceService.describe``."""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where videos are sent."""
+        return self.client.predict_url
+
+    @property
+    def command_line(self) -> str:
+        """The line that starts the same server from a shell."""
+        return self.config.shell_line(self.config.start_command())
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start it and wait until every worker is READY, which each is only after replaying the golden clips.
+
+        A worker is then asked what it has loaded and how closely the golden clips agreed.
+
+        Raises:
+            ServerError: if a port is taken, TorchServe ends, or a worker cannot load the model; says why, as
+                soon as it is known. Nothing is left running.
+        """
+        config = self.config
+        if (pid := _running_server(config.temporary)) is not None:
+            raise ServerError(
+                f"a TorchServe (process {pid}) already uses the run folder {config.run_dir}",
+                hint=f"stop it with: {config.shell_line(config.stop_command())}",
+            )
+        config.ports.check()
+        for folder in (config.temporary, config.logs):
+            shutil.rmtree(folder, ignore_errors=True)
+        config.write()
+        environment = {**os.environ, **config.environment()}
+        environment.pop("TS_CONFIG_FILE", None)  # it would take the place of the settings written here
+        # What it prints is in its own rotated logs as well; only what Java says when it cannot go on is not.
+        with (config.logs / "stderr.log").open("wb") as errors:
+            self._process = subprocess.Popen(
+                config.start_command(),
+                cwd=config.run_dir,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C must reach us alone, so that requests can be finished first
+            )
+        try:
+            self._wait_until_ready(self._process)
+            self._ask_worker()
+        except BaseException:
+            self._end_group()
+            raise
+
+    def watch(self) -> None:
+        """Block while it runs.
+
+        Raises:
+            ServerError: when it ends without ``stop``.
+        """
+        assert self._process is not None
+        self._process.wait()
+        raise ServerError(
+            f"TorchServe ended by itself: {self._last_words()}", hint=f"logs: {self.config.logs}"
+        )
+
+    def stop(self) -> None:
+        """Let the requests that wait or run be answered, then stop it and everything it started.
+
+        Raises:
+            ServerError: if something had to be killed.
+        """
+        if self._process is None:
+            return
+        try:
+            if self._process.poll() is None:
+                self._drain(self._process)
+                environment = {**os.environ, **self.config.environment()}
+                subprocess.run(
+                    self.config.stop_command(), env=environment, cwd=self.config.run_dir, capture_output=True
+                )
+        finally:
+            killed = self._end_group()
+        if killed:
+            raise ServerError(f"{killed} processes of TorchServe did not end and were killed")
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _SERVER_START_SECONDS + self.config.archive.settings.startup_seconds
+        where = f"logs: {self.config.logs}"
+        while not self.client.ready():
+            if process.poll() is not None:
+                raise ServerError(f"TorchServe ended while it started: {self._last_words()}", hint=where)
+            if "Retry worker:" in _read(self.config.logs / "ts_log.log"):  # it would go on trying for minutes
+                self._end_group()  # all of the log is written once everything has ended
+                cause = worker_failure(_read(self.config.logs / "model_log.log"))
+                raise ServerError(f"a worker could not load {self.client.model}: {cause}", hint=where)
+            if time.monotonic() > deadline:
+                raise ServerError(f"no worker of {self.client.model} was ready in time", hint=where)
+            _wait(process, _POLL_SECONDS)
+
+    def _ask_worker(self) -> None:
+        """The canary: what answers must be what was packed, with its golden clips replayed."""
+        facts = self.client.describe(ask_worker=True).get("customizedMetadata")
+        expected = self.config.archive.manifest
+        if not isinstance(facts, dict) or not facts.get("golden_max_abs_diff"):
+            raise ServerError(f"the worker does not say that it replayed golden clips; it says {facts!r}")
+        if facts["contract_hash"] != expected.contract_hash:
+            found = facts["contract_hash"][:12]
+            raise ServerError(f"the worker serves the contract {found}, not {expected.contract_hash[:12]}")
+        self.worker_facts = facts
+
+    def _drain(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait until nothing is queued or running: TorchServe cuts off what is unanswered when it stops."""
+        settings = self.config.archive.settings
+        deadline = time.monotonic() + settings.response_timeout_seconds
+        # Twice, further apart than a batch is collected: between queue and worker a request is not seen.
+        pause, quiet = max(_POLL_SECONDS, 2 * settings.max_batch_delay_ms / 1000.0), 0
+        while quiet < 2 and time.monotonic() < deadline and process.poll() is None:
+            try:
+                quiet = quiet + 1 if self._is_idle() else 0
+            except ServerError:  # it is ending already
+                return
+            _wait(process, pause)
+        if quiet < 2:
+            logger.warning("stopping TorchServe although not every request has been answered")
+
+    def _is_idle(self) -> bool:
+        described, metrics = self.client.describe(), self.client.metrics()
+        workers = [f'ivdr_busy{{Worker="{worker["pid"]}"' for worker in described["workers"]]
+        busy = any(value and name.startswith(tuple(workers)) for name, value in metrics.items())
+        return not busy and described["jobQueueStatus"]["pendingRequests"] == 0
+
+    def _end_group(self) -> int:
+        """End what is left of the process group; return how many processes had to be killed."""
+        process = self._process
+        if process is None:
+            return 0
+        _signal_group(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _END_SECONDS
+        while (left := _group_members(process.pid)) and time.monotonic() < deadline:
+            _, left = psutil.wait_procs(left, timeout=_POLL_SECONDS)
+        if left:
+            _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+        self._process = None
+        shutil.rmtree(self.config.temporary, ignore_errors=True)
+        self.config.temporary.mkdir()  # the line for a shell needs it
+        return len(left)
+
+    def _last_words(self) -> str:
+        """Return the first error TorchServe printed, or else its last line."""
+        lines = _read(self.config.logs / "stderr.log").strip().splitlines()
+        errors = [line for line in lines if re.match(r"[\w.]+(Exception|Error): ", line)]
+        return (errors or lines[-1:] or ["it printed nothing"])[0]
+
+
+def serve(source: Path, *, run_dir: Path, ports: Ports | None = None) -> TorchServeProcess:
+    """Prepare a TorchServe for one archive or bundle; use the result in a ``with`` statement.
+
+    Args:
+        source: An archive (``.mar``), or a bundle, which is packed into ``run_dir`` first.
+        run_dir: Folder for settings, logs and temporary files; made when absent.
+        ports: Five that are unused when None.
+
+    Raises:
+        ArtifactError: if the archive or bundle cannot be used.
+        ConfigError: if the run folder's path is too long.
+    """
+    source, run_dir = source.resolve(), run_dir.resolve()
+    if source.is_dir():
+        archive = build_archive(source, model_store=run_dir / "model_store", settings=EndpointSettings())
+    else:
+        archive = open_archive(source)
+    return TorchServeProcess(ServerConfig(archive=archive, run_dir=run_dir, ports=ports or Ports.unused()))
+
+
+def worker_failure(log: str) -> str:
+    """Find in a worker's log why it could not start.
+
+    Args:
+        log: Text of TorchServe's ``model_log.log``.
+
+    Returns:
+        Type and message of the exception that ended the first attempt; one of ours where there is one.
+    """
+    lines = [line.split(" MODEL_LOG - ", 1)[-1] for line in log.splitlines()]
+    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt): ", line)]
+    ours = [line for line in raised if line.startswith("ivdr_deploy.errors.")]
+    if ours or raised:
+        return (ours or raised)[0].removeprefix("ivdr_deploy.errors.")
+    return (
+        f"the process ended without a word; its last line was {lines[-1]!r}" if lines else "it logged nothing"
+    )
+
+
+def _running_server(temporary: Path) -> int | None:
+    """Return the process id of the TorchServe that uses this temporary folder, if it is alive."""
+    try:
+        pid = int((temporary / ".model_server.pid").read_text())
+        return pid if "org.pytorch.serve.ModelServer" in psutil.Process(pid).cmdline() else None
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
+def _group_members(group: int) -> list[psutil.Process]:
+    """List the processes of a group, without those that have ended and only wait to be collected."""
+    members = []
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+    return members
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for the next look, or until the process ends."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

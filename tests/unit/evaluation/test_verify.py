@@ -1,0 +1,150 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from bundles import reseal
+
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from ivdr_deploy.errors import ArtifactError, DataError
+from ivdr_deploy.evaluation.verify import TIE_MARGIN, Flip, ModelReport, verify_bundle
+from ivdr_deploy.export.bundle_export import export_bundle
+from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.runtimes.loading import open_model
+
+
+@pytest.fixture(scope="module")
+def wrong(checkpoint: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose ONNX file, all digests in order, prefers what the trained network likes least."""
+    scratch = tmp_path_factory.mktemp("wrong")
+    trained = load_checkpoint(checkpoint)
+    assert trained.model.classifier is not None
+    with torch.no_grad():
+        for parameter in trained.model.classifier.parameters():
+            parameter.neg_()
+    save_checkpoint(
+        scratch / "turned.safetensors", model=trained.model, info=trained.info, golden=trained.golden
+    )
+    turned = export_bundle(scratch / "turned.safetensors", scratch / "turned")
+    folder = Path(shutil.copytree(bundle, scratch / "bundle"))
+    shutil.copyfile(turned.path / "model.onnx", folder / "model.onnx")
+    return reseal(folder)
+
+
+def test_without_a_list_the_golden_clips_decide(bundle: Path) -> None:
+    report = verify_bundle(bundle)
+    assert report.passed
+    assert [(model.runtime, model.precision) for model in report.models] == [
+        ("torch", "fp32"),
+        ("onnxruntime", "fp32"),
+    ]
+    assert all({entry.output for entry in model.golden} == {"logits", "feature"} for model in report.models)
+    assert (report.data, report.videos, report.bad_videos) == (None, 0, ())
+
+
+def test_a_labelled_list_gives_agreement_accuracy_and_retrieval(bundle: Path, videos: Path) -> None:
+    report = verify_bundle(bundle, data=videos / "labelled.csv")
+    assert report.passed
+    assert report.videos == 6
+    reference, onnx = report.models
+    assert reference.agreement is None
+    assert reference.parity == ()
+    assert (onnx.agreement.correct, onnx.agreement.total) == (6, 6)
+    assert onnx.flips == ()
+    assert {entry.output for entry in onnx.parity} == {"logits", "feature"}
+    assert all(0 < entry.max_abs_diff <= 1e-4 for entry in onnx.parity)
+    model = open_model(bundle)
+    with model.runtime:
+        predictor = VideoPredictor(model)
+        answers = [predictor.predict(videos / f"{i}.mp4").top(model.labels, 1)[0][0] for i in range(6)]
+    truth = ["bow", "bow", "jump", "jump", "sit", "sit"]
+    right = sum(answer == label for answer, label in zip(answers, truth, strict=True))
+    assert (onnx.accuracy.correct, onnx.accuracy.total) == (right, 6)
+    assert reference.retrieval == onnx.retrieval
+    assert reference.retrieval.total == 6
+
+
+def test_a_list_without_labels_gives_agreement_alone(bundle: Path, videos: Path) -> None:
+    onnx = verify_bundle(bundle, data=videos / "bare.txt").models[1]
+    assert onnx.agreement.total == 6
+    assert onnx.accuracy is None
+    assert onnx.retrieval is None
+
+
+def test_a_wrong_model_fails_with_its_flips_listed(wrong: Path, videos: Path) -> None:
+    report = verify_bundle(wrong, data=videos / "labelled.csv")
+    assert not report.passed
+    reference, onnx = report.models
+    assert reference.passed
+    assert not onnx.passed
+    assert not all(entry.passed for entry in onnx.golden)
+    assert not all(entry.passed for entry in onnx.parity)
+    assert len(onnx.flips) == onnx.agreement.total - onnx.agreement.correct == 6
+    for flip in onnx.flips:
+        assert flip.uri.endswith(".mp4")
+        assert flip.expected != flip.found
+        assert flip.margin > TIE_MARGIN
+    assert not verify_bundle(wrong).passed
+
+
+def test_a_swap_between_equals_is_no_fault() -> None:
+    def report(margin: float) -> ModelReport:
+        flip = Flip(uri="a.mp4", expected="sit", found="bow", margin=margin)
+        return ModelReport(runtime="onnxruntime", precision="fp32", flips=(flip,))
+
+    assert report(0.5 * TIE_MARGIN).passed
+    assert not report(2 * TIE_MARGIN).passed
+
+
+def test_bad_videos_are_listed_and_the_others_are_judged(bundle: Path, videos: Path) -> None:
+    report = verify_bundle(bundle, data=videos / "mixed.csv")
+    assert report.passed
+    assert report.videos == 2
+    assert [video.uri for video in report.bad_videos] == ["broken.mp4", "absent.mp4"]
+    assert all(video.code and video.message for video in report.bad_videos)
+
+
+def test_a_list_without_one_usable_video_is_an_error(bundle: Path, videos: Path) -> None:
+    with pytest.raises(DataError, match="none of its 1 videos can be used"):
+        verify_bundle(bundle, data=videos / "all_bad.csv")
+
+
+def test_labels_that_the_model_does_not_know_are_named(bundle: Path, videos: Path) -> None:
+    with pytest.raises(DataError, match="tango, waltz") as caught:
+        verify_bundle(bundle, data=videos / "unknown.csv")
+    assert "bow" in caught.value.hint
+
+
+def test_a_damaged_bundle_is_refused_before_anything_runs(bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    (folder / "model.onnx").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"model\.onnx"):
+        verify_bundle(folder)
+
+
+def test_each_video_is_decoded_once_for_all_models(bundle: Path, videos: Path) -> None:
+    """The outcomes pass through ``track`` once per listed video, whatever the number of models."""
+    seen = []
+
+    def track(outcomes, total):
+        for outcome in outcomes:
+            seen.append((Path(outcome.source).name, total))
+            yield outcome
+
+    verify_bundle(bundle, data=videos / "bare.txt", track=track)
+    assert seen == [(f"{index}.mp4", 6) for index in range(6)]
+
+
+def test_the_report_is_valid_json_even_when_an_output_is_broken(
+    wrong: Path, videos: Path, bundle: Path
+) -> None:
+    values = verify_bundle(bundle, data=videos / "labelled.csv").to_dict()
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert values["passed"] is True
+    assert values["models"][1]["accuracy"]["total"] == 6
+    assert 0 <= values["models"][1]["accuracy"]["low"] <= values["models"][1]["accuracy"]["value"]
+    failed = verify_bundle(wrong, data=videos / "labelled.csv").to_dict()
+    assert json.loads(json.dumps(failed, allow_nan=False))["passed"] is False
+    assert not any(isinstance(value, float) and math.isinf(value) for value in failed["models"][1].values())

@@ -1,1 +1,0 @@
-"""The whole journey on small videos: ``python -m train.demo``."""
