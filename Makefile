@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"  # 25.1 reads dependency groups
-	$(BIN)/python -m pip install --quiet --editable '.[trt-rtx]' --group train --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[all,trt-rtx]' --group train --group dev
 	touch $@
 
 install: $(STAMP) ## make .venv with everything the demo and the tests need
@@ -48,7 +48,7 @@ typecheck: $(STAMP) ## check types
 bench: $(STAMP) ## latency of the demo's bundle, engine against torch
 	$(BIN)/ivdr bench runs/demo/bundle --data runs/demo/data/test.csv
 
-wheel-check: $(STAMP) ## build the wheel, install it elsewhere, see that it is whole and holds nothing else
+wheel-check: $(STAMP) ## build the wheel, install it in fresh environments, see that it is whole and works there
 	$(BIN)/python -m pytest tests/packaging
 
 all: lint typecheck test ## what CI runs

@@ -1,5 +1,96 @@
-"""From unlabelled video to an action-recognition endpoint that can be trusted. Importing this loads no torch."""
+"""From unlabelled video to an action-recognition endpoint that can be trusted.
+
+::
+
+    import ivdr_deploy as ivdr
+
+    with ivdr.load("bundle") as model:
+        print(model.predict("video.mp4").top(3))
+
+What is listed in ``__all__`` is the public interface. It is loaded when it is used: importing this package is quick,
+and neither it nor anything in the interface loads torch unless a checkpoint is opened.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ivdr_deploy.api import Model, load
+    from ivdr_deploy.datasets.lists import VideoItem, VideoList, read_video_list
+    from ivdr_deploy.errors import (
+        ArtifactError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        InferenceError,
+        IvdrError,
+        MissingDependencyError,
+        VideoError,
+    )
+    from ivdr_deploy.results import Outcome, VideoResult
+    from ivdr_deploy.scoring import ScoreSummary, read_scores
+    from ivdr_deploy.spec import ClipSpec, ViewPlan
+    from ivdr_deploy.video.reader import VideoInfo, VideoLimits
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "api": ("Model", "load"),
+    "datasets.lists": ("VideoItem", "VideoList", "read_video_list"),
+    "errors": (
+        "ArtifactError",
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "InferenceError",
+        "IvdrError",
+        "MissingDependencyError",
+        "VideoError",
+    ),
+    "results": ("Outcome", "VideoResult"),
+    "scoring": ("ScoreSummary", "read_scores"),
+    "spec": ("ClipSpec", "ViewPlan"),
+    "video.reader": ("VideoInfo", "VideoLimits"),
+}
+"""Module -> public names that live in it."""
+
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ArtifactError",
+    "CheckpointError",
+    "ClipSpec",
+    "ConfigError",
+    "DataError",
+    "InferenceError",
+    "IvdrError",
+    "MissingDependencyError",
+    "Model",
+    "Outcome",
+    "ScoreSummary",
+    "VideoError",
+    "VideoInfo",
+    "VideoItem",
+    "VideoLimits",
+    "VideoList",
+    "VideoResult",
+    "ViewPlan",
+    "__version__",
+    "load",
+    "read_scores",
+    "read_video_list",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -9,10 +9,13 @@ Shared by ``ivdr`` and ``python -m train``. Exit codes:
     3     a list of videos or labels is missing, malformed or empty
     4     the video cannot be used
     5     a checkpoint or bundle is damaged, or does not fit
-    6     a package that this command needs is not installed
+    6     a package, GPU or execution provider that this command needs is not there
     7     export failed, or the exported model computes something else
-    8     TorchServe did not start, answer or stop as it should
+    8     the server did not start, answer or stop as it should
     9     the system refused a file: no permission, no space
+    10    the output folder is in use by another process, or holds something else
+    11    training cannot go on, for example because the loss is not finite
+    12    the network failed on a video
     130   interrupted
     ====  ==============================================================
 """
@@ -23,7 +26,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 
@@ -37,9 +40,14 @@ EXIT_CODES: tuple[tuple[type[errors.IvdrError], int], ...] = (
     (errors.VideoError, 4),
     (errors.CheckpointError, 5),
     (errors.ArtifactError, 5),
+    (errors.ClipShapeError, 5),
     (errors.MissingDependencyError, 6),
+    (errors.DeviceError, 6),
     (errors.ExportError, 7),
     (errors.ServerError, 8),
+    (errors.FolderError, 10),
+    (errors.TrainingError, 11),
+    (errors.InferenceError, 12),
 )
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -52,7 +60,19 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def progress(items: Iterable[T], *, total: int | None, description: str) -> Iterator[T]:
+class Track(Protocol):
+    """Wraps the items of a long run to show how far it is, and gives the same items: ``progress`` or ``untracked``."""
+
+    def __call__(self, items: Iterable[T], total: int, description: str) -> Iterable[T]:
+        """Return the items."""
+
+
+def untracked(items: Iterable[T], total: int, description: str) -> Iterable[T]:
+    """Return the items as they are: a library shows nothing unless asked."""
+    return items
+
+
+def progress(items: Iterable[T], total: int, description: str) -> Iterator[T]:
     """Yield the items, with a progress bar when a person is watching."""
     if not console.is_terminal:
         yield from items

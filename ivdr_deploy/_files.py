@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +36,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The parent folder is made when absent. On an exception the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         yield temporary
         with temporary.open("rb") as stream:
@@ -48,19 +51,58 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that takes the place of ``path`` when the block ends well.
 
-    An older folder at ``path`` is replaced as a whole; on an exception it stays as it was.
+    An older folder at ``path`` is replaced as a whole; on an exception it stays as it was. On Linux the two change
+    places in one step, so that a kill at any moment leaves one of them under the name. Where ``path`` is a link, the
+    folder it leads to is replaced.
+
+    Raises:
+        NotADirectoryError: if ``path`` is a file.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file, expected a folder")
+    temporary = _beside(path)
     temporary.mkdir()
-    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
         yield temporary
-        if path.exists():
-            path.rename(retired)
-        temporary.rename(path)
+        _put_in_place(temporary, path)
         fsync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """Name a temporary neighbour that no other thread, process or machine names."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Give a folder the name ``path``; one that had it is removed, or has the name ``temporary`` now."""
+    try:
+        temporary.rename(path)  # works where nothing is there, or an empty folder
+        return
+    except OSError:
+        if not path.exists():
+            raise
+    if _exchange(temporary, path):
+        return
+    retired = _beside(path)
+    path.rename(retired)
+    try:
+        temporary.rename(path)
+    except OSError:
+        retired.rename(path)
+        raise
+    shutil.rmtree(retired)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two paths change places in one step; False where the system or the file system cannot."""
+    renameat2 = (
+        getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    )
+    if renameat2 is None:
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    return bool(renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange) == 0)

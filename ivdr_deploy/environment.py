@@ -78,6 +78,11 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def has_nvidia_driver() -> bool:
+    """Whether a driver for NVIDIA GPUs is loaded, looked up without starting it."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+
+
 def gpus() -> list[dict[str, str]]:
     """Return ``name``, ``memory`` and ``driver`` of every NVIDIA GPU; empty without a driver."""
     output = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")

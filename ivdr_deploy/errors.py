@@ -6,18 +6,24 @@
     ├── ConfigError                 a setting, option or config file is wrong
     ├── DataError                   a list of videos or labels is missing, malformed or empty
     ├── MissingDependencyError      an optional package is not installed
+    ├── DeviceError                 a device or execution provider that was asked for is not there
+    ├── FolderError                 an output folder is in use, or holds something else
+    ├── ClosedError                 something was used after it was closed
     ├── VideoError                  one video cannot be used; the others can
     │   ├── VideoOpenError          not a readable video file
     │   ├── NoVideoStreamError      a media file without pictures
     │   ├── VideoDecodeError        opened, but a needed frame cannot be decoded
     │   ├── VideoLimitError         larger, longer or wider than the limits allow
     │   ├── VideoTimeoutError       decoding took longer than allowed
-    │   └── ClipShapeError          an array does not have the shape or dtype a clip must have
+    │   └── VideoCrashError         the process that decoded it died, or failed in a way nobody foresaw
+    ├── ClipShapeError              an array does not have the shape or dtype a clip must have
     ├── CheckpointError             a checkpoint is damaged, or does not fit
     ├── ArtifactError               a bundle is damaged, incomplete or not what it says
     │   ├── ContractMismatchError   two artifacts turn a file into a network input differently
-    │   ├── GoldenMismatchError     the golden clips do not give the recorded outputs
+    │   ├── GoldenMismatchError     golden clips or videos do not give what is recorded
     │   └── EngineIncompatibleError a TensorRT plan does not belong to this machine
+    ├── InferenceError              the network failed on the clips of one video
+    ├── TrainingError               a training run cannot go on, e.g. its loss is not finite
     ├── ExportError                 a model cannot be exported
     │   └── ParityError             an exported model does not compute what the trained one computes
     ├── RequestError                a request to the endpoint is malformed
@@ -25,7 +31,7 @@
     └── ServerError                 TorchServe did not start, answer or stop as it should
 
 An error says what was found and what was expected in ``message``, and what to do in ``hint``. Errors know nothing
-of HTTP or exit codes: ``serving.service`` maps them to a status, ``cli`` to an exit code.
+of HTTP or exit codes: ``serving.core.service`` maps them to a status, ``cli`` to an exit code.
 """
 
 from __future__ import annotations
@@ -75,6 +81,24 @@ class MissingDependencyError(IvdrError):
     code = "missing_dependency"
 
 
+class DeviceError(IvdrError):
+    """A device or execution provider that was asked for is not there; nothing else takes its place."""
+
+    code = "device"
+
+
+class FolderError(IvdrError):
+    """An output folder is in use by another process, or holds something that is not this run's."""
+
+    code = "folder"
+
+
+class ClosedError(IvdrError):
+    """Something was used after it was closed."""
+
+    code = "closed"
+
+
 class VideoError(IvdrError):
     """One video cannot be used; the others can."""
 
@@ -111,7 +135,13 @@ class VideoTimeoutError(VideoError):
     code = "too_slow"
 
 
-class ClipShapeError(VideoError):
+class VideoCrashError(VideoError):
+    """The process that decoded the video died, or decoding failed in a way that nobody foresaw."""
+
+    code = "crashed"
+
+
+class ClipShapeError(IvdrError):
     """An array does not have the shape or dtype that a clip must have."""
 
     code = "clip_shape"
@@ -136,7 +166,7 @@ class ContractMismatchError(ArtifactError):
 
 
 class GoldenMismatchError(ArtifactError):
-    """The golden clips do not give the recorded outputs on this runtime."""
+    """Golden clips do not give the recorded outputs on this runtime, or golden videos not the recorded clips."""
 
     code = "golden_mismatch"
 
@@ -145,6 +175,18 @@ class EngineIncompatibleError(ArtifactError):
     """A TensorRT plan does not belong to this machine or library version."""
 
     code = "engine_incompatible"
+
+
+class InferenceError(IvdrError):
+    """The network failed on the clips of one video, also when they were alone in the batch."""
+
+    code = "inference_failed"
+
+
+class TrainingError(IvdrError):
+    """A training run cannot go on, for example because its loss is not finite."""
+
+    code = "training"
 
 
 class ExportError(IvdrError):

@@ -1,175 +1,227 @@
-"""The main path, on one page: video -> clips -> network -> one result per video.
+"""The main path, on one page: source -> decode stage -> clip batcher -> runtime -> one result per video.
 
-``evaluate``, ``predict``, ``score``, ``verify`` and the endpoint all come through here.
+``evaluate``, ``predict``, ``score``, ``verify``, ``bench`` and the endpoint all come through here.
 """
 
 from __future__ import annotations
 
-import time
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Container, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
 
-import numpy as np
-
-from ivdr_deploy.errors import ConfigError, VideoError
+from ivdr_deploy.batching import ClipBatcher, Inferred
+from ivdr_deploy.decoding import DecodeOptions, DecodePool
+from ivdr_deploy.errors import InferenceError, IvdrError, VideoError
+from ivdr_deploy.results import Outcome, RawResult, VideoResult, combine_clips
 from ivdr_deploy.runtimes.base import LoadedModel, check_batch
-from ivdr_deploy.spec import MAX_BATCH, DecoderName
+from ivdr_deploy.spec import DecoderName, ViewPlan
 from ivdr_deploy.video.clips import Clips, load_clips
-from ivdr_deploy.video.reader import VideoInfo, VideoLimits, VideoSource
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VideoResult:
-    """What the network says about one video. Arrays are float32; a part that the model does not have is None."""
-
-    probabilities: np.ndarray | None
-    """(K,) mean over the clips of each clip's softmax."""
-
-    clip_logits: np.ndarray | None
-    """(num_clips, K) logits of every clip."""
-
-    feature: np.ndarray | None
-    """(F,) mean over the clips."""
-
-    inter: np.ndarray | None
-    """(D,) mean over the clips, unit length."""
-
-    intra: np.ndarray | None
-    """(num_clips, S, D) slots of every clip in time order; a mean over clips would lose the moments."""
-
-    clip_seconds: np.ndarray
-    """(num_clips, 2) first and last frame time of every clip."""
-
-    info: VideoInfo
-    decode_ms: float
-    preprocess_ms: float
-    infer_ms: float
-    """Time of the network for this video's share of the batch it ran in."""
-
-    def top(self, labels: Sequence[str], k: int) -> list[tuple[str, float]]:
-        """Return the ``k`` most probable labels with their probabilities, best first; ties go to the lower index."""
-        if self.probabilities is None:
-            return []
-        order = np.argsort(-self.probabilities, kind="stable")[:k]
-        return [(labels[i], float(self.probabilities[i])) for i in order]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One input of ``predict_many``: either a result, or the error that this video alone raised."""
-
-    source: VideoSource
-    result: VideoResult | None
-    error: VideoError | None
+from ivdr_deploy.video.reader import VideoLimits
+from ivdr_deploy.video.source import VideoSource, as_source
 
 
 class VideoPredictor:
-    """Turns videos into results with one loaded model.
+    """Turns videos into results with one loaded model. A context manager; safe to use from many threads.
 
-    ``load`` may be called from many threads; ``infer`` from one at a time, as a runtime has one queue.
+    Args:
+        model: Open and checked; whoever opened it closes it.
+        limits: What a video may cost.
+        decoder: Which decoder reads videos.
+        decode: How many decode workers, and what they are.
     """
 
     def __init__(
-        self, model: LoadedModel, *, limits: VideoLimits | None = None, decoder: DecoderName = "pyav"
+        self,
+        model: LoadedModel,
+        *,
+        limits: VideoLimits | None = None,
+        decoder: DecoderName = "pyav",
+        decode: DecodeOptions | None = None,
     ) -> None:
         self.model = model
         self.limits = limits or VideoLimits()
         self.decoder: DecoderName = decoder
+        self._pool = DecodePool(decode)
+        self._batcher = ClipBatcher(model.runtime.infer)
 
-    def load(self, source: VideoSource, *, num_clips: int | None = None) -> Clips:
-        """Decode one video into the network's input.
+    def close(self) -> None:
+        """Stop the decode workers and the batcher; calling it twice is allowed."""
+        self._pool.close()
+        self._batcher.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def load(self, source: VideoSource, *, plan: ViewPlan | None = None) -> Clips:
+        """Decode one video into the network's input, in a decode worker.
 
         Args:
-            source: A path, or the encoded bytes.
-            num_clips: Clips to take instead of the contract's number.
+            source: A path, the encoded bytes, or a ``Source``.
+            plan: Which clips; the model's own plan when None.
 
         Raises:
             VideoError: if the video cannot be used.
         """
-        clip = self.model.clip
-        if num_clips is not None:
-            if not 1 <= num_clips <= MAX_BATCH:
-                raise ConfigError(f"num_clips must be between 1 and {MAX_BATCH}, found {num_clips}")
-            clip = replace(clip, num_clips=num_clips)
-        return load_clips(source, clip, limits=self.limits, decoder=self.decoder)
+        return self._load(source, plan).result()
 
-    def infer(self, batch: Sequence[Clips]) -> list[VideoResult]:
-        """Run the network on the clips of several videos, in as few calls as ``MAX_BATCH`` allows."""
-        video = np.concatenate([clips.video for clips in batch])
-        check_batch(video, self.model.clip)
-        start = time.perf_counter()
-        parts = [self.model.runtime.infer(video[i : i + MAX_BATCH]) for i in range(0, len(video), MAX_BATCH)]
-        infer_ms = (time.perf_counter() - start) * 1000.0
-        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        results, offset = [], 0
-        for clips in batch:
-            rows = slice(offset, offset + len(clips.video))
-            offset = rows.stop
-            share = infer_ms * len(clips.video) / len(video)
-            results.append(summarise({name: value[rows] for name, value in outputs.items()}, clips, share))
-        return results
+    def submit(self, source: VideoSource, *, plan: ViewPlan | None = None) -> Future[Outcome]:
+        """Decode a video and run the network on it in the background.
 
-    def predict(self, source: VideoSource, *, num_clips: int | None = None) -> VideoResult:
-        """Load and run one video."""
-        return self.infer([self.load(source, num_clips=num_clips)])[0]
+        Returns:
+            The outcome. An exception that would hit every video, such as a missing package, is the exception of the
+            future.
+        """
+        return _Call(self, [source], shared=False).load(plan)[0]
+
+    def predict(self, source: VideoSource, *, plan: ViewPlan | None = None) -> VideoResult:
+        """Decode and run one video.
+
+        Raises:
+            VideoError: if the video cannot be used.
+            InferenceError: if the network fails on it.
+        """
+        clips = self.load(source, plan=plan)
+        check_batch(clips.video, self.model.clip)
+        given = self._batcher.run(clips.video)
+        raw = RawResult(clips=clips, outputs=given.outputs, infer_ms=given.infer_ms)
+        return combine_clips(raw, labels=self.model.labels)
 
     def predict_many(
-        self, sources: Iterable[VideoSource], *, num_clips: int | None = None, decode_threads: int = 1
+        self,
+        sources: Iterable[VideoSource],
+        *,
+        plan: ViewPlan | None = None,
+        call_starts: Container[int] = (),
     ) -> Iterator[Outcome]:
-        """Yield one outcome per source, in order, while the next videos are decoded in the background.
+        """Yield one outcome per source, in order, while the next videos are decoded.
 
-        A video that cannot be used is an outcome with its error; any other exception is a defect and is raised.
+        Neighbours in the list share a call of the network, as many as its runtime wants. Which ones depends on the list
+        alone, so that the same list gives the same numbers to the last digit. A video that cannot be used is an outcome
+        with its error; an exception that would hit every video is raised.
 
         Args:
-            sources: Paths or encoded bytes; read lazily, a few ahead.
-            num_clips: As in ``load``.
-            decode_threads: Decoders that run beside the network. At most ``decode_threads + 1`` decoded videos wait.
+            sources: Paths, encoded bytes or sources; read lazily, a few ahead.
+            plan: As in ``load``.
+            call_starts: Positions in ``sources`` at which a new call begins whatever came before.
         """
-        with ThreadPoolExecutor(max_workers=decode_threads, thread_name_prefix="decode") as pool:
-            waiting: deque[tuple[VideoSource, Future[Clips]]] = deque()
-            try:
-                for source in sources:
-                    waiting.append((source, pool.submit(self.load, source, num_clips=num_clips)))
-                    if len(waiting) > decode_threads:
-                        yield self._outcome(*waiting.popleft())
-                while waiting:
-                    yield self._outcome(*waiting.popleft())
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+        per_call = max(1, self.model.runtime.call_clips // (plan or self.model.view_plan).max_views)
+        ahead = self._pool.options.workers + 2 * per_call  # one call runs while the next one is decoded
+        waiting: deque[Future[Outcome]] = deque()
+        for group in _neighbours(sources, per_call, call_starts):
+            waiting += _Call(self, group, shared=True).load(plan)
+            while len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
-    def _outcome(self, source: VideoSource, future: Future[Clips]) -> Outcome:
+    def _load(self, source: VideoSource, plan: ViewPlan | None) -> Future[Clips]:
+        model = self.model
+        return self._pool.submit(
+            load_clips,
+            as_source(source),
+            model.clip,
+            plan or model.view_plan,
+            limits=self.limits,
+            decoder=self.decoder,
+        )
+
+    def _infer(self, videos: Sequence[_Loaded], *, shared: bool) -> None:
+        """Hand decoded clips to the batcher; runs in a thread of the decode pool."""
+        pixels = [video.clips.video for video in videos]
         try:
-            clips = future.result()
-        except VideoError as error:
-            return Outcome(source, None, error)
-        return Outcome(source, self.infer([clips])[0], None)
+            for clips in pixels:
+                check_batch(clips, self.model.clip)
+            if shared:
+                inferring = self._batcher.submit_together(pixels)
+            else:
+                inferring = [self._batcher.submit(clips) for clips in pixels]
+        except IvdrError as error:
+            for video in videos:
+                video.outcome.set_exception(error)
+            return
+        for video, given in zip(videos, inferring, strict=True):
+            facts = replace(video, clips=video.clips.without_pixels())
+            given.add_done_callback(partial(self._inferred, facts))
+
+    def _inferred(self, video: _Loaded, inferred: Future[Inferred]) -> None:
+        """Sum up what the network gave; runs in the thread of the batcher."""
+        try:
+            given = inferred.result()
+            raw = RawResult(clips=video.clips, outputs=given.outputs, infer_ms=given.infer_ms)
+            result = combine_clips(raw, labels=self.model.labels)
+            video.outcome.set_result(Outcome(video.source, result, None, raw))
+        except InferenceError as error:
+            video.outcome.set_result(Outcome(video.source, None, error))
+        except BaseException as error:  # noqa: BLE001  # it belongs to whoever waits, not to this thread
+            video.outcome.set_exception(error)
 
 
-def summarise(outputs: Mapping[str, np.ndarray], clips: Clips, infer_ms: float) -> VideoResult:
-    """Combine the outputs of one video's clips (first axis: clips) into one result."""
-    logits, feature, inter = outputs.get("logits"), outputs.get("feature"), outputs.get("inter")
-    return VideoResult(
-        probabilities=None if logits is None else softmax(logits).mean(axis=0),
-        clip_logits=logits,
-        feature=None if feature is None else feature.mean(axis=0),
-        inter=None if inter is None else _unit(inter.mean(axis=0)),
-        intra=outputs.get("intra"),
-        clip_seconds=clips.seconds,
-        info=clips.info,
-        decode_ms=clips.decode_ms,
-        preprocess_ms=clips.preprocess_ms,
-        infer_ms=infer_ms,
-    )
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A decoded video on its way to the network."""
+
+    source: VideoSource
+    clips: Clips
+    outcome: Future[Outcome]
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis."""
-    powers: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
+class _Call:
+    """Videos that go to the network when the last of them is decoded.
+
+    Args:
+        predictor: Whose network.
+        sources: The videos.
+        shared: They are one call and no others are in it. False: each goes with whatever waits then.
+    """
+
+    def __init__(self, predictor: VideoPredictor, sources: Sequence[VideoSource], *, shared: bool) -> None:
+        self.outcomes: list[Future[Outcome]] = [Future() for _ in sources]
+        for outcome in self.outcomes:
+            outcome.set_running_or_notify_cancel()
+        self._predictor, self._sources, self._shared = predictor, sources, shared
+        self._missing = len(sources)
+        self._good: dict[int, _Loaded] = {}
+        self._lock = threading.Lock()
+
+    def load(self, plan: ViewPlan | None) -> list[Future[Outcome]]:
+        """Start decoding; returns where the outcomes will be."""
+        for place, source in enumerate(self._sources):
+            self._predictor._load(source, plan).add_done_callback(partial(self._loaded, place))
+        return self.outcomes
+
+    def _loaded(self, place: int, loading: Future[Clips]) -> None:
+        """Take a decoded video, or the reason why there is none."""
+        error, source, outcome = loading.exception(), self._sources[place], self.outcomes[place]
+        with self._lock:
+            if error is None:
+                self._good[place] = _Loaded(source, loading.result(), outcome)
+            self._missing -= 1
+            complete = not self._missing
+        if isinstance(error, VideoError):
+            outcome.set_result(Outcome(source, None, error))
+        elif error is not None:
+            outcome.set_exception(error)
+        if complete and self._good:
+            good = [self._good[place] for place in sorted(self._good)]
+            self._predictor._infer(good, shared=self._shared)
 
 
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / max(float(np.linalg.norm(vector)), 1e-12)
+def _neighbours(
+    sources: Iterable[VideoSource], size: int, starts: Container[int]
+) -> Iterator[list[VideoSource]]:
+    """Cut a list into groups of at most ``size`` neighbours; one begins at each of ``starts``."""
+    group: list[VideoSource] = []
+    for position, source in enumerate(sources):
+        if group and (len(group) == size or position in starts):
+            yield group
+            group = []
+        group.append(source)
+    if group:
+        yield group

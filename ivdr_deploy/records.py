@@ -17,6 +17,9 @@ from ivdr_deploy.errors import ConfigError
 
 T = TypeVar("T")
 
+_QUOTED = 80
+"""Characters of a foreign value that a message shows."""
+
 
 def to_dict(record: Any) -> Any:
     """Turn a dataclass (nested, with tuples and mappings) into dicts, lists and scalars that JSON and TOML can hold."""
@@ -42,13 +45,15 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
             of another type, or a value that the dataclass itself refuses.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: expected a table of settings, found {type(values).__name__} {values!r}")
+        raise ConfigError(
+            f"{where}: expected a table of settings, found {type(values).__name__} {_quoted(values)}"
+        )
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
+            near = difflib.get_close_matches(str(key)[:100], fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-            raise ConfigError(f"{where}: unknown key {key!r}", hint=hint)
+            raise ConfigError(f"{where}: unknown key {_quoted(key)}", hint=hint)
     hints = typing.get_type_hints(cls)
     arguments = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()}
     for name, field in fields.items():
@@ -72,31 +77,50 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         (inner,) = [arg for arg in args if arg is not type(None)]
         return _convert(inner, value, where)
     if origin is Literal:
-        if value not in args or isinstance(value, bool) != any(isinstance(arg, bool) for arg in args):
-            raise ConfigError(f"{where}: expected one of {', '.join(map(repr, args))}, found {value!r}")
-        return value
+        return _choose(args, value, where)
     if origin is tuple:
         return _convert_tuple(args, value, where)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}: expected a table, found {value!r}")
-        return {str(key): _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+            raise ConfigError(f"{where}: expected a table, found {_quoted(value)}")
+        return {
+            str(key): _convert(args[1], item, f"{where}.{str(key)[:_QUOTED]}") for key, item in value.items()
+        }
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else from_dict(kind, value, where=where)  # type: ignore[arg-type]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where}: {_quoted(value)} is too large") from error
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{where}: expected {kind.__name__}, found {value!r}")
+        raise ConfigError(f"{where}: expected {kind.__name__}, found {_quoted(value)}")
     return value
+
+
+def _choose(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    """Return the choice that equals ``value``: 3.0 is taken for 3, and becomes it."""
+    for choice in choices:
+        if value == choice and isinstance(value, bool) == isinstance(choice, bool):
+            return choice
+    raise ConfigError(f"{where}: expected one of {', '.join(map(repr, choices))}, found {_quoted(value)}")
+
+
+def _quoted(value: Any) -> str:
+    """Show a foreign value, cut short: it may be megabytes long."""
+    text = repr(value[:_QUOTED] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{where}: expected a list, found {value!r}")
+        raise ConfigError(f"{where}: expected a list, found {_quoted(value)}")
     if len(args) == 2 and args[1] is Ellipsis:
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if len(value) != len(args):
-        raise ConfigError(f"{where}: expected a list of {len(args)}, found {len(value)} values: {value!r}")
+        raise ConfigError(
+            f"{where}: expected a list of {len(args)}, found {len(value)} values: {_quoted(value)}"
+        )
     return tuple(
         _convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
     )

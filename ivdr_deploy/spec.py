@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import to_dict
 
-FORMAT_VERSION = 1
-"""Raised whenever a checkpoint or bundle written by an older version could be misread."""
+FORMAT_VERSION = 2
+"""Of checkpoints, bundles, ONNX metadata and sidecars. Raised when an older reader could misread a newer file; older
+files stay readable, see ``artifacts.former``. 1: the view plan was a part of the contract."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,13 +28,24 @@ INPUT_NAME = "video"
 MAX_BATCH = 64
 """Clips in one call of a runtime: the upper bound of the exported batch axis."""
 
+MAX_CLIPS = 1024
+"""Clips that a view plan may take from one video."""
+
 OUTPUT_NAMES = ("logits", "feature", "inter", "intra")
 """Every output a network can have, in the order in which they are exported."""
 
 RuntimeName = Literal["torch", "onnxruntime", "tensorrt"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Device = Literal["cpu", "cuda"]
 DecoderName = Literal["pyav", "opencv"]
+Isolation = Literal["process", "thread"]
+
+_CONTRACT_VERSION = 2
+"""Of the canonical JSON that the contract hash is taken over."""
+
+_ADDED_LATER = {"added_later": True}
+"""Marks a field that older contracts do not have: while it holds its default it is left out of the canonical JSON, so
+that the hash of an older contract stays what it was."""
 
 
 def _require(condition: bool, message: str, hint: str = "") -> None:
@@ -40,12 +53,17 @@ def _require(condition: bool, message: str, hint: str = "") -> None:
         raise ConfigError(message, hint=hint)
 
 
+def _whole(name: str, value: float) -> int:
+    _require(value == int(value), f"{name} must be a whole number, found {value}")
+    return int(value)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipSpec:
-    """The contract: how a video file becomes network input. Everything that reads pixels takes one of these.
+    """The contract: what the tensor of one clip is. Everything that reads pixels takes one of these.
 
-    The network input is uint8 RGB, shape (num_clips, num_frames, crop_size, crop_size, 3); normalisation with ``mean``
-    and ``std`` happens inside the network.
+    The network input is uint8 RGB, shape (N, num_frames, crop_size, crop_size, 3); normalisation with ``mean`` and
+    ``std`` happens inside the network. Which clips of a video are looked at is not part of it: see ``ViewPlan``.
     """
 
     num_frames: int = 16
@@ -59,18 +77,14 @@ class ClipSpec:
     """Frames per second of the sampling grid; None takes the video's own rate. A video whose frames are unevenly spaced
     is sampled by time either way."""
 
-    num_clips: int = 10
-    """Clips taken from one video when it is scored; their softmax outputs are averaged."""
-
-    placement: Literal["uniform"] = "uniform"
-    """``uniform``: clip centres evenly spaced from half a clip after the start to half a clip before the end, ends
-    included (a single clip sits in the middle). Indices past either end repeat the end frame."""
-
     short_side: int = 128
-    """Length in pixels of the shorter side after the aspect-true resize."""
+    """Length in pixels of the shorter side after an aspect-true resize; 0 where ``exact_size`` is given."""
+
+    exact_size: tuple[int, int] | None = field(default=None, metadata=_ADDED_LATER)
+    """Height and width in pixels to resize to, whatever the aspect; torchvision's video weights want (128, 171)."""
 
     crop_size: int = 112
-    """Side in pixels of the square centre crop (H = W)."""
+    """Side in pixels of the square crop (H = W)."""
 
     resize: Literal["swscale-bilinear"] = "swscale-bilinear"
     """Identity of the resize algorithm. A change of its pixels needs a new name."""
@@ -79,29 +93,54 @@ class ClipSpec:
     """Channel order."""
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Per-channel mean of pixel values in 0..1."""
+    """Per-channel mean of pixel values in 0..1; 0.5, with ``std`` 0.5, gives values in -1..1."""
 
     std: tuple[float, float, float] = IMAGENET_STD
     """Per-channel standard deviation of pixel values in 0..1."""
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "frame_stride", "num_clips", "short_side", "crop_size"):
+        # One spelling for equal values, since the hash is taken over it: 16.0 becomes 16, 0 and -0.0 become 0.0.
+        for name in ("num_frames", "frame_stride", "short_side", "crop_size"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        if self.exact_size is not None:
+            size = tuple(_whole("exact_size", value) for value in self.exact_size)
+            object.__setattr__(self, "exact_size", size)
+        if self.target_fps is not None:
+            object.__setattr__(self, "target_fps", float(self.target_fps))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) + 0.0 for value in getattr(self, name)))
+        for name in ("num_frames", "frame_stride", "crop_size"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, found {getattr(self, name)}")
         _require(
-            self.crop_size <= self.short_side,
-            f"crop_size {self.crop_size} is larger than short_side {self.short_side}",
+            self.short_side >= 1 if self.exact_size is None else self.short_side == 0,
+            f"short_side is {self.short_side} and exact_size {self.exact_size}",
+            "give a short side, or an exact size with short_side = 0",
+        )
+        smaller = min(self.exact_size) if self.exact_size else self.short_side
+        _require(
+            self.crop_size <= smaller,
+            f"crop_size {self.crop_size} is larger than the resized frame's shorter side, {smaller}",
             "a crop must fit into the resized frame",
         )
         _require(
-            self.target_fps is None or self.target_fps > 0,
-            f"target_fps must be positive, found {self.target_fps}",
+            self.target_fps is None or 0 < self.target_fps < math.inf,
+            f"target_fps must be positive and finite, found {self.target_fps}",
         )
-        _require(all(value > 0 for value in self.std), f"every std must be positive, found {self.std}")
+        _require(all(map(math.isfinite, self.mean)), f"every mean must be finite, found {self.mean}")
+        _require(
+            all(0 < value < math.inf for value in self.std),
+            f"every std must be positive and finite, found {self.std}",
+        )
 
     @property
     def contract_hash(self) -> str:
-        """SHA-256 (hex) of the canonical JSON; two artifacts with the same hash take the same input."""
-        return hashlib.sha256(canonical_json(to_dict(self)).encode()).hexdigest()
+        """SHA-256 (hex) of the canonical JSON; two artifacts with the same hash give the same pixels per clip."""
+        values = {
+            item.name: to_dict(getattr(self, item.name))
+            for item in fields(self)
+            if not (item.metadata.get("added_later") and getattr(self, item.name) == item.default)
+        }
+        return hashlib.sha256(canonical_json({"contract": _CONTRACT_VERSION, **values}).encode()).hexdigest()
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
@@ -115,6 +154,48 @@ class ClipSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ViewPlan:
+    """Which clips of a video are looked at. Recorded beside the contract and with every answer, not hashed into it."""
+
+    placement: Literal["uniform", "sliding"] = "uniform"
+    """``uniform``: clip centres evenly spaced from half a clip after the start to half a clip before the end, ends
+    included; a single clip takes the middle. ``sliding``: a clip every ``hop`` grid frames, from the first frame on.
+    Indices past either end repeat the end frame."""
+
+    num_clips: int = 10
+    """Clips of one video; with ``sliding`` the most, and a video that needs more is refused as too large."""
+
+    hop: int = 0
+    """Grid frames between the starts of sliding clips; 0 takes the length of a clip, so that they just touch."""
+
+    spatial_crops: Literal[1, 3] = 1
+    """1: the centre crop. 3: one at each end of the longer side and the centre, for each clip."""
+
+    def __post_init__(self) -> None:
+        _require(self.spatial_crops in (1, 3), f"spatial_crops must be 1 or 3, found {self.spatial_crops}")
+        most = MAX_CLIPS // self.spatial_crops
+        _require(
+            1 <= self.num_clips <= most, f"num_clips must be between 1 and {most}, found {self.num_clips}"
+        )
+        _require(self.hop >= 0, f"hop must not be negative, found {self.hop}")
+        _require(
+            not self.hop or self.placement == "sliding", f"hop {self.hop} is for placement 'sliding' only"
+        )
+
+    @property
+    def max_views(self) -> int:
+        """Most clips that one video gives, its spatial crops included."""
+        return self.num_clips * self.spatial_crops
+
+    def __str__(self) -> str:
+        crops = "centre crop" if self.spatial_crops == 1 else f"{self.spatial_crops} crops each"
+        if self.placement == "sliding":
+            every = f"every {self.hop} frames" if self.hop else "one after the other"
+            return f"sliding clips {every}, at most {self.num_clips}, {crops}"
+        return f"{self.num_clips} clip{'s' * (self.num_clips > 1)}, {crops}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
     """Which network to build; see ``models.network.build_model``."""
 
@@ -122,10 +203,10 @@ class ModelSpec:
     """Name of a video backbone, see ``models.backbones``."""
 
     num_slots: int = 2
-    """Vectors per clip in the series head (S); pre-training needs it to divide ``num_frames``."""
+    """Vectors per clip in the series head (S), 0 for none; pre-training needs it to divide ``num_frames``."""
 
     clip_dim: int = 128
-    """Size of the clip head's embedding, used by pre-training only."""
+    """Size of the clip head's embedding, used by pre-training only; 0 for no such head."""
 
     slot_dim: int = 64
     """Size of one slot (D); also the size of ``inter``."""
@@ -137,9 +218,9 @@ class ModelSpec:
     """Probability of dropping a feature before the classifier while training."""
 
     def __post_init__(self) -> None:
-        for name in ("num_slots", "clip_dim", "slot_dim"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, found {getattr(self, name)}")
-        _require(self.num_classes >= 0, f"num_classes must not be negative, found {self.num_classes}")
+        for name in ("num_slots", "clip_dim", "num_classes"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, found {getattr(self, name)}")
+        _require(self.slot_dim >= 1, f"slot_dim must be at least 1, found {self.slot_dim}")
         _require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), found {self.dropout}")
 
 
@@ -196,6 +277,9 @@ class CheckpointInfo:
 
     format_version: int = FORMAT_VERSION
     clip: ClipSpec
+    view_plan: ViewPlan = field(default_factory=ViewPlan)
+    """Clips of a video that evaluation and scoring look at unless told otherwise."""
+
     model: ModelSpec
     labels: tuple[str, ...] = ()
     """Class names in the order of the logits."""
@@ -208,83 +292,6 @@ class CheckpointInfo:
             len(self.labels) == self.model.num_classes,
             f"{len(self.labels)} labels for a classifier of {self.model.num_classes} classes",
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileEntry:
-    """One file of a bundle."""
-
-    path: str
-    """Relative to the bundle."""
-
-    sha256: str
-    size_bytes: int
-    kind: Literal["model", "golden", "sidecar", "document"]
-    runtime: RuntimeName | None = None
-    """What executes it, for ``kind == "model"``."""
-
-    precision: Precision | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OutputParity:
-    """How far one output of one runtime is from torch over the golden clips."""
-
-    runtime: RuntimeName
-    precision: Precision
-    output: str
-    max_abs_diff: float
-    min_cosine: float
-    """Smallest cosine similarity over the golden clips."""
-
-    tolerance: float
-    """Largest ``max_abs_diff`` that passes."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the difference is within the tolerance (NaN never is)."""
-        return self.max_abs_diff <= self.tolerance
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OutputSpec:
-    """One named output of the network."""
-
-    name: str
-    shape: tuple[int, ...]
-    """Without the batch axis."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ArtifactManifest:
-    """``manifest.json`` of a bundle."""
-
-    format_version: int = FORMAT_VERSION
-    name: str
-    version: str
-    clip: ClipSpec
-    contract_hash: str
-    model: ModelSpec
-    labels: tuple[str, ...]
-    outputs: tuple[OutputSpec, ...]
-    training: TrainingState
-    files: tuple[FileEntry, ...]
-    parity: tuple[OutputParity, ...] = ()
-    provenance: Provenance = field(default_factory=Provenance)
-    ivdr_version: str
-    """Version of ivdr_deploy that wrote the bundle."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.contract_hash == self.clip.contract_hash,
-            f"the contract hash {self.contract_hash[:12]} is not that of the contract ({self.clip.contract_hash[:12]})",
-            "the manifest was edited by hand; export the bundle again",
-        )
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the outputs, in order."""
-        return tuple(output.name for output in self.outputs)
 
 
 def canonical_json(value: Any) -> str:

@@ -9,21 +9,34 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ivdr_deploy.artifacts.bundle import MANIFEST_FILE, file_entry, read_manifest, write_manifest
 from ivdr_deploy.artifacts.checkpoint import save_checkpoint
+from ivdr_deploy.artifacts.manifest import (
+    MANIFEST_FILE,
+    ArtifactManifest,
+    file_entry,
+    read_manifest,
+    write_manifest,
+)
 from ivdr_deploy.models.network import VideoModel, build_model
-from ivdr_deploy.spec import CheckpointInfo, ClipSpec, ModelSpec, TrainingState
+from ivdr_deploy.spec import CheckpointInfo, ClipSpec, ModelSpec, TrainingState, ViewPlan
 
-TINY_CLIP = ClipSpec(num_frames=4, frame_stride=2, num_clips=2, short_side=36, crop_size=32)
+TINY_CLIP = ClipSpec(num_frames=4, frame_stride=2, short_side=36, crop_size=32)
+TINY_PLAN = ViewPlan(num_clips=2)
 TINY_LABELS = ("bow", "jump", "sit", "stand", "turn", "wave")
 
 
 def make_tiny_checkpoint(
-    path: Path, *, labels: Sequence[str] = TINY_LABELS, clip: ClipSpec = TINY_CLIP, seed: int = 0
+    path: Path,
+    *,
+    labels: Sequence[str] = TINY_LABELS,
+    clip: ClipSpec = TINY_CLIP,
+    plan: ViewPlan = TINY_PLAN,
+    seed: int = 0,
 ) -> Path:
     """Write a checkpoint of ``tiny`` with every head valid; another seed gives other weights."""
     spec = ModelSpec(backbone="tiny", num_slots=2, slot_dim=8, clip_dim=8, num_classes=len(labels))
@@ -33,6 +46,7 @@ def make_tiny_checkpoint(
     heads = ("clip_head", "series_head", "classifier")
     info = CheckpointInfo(
         clip=clip,
+        view_plan=plan,
         model=spec,
         labels=tuple(labels),
         training=TrainingState(backbone_step=1, head_steps=dict.fromkeys(heads, 1)),
@@ -49,6 +63,7 @@ def make_tiny_bundle(
     version: str = "1.0",
     labels: Sequence[str] = TINY_LABELS,
     clip: ClipSpec = TINY_CLIP,
+    plan: ViewPlan = TINY_PLAN,
     seed: int = 0,
 ) -> Path:
     """Export ``make_tiny_checkpoint`` into ``folder``, which must not exist; return ``folder``."""
@@ -56,21 +71,46 @@ def make_tiny_bundle(
 
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = make_tiny_checkpoint(
-            Path(scratch) / "tiny.safetensors", labels=labels, clip=clip, seed=seed
+            Path(scratch) / "tiny.safetensors", labels=labels, clip=clip, plan=plan, seed=seed
         )
         export_bundle(checkpoint, folder, name=name, version=version)
     return folder
 
 
-def reseal(folder: Path) -> Path:
-    """Make the manifest of a changed bundle true again, as if it had been exported so. Returns ``folder``."""
-    manifest = read_manifest((folder / MANIFEST_FILE).read_bytes(), where=MANIFEST_FILE)
+def reseal(folder: Path, **changes: Any) -> Path:
+    """Make the manifest of a changed bundle true again, as if it had been exported so.
+
+    Args:
+        folder: The bundle; files that are gone leave the manifest.
+        **changes: Fields of the manifest to change on the way.
+
+    Returns:
+        ``folder``.
+    """
+    manifest = replace(_manifest(folder), **changes)
     files = tuple(
-        file_entry(folder, entry.path, kind=entry.kind, runtime=entry.runtime, precision=entry.precision)
+        file_entry(folder, entry.path, kind=entry.kind)
         for entry in manifest.files
+        if (folder / entry.path).exists()
     )
     write_manifest(folder, replace(manifest, files=files))
     return folder
+
+
+def keep_variants(folder: Path, *ids: str) -> Path:
+    """Take all variants but some out of a bundle, with their files. Returns ``folder``."""
+    manifest = _manifest(folder)
+    kept = tuple(variant for variant in manifest.variants if variant.id in ids)
+    gone = {name for variant in manifest.variants if variant.id not in ids for name in variant.files}
+    for name in gone:
+        (folder / name).unlink()
+    files = tuple(entry for entry in manifest.files if entry.path not in gone)
+    write_manifest(folder, replace(manifest, variants=kept, files=files))
+    return folder
+
+
+def _manifest(folder: Path) -> ArtifactManifest:
+    return read_manifest((folder / MANIFEST_FILE).read_bytes(), where=MANIFEST_FILE)
 
 
 def spread(model: VideoModel, video: np.ndarray) -> VideoModel:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,11 +30,25 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def package_index() -> None:
+    """For tests that install packages."""
+    command = [sys.executable, "-m", "pip", "index", "versions", "numpy"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        _missing("index", "pip reaches no package index")
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of a tiny network with random weights, shared by all tests: copy it before changing it."""
     from bundles import make_tiny_bundle
 
     return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture
+def tiny_bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

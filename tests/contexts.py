@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ivdr_deploy.records import to_dict
+import yaml
+
 from ivdr_deploy.serving.core.settings import ServiceSettings
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings, to_model_config
 
 
 def make_context(
@@ -24,7 +26,7 @@ def make_context(
         model_dir: Folder that holds the unpacked archive, with the bundle in ``bundle``.
         rows: The requests of the batch.
         describe: The one of them that asks what is loaded.
-        settings: The ``handler`` table of the archive's ``model-config.yaml``.
+        settings: Of the service, as the archive's ``model-config.yaml`` holds them.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # TorchServe leaves its own files open
@@ -35,7 +37,7 @@ def make_context(
         metrics = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
         metrics.initialize_cache()
     metrics.model_name = "tiny"
-    config = {"handler": to_dict(settings)}
+    config = yaml.safe_load(to_model_config(EndpointSettings(service=settings)))
     context = Context(
         "tiny", str(model_dir), None, 4, None, "0.12", metrics=metrics, model_yaml_config=config
     )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from shlex import quote
 
 from rich.table import Table
 
 from ivdr_deploy._console import console, done, exiting, print_json
-from train.config import FinetuneConfig, PretrainConfig, load_config
+from ivdr_deploy.spec import ViewPlan
+from train.config import FinetuneConfig, PretrainConfig
+from train.config_file import load_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,10 +37,13 @@ def _parser() -> argparse.ArgumentParser:
             "overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=0.01 out=runs/a"
         )
         command.set_defaults(run=run)
-    command = commands.add_parser("evaluate", help="accuracy on a labelled list")
+    text = "accuracy on a labelled list, on the clips that the checkpoint's view plan takes"
+    command = commands.add_parser("evaluate", help=text, description=text)
     command.add_argument("checkpoint")
     command.add_argument("--data", required=True, help="labelled list: class folders, csv or text")
-    command.add_argument("--protocol", choices=["ten-clip"], default="ten-clip")
+    plans = command.add_mutually_exclusive_group()
+    plans.add_argument("--clips", type=int, metavar="N", help="N clips evenly over each video, centre crop")
+    plans.add_argument("--protocol", choices=["ten-clip"], help="the test of the papers: the same with 10")
     command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     command.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
     command.set_defaults(run=_evaluate)
@@ -49,7 +55,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     from train.pretrain import pretrain
 
     path = pretrain(config)
-    done(f"wrote {path}", next_command=f"python -m train finetune --config FILE init={path}")
+    done(f"wrote {path}", next_command=f"python -m train finetune --config FILE init={quote(str(path))}")
     return 0
 
 
@@ -58,14 +64,19 @@ def _finetune(options: argparse.Namespace) -> int:
     from train.finetune import finetune
 
     path = finetune(config)
-    done(f"wrote {path}", next_command=f"ivdr export {path} -o BUNDLE")
+    done(f"wrote {path}", next_command=f"ivdr export {quote(str(path))} -o BUNDLE")
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from train.evaluate import evaluate
+    from train.evaluate import PROTOCOLS, evaluate
 
-    report = evaluate(options.checkpoint, options.data, device=options.device)
+    plan, origin = None, "the checkpoint's plan"
+    if options.clips is not None:
+        plan, origin = ViewPlan(num_clips=options.clips), f"--clips {options.clips}"
+    elif options.protocol:
+        plan, origin = PROTOCOLS[options.protocol], f"--protocol {options.protocol}"
+    report = evaluate(options.checkpoint, options.data, plan=plan, device=options.device)
     for uri, reason in report.failed:
         console.print(f"failed {uri}: {reason}", style="red", markup=False)
     if options.json:
@@ -77,7 +88,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             table.add_row(label, str(accuracy.correct), str(accuracy.total), shown)
         console.print(table)
     console.print(f"clip accuracy {report.clip_accuracy}", markup=False)
-    done(f"video accuracy {report.video_accuracy}, {report.num_clips} clips a video")
+    done(f"video accuracy {report.video_accuracy}, on {report.view_plan} ({origin})")
     return 1 if report.failed else 0
 
 

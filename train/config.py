@@ -1,22 +1,18 @@
-"""Training settings: frozen dataclasses, read from TOML, overridden by ``key=value``."""
+"""Training settings: frozen dataclasses; ``train.config_file`` reads them."""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping, Sequence
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from ivdr_deploy.errors import ConfigError
-from ivdr_deploy.records import from_dict
-from ivdr_deploy.spec import ClipSpec, Device, ModelSpec
-
-C = TypeVar("C", bound="RunConfig")
+from ivdr_deploy.spec import ClipSpec, Device, ModelSpec, ViewPlan
 
 
 def _in_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    if not low <= value <= high:
+    if not (low <= value <= high and math.isfinite(value)):
         bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
         raise ConfigError(f"{name} must be {bound}, found {value}")
 
@@ -34,14 +30,14 @@ class DataConfig:
     cache: str = ""
     """Folder for decoded frames, which several runs may share; empty: ``cache`` in the run folder."""
 
-    decode_threads: int = 2
-    """Videos decoded at the same time while the cache is filled."""
+    decode_workers: int = 2
+    """Processes that decode videos, for the cache and for the test list."""
 
     max_bad_share: float = 0.05
-    """Share of training videos that may be unusable before training refuses to start, 0 to 1."""
+    """Share of training videos that may be unusable or absent before training refuses to start, 0 to 1."""
 
     def __post_init__(self) -> None:
-        _in_range("decode_threads", self.decode_threads, 1)
+        _in_range("decode_workers", self.decode_workers, 1)
         _in_range("max_bad_share", self.max_bad_share, 0.0, 1.0)
 
 
@@ -173,11 +169,14 @@ class RunConfig:
     """What every training run has."""
 
     out: str
-    """Run folder: the checkpoint, ``metrics.csv`` and the TensorBoard events go there."""
+    """Run folder: checkpoint, training state, ``metrics.csv`` and the TensorBoard events go there."""
 
     data: DataConfig
     clip: ClipSpec = field(default_factory=ClipSpec)
     """The contract."""
+
+    view_plan: ViewPlan = field(default_factory=ViewPlan)
+    """Clips of a video that evaluation and scoring look at unless told otherwise; training draws its own."""
 
     model: ModelSpec = field(default_factory=ModelSpec)
     """The network; the number of classes follows from the data."""
@@ -203,7 +202,7 @@ class RunConfig:
         _in_range("log_every", self.log_every, 1)
         if self.model.num_classes:
             raise ConfigError("model.num_classes is not a setting", hint="it follows from the training list")
-        if self.clip.num_frames % self.model.num_slots:
+        if self.model.num_slots and self.clip.num_frames % self.model.num_slots:
             raise ConfigError(
                 f"model.num_slots {self.model.num_slots} does not divide "
                 f"clip.num_frames {self.clip.num_frames}"
@@ -221,7 +220,7 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
-        _require_rankable(self)
+        _require_dual_heads(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,55 +247,15 @@ class FinetuneConfig(RunConfig):
         if self.linear_probe and self.dual_weight:
             raise ConfigError("linear_probe freezes what dual_weight trains; choose one")
         if self.dual_weight:
-            _require_rankable(self)
+            _require_dual_heads(self)
 
 
-def _require_rankable(config: RunConfig) -> None:
+def _require_dual_heads(config: RunConfig) -> None:
+    for name in ("clip_dim", "num_slots"):
+        if not getattr(config.model, name):
+            raise ConfigError(f"model.{name} is 0, and the dual losses train the head that it describes")
     if config.dual.rank_weight and config.model.num_slots < 2:
         raise ConfigError(
             "model.num_slots must be at least 2 for the shuffle-rank loss, found 1",
             hint="set dual.rank_weight=0 to do without it",
         )
-
-
-def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
-    """Read a TOML file and apply overrides.
-
-    Args:
-        cls: ``PretrainConfig`` or ``FinetuneConfig``.
-        path: The file.
-        overrides: ``dotted.key=value`` each; the value is read as TOML, or else taken as a plain string.
-
-    Raises:
-        ConfigError: if the file is missing or malformed, or a key or value does not fit; says which.
-    """
-    path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"no config file at {path}", hint="train/configs has some") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML ({error})") from error
-    for override in overrides:
-        _apply(values, override)
-    return from_dict(cls, values, where=str(path))
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"{override!r} is not a setting", hint="write key=value, e.g. optim.lr=0.01")
-    table: Any = values
-    for part in parts[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, Mapping):
-            raise ConfigError(f"{override!r}: {part!r} is a value, not a table of settings")
-    table[parts[-1]] = _parse(text.strip())
-
-
-def _parse(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

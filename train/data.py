@@ -1,115 +1,20 @@
-"""Training videos: decoded once into memory-mapped frames, then sampled as random clips.
-
-Decoding costs more than everything else on few cores, so the frames of every video are kept on disk, resized
-under the contract but not cropped: exactly what ``ivdr_deploy.video.clips.load_frames`` returns.
-"""
+"""What one step of training sees: the rows of a batch, and random clips of their videos."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ivdr_deploy._console import progress
-from ivdr_deploy._files import atomic_path
-from ivdr_deploy.datasets.lists import VideoItem, VideoList
-from ivdr_deploy.errors import DataError, VideoError
-from ivdr_deploy.spec import ClipSpec, canonical_json
-from ivdr_deploy.video.clips import load_frames
-from ivdr_deploy.video.preprocess import center_crop
-from ivdr_deploy.video.sampling import uniform_clips
+from ivdr_deploy.spec import ClipSpec, ViewPlan
+from train.augment import Changes, draw_changes
+from train.cache import CachedVideos
+from train.config import RunConfig
 
 DrawClip = Callable[[int, ClipSpec, np.random.Generator], np.ndarray]
 """Draws the frame indices of a random clip: ``random_centre_clip`` or ``random_start_clip``."""
-
-
-@dataclass(frozen=True, slots=True)
-class CachedVideos:
-    """The usable videos of a list, decoded."""
-
-    items: tuple[VideoItem, ...]
-    files: tuple[Path, ...]
-    """One ``.npy`` per item: uint8 (L, h, w, 3)."""
-
-    skipped: tuple[tuple[VideoItem, VideoError], ...]
-    """Videos that cannot be used, with the reason."""
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def frames(self, row: int) -> np.ndarray:
-        """Return the frames of one video, uint8 (L, h, w, 3), mapped from disk."""
-        mapped: np.ndarray = np.load(self.files[row], mmap_mode="r")
-        return mapped
-
-    def eval_clips(self, row: int, clip: ClipSpec) -> np.ndarray:
-        """Return the clips that scoring would use, uint8 (num_clips, T, crop, crop, 3)."""
-        frames = self.frames(row)
-        return np.ascontiguousarray(center_crop(frames[uniform_clips(len(frames), clip)], clip.crop_size))
-
-
-def cache_videos(
-    videos: VideoList, clip: ClipSpec, folder: Path, *, decode_threads: int = 1, max_bad_share: float = 0.0
-) -> CachedVideos:
-    """Decode every video that is not in the cache yet.
-
-    A file of the cache belongs to one video file (path, size, time of change) and to the settings of the
-    contract that shape its frames. Files appear whole or not at all, so several runs may share a folder.
-
-    Args:
-        videos: What to decode.
-        clip: The contract.
-        folder: The cache; made when absent.
-        decode_threads: Videos decoded at the same time.
-        max_bad_share: Share of videos that may be unusable.
-
-    Raises:
-        DataError: if a file is missing, or more videos than allowed cannot be used; names the first of them.
-    """
-    videos.require_files()
-    files = [folder / f"{_cache_key(item.path, clip)}.npy" for item in videos.items]
-
-    def fill(pair: tuple[VideoItem, Path]) -> VideoError | None:
-        item, file = pair
-        if file.is_file():
-            return None
-        try:
-            frames, _ = load_frames(item.path, clip)
-        except VideoError as error:
-            return error
-        with atomic_path(file) as temporary, temporary.open("wb") as stream:
-            np.save(stream, frames)
-        return None
-
-    pairs = list(zip(videos.items, files, strict=True))
-    with ThreadPoolExecutor(max_workers=decode_threads, thread_name_prefix="decode") as pool:
-        filled = progress(pool.map(fill, pairs), total=len(pairs), description="decoding")
-        errors = list(filled)
-    good = [pair for pair, error in zip(pairs, errors, strict=True) if error is None]
-    skipped = tuple((pair[0], error) for pair, error in zip(pairs, errors, strict=True) if error is not None)
-    if len(skipped) > max_bad_share * len(pairs) or len(good) < 2:
-        named = "; ".join(f"{item.uri}: {error.message}" for item, error in skipped[:3])
-        raise DataError(
-            f"{videos.source}: {len(skipped)} of {len(pairs)} videos cannot be used"
-            + (f" ({named})" if named else "; training needs at least 2"),
-            hint="take them out of the list, or raise data.max_bad_share",
-        )
-    return CachedVideos(tuple(item for item, _ in good), tuple(file for _, file in good), skipped)
-
-
-def _cache_key(path: Path, clip: ClipSpec) -> str:
-    status = path.stat()
-    identity = {
-        "path": str(path.resolve()),
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "frames": [clip.short_side, clip.resize, clip.color, clip.target_fps],
-    }
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:32]
 
 
 def epoch_batches(count: int, *, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -191,6 +96,47 @@ def dual_views(
     return out
 
 
+def draw_dual_batch(
+    videos: CachedVideos,
+    rows: np.ndarray,
+    config: RunConfig,
+    *,
+    draw: DrawClip,
+    rng: np.random.Generator,
+) -> dict[str, Tensor | Changes]:
+    """Draw the arguments of ``DualStep.forward``.
+
+    Args:
+        videos: The cache.
+        rows: Which videos (B).
+        config: Contract, network and augmentation.
+        draw: How a clip is placed in time.
+        rng: Source of all randomness.
+    """
+    count = len(rows)
+    augment = config.augment
+    views = dual_views(
+        videos, rows, config.clip, draw=draw, rng=rng, reverse_probability=augment.reverse_probability
+    )
+    plain = np.zeros((3, count), dtype=bool)
+    plain[0] = rng.random(count) < augment.plain_probability
+    changes = draw_changes(augment, 3 * count, rng=rng, plain=plain.ravel())
+    return {
+        "views": torch.from_numpy(views),
+        "changes": changes,
+        "permutation": torch.from_numpy(draw_permutations(count, config.model.num_slots, rng=rng)),
+    }
+
+
+def draw_permutations(count: int, slots: int, *, rng: np.random.Generator) -> np.ndarray:
+    """Draw an order of the segments for each video, the true one included.
+
+    Returns:
+        int64 (count, slots): place i takes segment ``[:, i]``.
+    """
+    return rng.permuted(np.tile(np.arange(slots), (count, 1)), axis=1)
+
+
 def golden_clips(videos: CachedVideos, clip: ClipSpec, *, count: int = 4) -> np.ndarray:
     """Pick eval-mode clips for a checkpoint: the middle of ``count`` videos, of different classes first.
 
@@ -203,8 +149,7 @@ def golden_clips(videos: CachedVideos, clip: ClipSpec, *, count: int = 4) -> np.
         seen[item.label] = seen.get(item.label, 0) + 1
         order.append((seen[item.label], row))
     rows = [row for _, row in sorted(order)[:count]]
-    middle = replace(clip, num_clips=1)
-    return np.concatenate([videos.eval_clips(row, middle) for row in rows])
+    return np.concatenate([videos.eval_clips(row, clip, ViewPlan(num_clips=1)) for row in rows])
 
 
 def _crop_into(target: np.ndarray, frames: np.ndarray, indices: np.ndarray, rng: np.random.Generator) -> None:

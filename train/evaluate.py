@@ -8,16 +8,19 @@ from typing import Any
 
 from ivdr_deploy._console import progress
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
+from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.errors import CheckpointError, DataError
 from ivdr_deploy.evaluation.metrics import Accuracy, clip_accuracy, per_class_accuracy, video_accuracy
 from ivdr_deploy.models.network import VideoModel
 from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
-from ivdr_deploy.spec import CheckpointInfo, Device
+from ivdr_deploy.spec import CheckpointInfo, Device, ViewPlan
 
-TEN_CLIPS = 10
+PROTOCOLS = {"ten-clip": ViewPlan(num_clips=10)}
+"""View plans that papers name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +30,8 @@ class EvaluationReport:
     model: str
     data: str
     contract_hash: str
-    num_clips: int
-    """Clips of each video."""
+    view_plan: ViewPlan
+    """Clips of each video; accuracy depends on it."""
 
     video_accuracy: Accuracy
     """Videos whose mean probability is highest for the true class."""
@@ -49,7 +52,7 @@ class EvaluationReport:
             "model": self.model,
             "data": self.data,
             "contract_hash": self.contract_hash,
-            "num_clips": self.num_clips,
+            "view_plan": to_dict(self.view_plan),
             "video_accuracy": self.video_accuracy.to_dict(),
             "video_accuracy_top5": self.video_accuracy_top5.to_dict(),
             "clip_accuracy": self.clip_accuracy.to_dict(),
@@ -58,12 +61,15 @@ class EvaluationReport:
         }
 
 
-def evaluate(checkpoint: str | Path, data: str | Path, *, device: Device = "cpu") -> EvaluationReport:
-    """Run the ten-clip test: ten clips of every video, mean probability, highest wins.
+def evaluate(
+    checkpoint: str | Path, data: str | Path, *, plan: ViewPlan | None = None, device: Device = "cpu"
+) -> EvaluationReport:
+    """Run the model on some clips of every video; the highest mean probability wins.
 
     Args:
         checkpoint: A checkpoint, or anything else ``open_model`` opens.
         data: A labelled list.
+        plan: Which clips; the plan that the checkpoint records when None.
         device: Where to run.
 
     Raises:
@@ -72,18 +78,23 @@ def evaluate(checkpoint: str | Path, data: str | Path, *, device: Device = "cpu"
     """
     model = open_model(checkpoint, device=device)
     with model.runtime:
-        return evaluate_model(model, read_video_list(data), num_clips=TEN_CLIPS)
+        return evaluate_model(model, read_video_list(data), plan=plan)
 
 
 def evaluate_model(
-    model: LoadedModel, videos: VideoList, *, num_clips: int | None = None
+    model: LoadedModel,
+    videos: VideoList,
+    *,
+    plan: ViewPlan | None = None,
+    decode: DecodeOptions | None = None,
 ) -> EvaluationReport:
     """Measure the accuracy of an open model.
 
     Args:
         model: With the output ``logits``.
         videos: Labelled.
-        num_clips: Clips of each video; None takes the contract's number.
+        plan: Which clips of each video; the model's own plan when None.
+        decode: The decode workers.
 
     Raises:
         DataError: if labels or files are missing, a class is unknown, or no video can be used.
@@ -97,17 +108,18 @@ def evaluate_model(
     targets = videos.targets(model.labels)
     videos.require_files()
     probabilities, logits, truth, failed = [], [], [], []
-    outcomes = VideoPredictor(model).predict_many([item.path for item in videos.items], num_clips=num_clips)
-    watched = progress(outcomes, total=len(videos.items), description="evaluating")
-    for item, target, outcome in zip(videos.items, targets, watched, strict=True):
-        if outcome.result is None:
-            failed.append((item.uri, str(outcome.error)))
-            continue
-        assert outcome.result.probabilities is not None
-        assert outcome.result.clip_logits is not None
-        probabilities.append(outcome.result.probabilities)
-        logits.append(outcome.result.clip_logits)
-        truth.append(target)
+    with VideoPredictor(model, decode=decode) as predictor:
+        outcomes = predictor.predict_many([item.path for item in videos.items], plan=plan)
+        watched = progress(outcomes, total=len(videos.items), description="evaluating")
+        for item, target, outcome in zip(videos.items, targets, watched, strict=True):
+            if outcome.result is None:
+                failed.append((item.uri, str(outcome.error)))
+                continue
+            assert outcome.result.probabilities is not None
+            assert outcome.result.clip_logits is not None
+            probabilities.append(outcome.result.probabilities)
+            logits.append(outcome.result.clip_logits)
+            truth.append(target)
     if not truth:
         raise DataError(f"{videos.source}: none of the {len(failed)} videos can be used", hint=failed[0][1])
     predicted = [int(row.argmax()) for row in probabilities]
@@ -116,7 +128,7 @@ def evaluate_model(
         model=str(model.path),
         data=str(videos.source),
         contract_hash=model.contract_hash,
-        num_clips=num_clips or model.clip.num_clips,
+        view_plan=plan or model.view_plan,
         video_accuracy=video_accuracy(probabilities, truth),
         video_accuracy_top5=video_accuracy(probabilities, truth, k=5),
         clip_accuracy=clip_accuracy(logits, truth),
@@ -133,8 +145,14 @@ def open_in_memory(model: VideoModel, info: CheckpointInfo, *, device: Device) -
         name="training",
         version="0",
         clip=info.clip,
+        view_plan=info.view_plan,
         labels=info.labels,
         output_names=names,
         runtime=TorchRuntime(model, clip=info.clip, output_names=names, device=device),
+        variant="torch-fp32",
+        reason="it was just trained",
+        sha256="",
+        manifest=to_dict(info),
         golden_max_abs_diff={},
+        decode_mean_diff={},
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
@@ -17,16 +16,21 @@ from ivdr_deploy.errors import CheckpointError, DataError
 from ivdr_deploy.models.network import VideoModel, build_model
 from ivdr_deploy.spec import CheckpointInfo, ClipSpec, ModelSpec, TrainingState
 from ivdr_deploy.video.sampling import random_start_clip
-from train.augment import augment
+from train.augment import Changes, draw_changes
+from train.cache import CachedVideos
 from train.config import FinetuneConfig
-from train.data import CachedVideos, dual_views, single_views, steps_per_epoch
-from train.dual import dual_loss, encode, encode_views
+from train.data import draw_dual_batch, single_views
 from train.evaluate import evaluate_model, open_in_memory
-from train.optim import build_optimizer, learning_rate, take_step
-from train.run import RunLog, open_videos, start_run, training_steps, write_checkpoint
-
-StepLoss = Callable[[np.ndarray, np.random.Generator], tuple[Tensor, dict[str, Tensor]]]
-"""Rows of a batch and a generator -> loss and metrics."""
+from train.run import (
+    DrawBatch,
+    decode_options,
+    open_state,
+    open_videos,
+    run_steps,
+    start_run,
+    write_checkpoint,
+)
+from train.step import JointStep, LabelStep
 
 
 def finetune(config: FinetuneConfig) -> Path:
@@ -34,12 +38,14 @@ def finetune(config: FinetuneConfig) -> Path:
 
     Returns:
         Path of the checkpoint. When ``config.data.test`` is given, its provenance holds the accuracy on that
-        list.
+        list under ``config.view_plan``.
 
     Raises:
         DataError: if a list is unusable, a label is missing, or the test list has a class of its own.
         CheckpointError: if ``config.init`` does not fit.
-        ConfigError: if the settings do not fit the machine, or training diverges.
+        ConfigError: if the settings do not fit together.
+        DeviceError: if the device is not there.
+        TrainingError: if training diverges.
     """
     device = start_run(config)
     videos, test, labels = read_labelled_lists(config.data.train, config.data.test)
@@ -50,38 +56,46 @@ def finetune(config: FinetuneConfig) -> Path:
         else (build_model(spec, config.clip), None)
     )
     cached = open_videos(config, videos)
-    model.to(device).train()
+    model.to(device)
     if config.channels_last:
         model.backbone.to(memory_format=torch.channels_last_3d)
-    if config.linear_probe:
-        model.backbone.requires_grad_(False).eval()
-    trained = model.classifier if config.linear_probe else model
-    assert trained is not None
-    optimizer = build_optimizer(trained.parameters(), config.optim)
-    targets = torch.tensor(VideoList(videos.source, cached.items).targets(labels), device=device)
-    step_loss = _joint_loss if config.dual_weight else _label_loss
-    compute = step_loss(model, cached, targets, config)
+    step = _build_step(model, config).train()
+    state = open_state(config, model, cached)
+    draw = _batches(cached, VideoList(videos.source, cached.items).targets(labels), config)
+    measured = run_steps(config, step, state, draw, count=len(cached), description="fine-tuning")
 
-    epoch_steps = steps_per_epoch(len(cached), batch_size=config.optim.batch_size)
-    total_steps = epoch_steps * config.optim.epochs
-    steps = training_steps(config.optim, count=len(cached), seed=config.seed, description="fine-tuning")
-    with RunLog(Path(config.out), total_steps=total_steps, every=config.log_every) as log:
-        for step, rows, rng in steps:
-            loss, metrics = compute(rows, rng)
-            lr = learning_rate(config.optim, step=step, epoch_steps=epoch_steps)
-            take_step(optimizer, loss, lr=lr)
-            log.add(step, {"loss": loss, **metrics, "lr": lr})
-
-    training = training_state(before.training if before else TrainingState(), config, steps=total_steps)
-    measured = dict(log.last)
+    training = training_state(before.training if before else TrainingState(), config, steps=state.step)
     if test is not None:
-        info = CheckpointInfo(clip=config.clip, model=spec, labels=labels, training=training)
-        report = evaluate_model(open_in_memory(model, info, device=config.device), test)
+        info = CheckpointInfo(
+            clip=config.clip, view_plan=config.view_plan, model=spec, labels=labels, training=training
+        )
+        opened = open_in_memory(model, info, device=config.device)
+        report = evaluate_model(opened, test, decode=decode_options(config))
         measured["video_accuracy"] = report.video_accuracy.value
         measured["clip_accuracy"] = report.clip_accuracy.value
     return write_checkpoint(
         config, model=model, videos=videos, cached=cached, labels=labels, training=training, metrics=measured
     )
+
+
+def _build_step(model: VideoModel, config: FinetuneConfig) -> nn.Module:
+    if config.dual_weight:
+        return JointStep(model, config.dual, dual_weight=config.dual_weight, bf16=config.bf16)
+    return LabelStep(model, frozen=config.linear_probe, bf16=config.bf16)
+
+
+def _batches(cached: CachedVideos, targets: list[int], config: FinetuneConfig) -> DrawBatch:
+    """Return what draws the batches of ``_build_step``."""
+
+    def draw(rows: np.ndarray, rng: np.random.Generator) -> Mapping[str, Tensor | Changes]:
+        truth = torch.tensor([targets[row] for row in rows])
+        if config.dual_weight:
+            return draw_dual_batch(cached, rows, config, draw=random_start_clip, rng=rng) | {"truth": truth}
+        views = single_views(cached, rows, config.clip, draw=random_start_clip, rng=rng)
+        changes = draw_changes(config.augment, len(rows), rng=rng)
+        return {"views": torch.from_numpy(views), "changes": changes, "truth": truth}
+
+    return draw
 
 
 def read_labelled_lists(train: str, test: str) -> tuple[VideoList, VideoList | None, tuple[str, ...]]:
@@ -153,36 +167,6 @@ def _transfer(
     if source.info.labels == labels:
         carried.append("classifier")
     for name in carried:
-        getattr(model, name).load_state_dict(getattr(source.model, name).state_dict())
+        if (part := getattr(model, name)) is not None:
+            part.load_state_dict(getattr(source.model, name).state_dict())
     return model, source.info
-
-
-def _label_loss(model: VideoModel, cached: CachedVideos, targets: Tensor, config: FinetuneConfig) -> StepLoss:
-    def compute(rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        views = single_views(cached, rows, config.clip, draw=random_start_clip, rng=rng)
-        video = augment(torch.from_numpy(views).to(targets.device), config.augment, rng=rng)
-        with torch.set_grad_enabled(not config.linear_probe):
-            feature = encode(model, video, bf16=config.bf16)
-        return _cross_entropy(model, feature, targets[torch.from_numpy(rows)])
-
-    return compute
-
-
-def _joint_loss(model: VideoModel, cached: CachedVideos, targets: Tensor, config: FinetuneConfig) -> StepLoss:
-    def compute(rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        views = dual_views(cached, rows, config.clip, draw=random_start_clip, rng=rng)
-        outputs = encode_views(model, views, config, rng=rng)
-        truth = targets[torch.from_numpy(rows)].repeat(len(outputs.feature))  # every view carries the label
-        loss, metrics = _cross_entropy(model, outputs.feature.flatten(0, 1), truth)
-        dual, dual_metrics = dual_loss(outputs, config.dual)
-        return loss + config.dual_weight * dual, metrics | dual_metrics
-
-    return compute
-
-
-def _cross_entropy(model: VideoModel, feature: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    assert model.classifier is not None
-    logits = model.classifier(feature)
-    loss = F.cross_entropy(logits, truth)
-    correct = (logits.detach().argmax(dim=-1) == truth).float().mean()
-    return loss, {"loss_label": loss, "train_accuracy": correct}

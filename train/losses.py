@@ -1,13 +1,16 @@
-"""The losses of the method's paper (Zhang et al., BMVC 2021), as pure functions of tensors.
+"""The losses of the method's paper, as pure functions of tensors.
 
-Everything here is fp32 and takes unit vectors; callers leave autocast first, since near a cosine of 1 bf16
-resolves only 0.004, which the temperatures turn into 0.08. Shapes: B videos, S slots or segments, D features,
-K queue entries.
+Zhang, She, Shen and Wang, "Inter-intra Variant Dual Representations for Self-supervised Video Recognition", BMVC 2021
+(arXiv 2107.01194). The formulas are those of its published code (github.com/lzhangbj/DualVar, ``model/simclr.py`` and
+``model/moco.py``), written anew; where a loss is older than the paper, its own source is named with its equation.
+
+Everything here is fp32 and takes unit vectors; callers leave autocast first, since near a cosine of 1 bf16 resolves
+only 0.004, which the temperatures turn into 0.08. Shapes: B videos, S slots or segments, D features, K queue entries.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +39,9 @@ def nt_xent_similarities(a0: Tensor, a1: Tensor) -> tuple[Tensor, Tensor]:
 def nt_xent(a0: Tensor, a1: Tensor, *, temperature: float) -> Tensor:
     """Contrast videos with each other: the clip loss on embeddings, the temporal-coherent loss on slot means.
 
-    Each of the 2B rows must find the other view of its video among all other rows (cross-entropy, mean over
-    rows).
+    Each of the 2B rows must find the other view of its video among all other rows (cross-entropy, mean over rows):
+    equation 1 of Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, which
+    the paper uses for its SimCLR form.
 
     Args:
         a0: (B, D) first view. Need not be of unit length: slot means are not.
@@ -54,8 +58,8 @@ def nt_xent(a0: Tensor, a1: Tensor, *, temperature: float) -> Tensor:
 def temporal_coherent(slots0: Tensor, slots1: Tensor, *, temperature: float) -> Tensor:
     """Make every moment of one clip agree with every moment of the other clip of its video.
 
-    The similarity of two clips is the mean over all S x S slot pairs, which equals the dot product of the
-    slot means.
+    The paper's temporal coherent contrast, in its SimCLR form. The similarity of two clips is the mean over all S x S
+    slot pairs, which equals the dot product of the slot means.
 
     Args:
         slots0: (B, S, D) unit slots of the first clips.
@@ -71,7 +75,9 @@ def temporal_coherent(slots0: Tensor, slots1: Tensor, *, temperature: float) -> 
 def info_nce_queue(
     q: Tensor, k: Tensor, queue: Tensor, *, temperature: float, ignore: Tensor | None = None
 ) -> Tensor:
-    """Contrast queries with their own key and with a queue of earlier keys (MoCo's form of the clip loss).
+    """Contrast queries with their own key and with a queue of earlier keys: the clip loss in its MoCo form.
+
+    Equation 1 of He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020.
 
     Args:
         q: (B, D) queries.
@@ -123,8 +129,7 @@ def calibrate(slots: Tensor, permutation: Tensor) -> Tensor:
     return slots[rows, permutation.argsort(dim=1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
+class Ranking(NamedTuple):
     """The comparisons behind ``shuffle_rank``: for every anchor, each negative against the positive."""
 
     margins: Tensor
@@ -146,16 +151,15 @@ def rank(q: Tensor, p: Tensor) -> Ranking:
     cosines = vectors @ vectors.mT  # (B, 2S, 2S)
     anchors = torch.arange(2 * slots, device=q.device)
     partners = anchors.roll(-slots)  # the same segment in the other clip
-    negative = torch.ones(2 * slots, 2 * slots, dtype=torch.bool, device=q.device)
-    negative[anchors, anchors] = False
-    negative[anchors, partners] = False
+    negative = anchors % slots != anchors[:, None] % slots  # another segment, of either clip
     return Ranking(cosines - cosines[:, anchors, partners].unsqueeze(-1), negative)
 
 
 def shuffle_rank(q: Tensor, p: Tensor, *, theta: float, clamp: float | None) -> Tensor:
     """Make slots follow their segments: nearer to the same segment elsewhere than to any other segment.
 
-    The mean softplus of (negative - positive) / theta over all anchors and negatives of the same video.
+    The paper's shuffle-rank loss for one pair of clips: the mean softplus of (negative - positive) / theta over all
+    anchors and all negatives of their video.
 
     Args:
         q: (B, S, D) unit slots of a clip, S >= 2.

@@ -1,15 +1,13 @@
-"""What every training run does around its loop: seeds, device, log, provenance, checkpoint."""
+"""What every training run does: seeds and device, the loop over the steps, provenance and checkpoint."""
 
 from __future__ import annotations
 
-import csv
-import math
 import random
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,25 +16,44 @@ from torch import Tensor
 from ivdr_deploy._console import console, progress
 from ivdr_deploy.artifacts.checkpoint import save_checkpoint
 from ivdr_deploy.datasets.lists import VideoList
+from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.environment import git_revision, package_versions
-from ivdr_deploy.errors import ConfigError, MissingDependencyError
 from ivdr_deploy.models.network import VideoModel
 from ivdr_deploy.records import to_dict
+from ivdr_deploy.runtimes.torch_runtime import require_device
 from ivdr_deploy.spec import CheckpointInfo, Provenance, TrainingState
+from train.augment import Changes
+from train.cache import CachedVideos, cache_videos
 from train.config import OptimConfig, RunConfig
-from train.data import CachedVideos, cache_videos, epoch_batches, golden_clips, steps_per_epoch
+from train.data import epoch_batches, golden_clips, steps_per_epoch
+from train.log import RunLog
+from train.optim import build_optimizer, learning_rate, take_step
+from train.state import STATE_NAME, TrainState, run_digest
+from train.step import LossAndMetrics
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
+
+SAVE_SECONDS = 300.0
+"""The training state is saved with the first line of the log after this time: about what a run that dies loses."""
+
+DrawBatch = Callable[[np.ndarray, np.random.Generator], Mapping[str, Tensor | Changes]]
+"""Rows of a batch and a generator -> the arguments of the step's ``forward``, on the CPU."""
+
+
+class Step(Protocol):
+    """One of the modules of ``train.step``, or what wraps it."""
+
+    def __call__(self, **batch: Any) -> LossAndMetrics:
+        """Return loss and metrics of a batch."""
 
 
 def start_run(config: RunConfig) -> torch.device:
     """Show the settings, seed every source of randomness, and return the device.
 
     Raises:
-        ConfigError: if the device is not there.
+        DeviceError: if the device is not there.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' was asked for, but torch sees no GPU", hint="set device=cpu")
+    require_device(config.device)
     for line in _settings_lines(to_dict(config)):
         console.print(line, style="dim", markup=False)
     random.seed(config.seed)
@@ -59,7 +76,7 @@ def open_videos(config: RunConfig, videos: VideoList) -> CachedVideos:
         videos,
         config.clip,
         config.cache_dir,
-        decode_threads=config.data.decode_threads,
+        decode=decode_options(config),
         max_bad_share=config.data.max_bad_share,
     )
     for item, error in cached.skipped:
@@ -68,90 +85,88 @@ def open_videos(config: RunConfig, videos: VideoList) -> CachedVideos:
     return cached
 
 
-def training_steps(
-    config: OptimConfig, *, count: int, seed: int, description: str
-) -> Iterator[tuple[int, np.ndarray, np.random.Generator]]:
-    """Yield step, rows of the batch, and a generator that depends on seed and step alone."""
-    epoch_steps = steps_per_epoch(count, batch_size=config.batch_size)
-
-    def steps() -> Iterator[tuple[int, np.ndarray, np.random.Generator]]:
-        for epoch in range(config.epochs):
-            order = np.random.default_rng([seed, 0, epoch])
-            batches = epoch_batches(count, batch_size=config.batch_size, rng=order)
-            for place, rows in enumerate(batches):
-                step = epoch * epoch_steps + place
-                yield step, rows, np.random.default_rng([seed, 1, step])
-
-    return progress(steps(), total=config.epochs * epoch_steps, description=description)
+def decode_options(config: RunConfig) -> DecodeOptions:
+    """Return how a run decodes videos."""
+    return DecodeOptions(workers=config.data.decode_workers)
 
 
-class RunLog:
-    """Means of the metrics over every few steps, to ``metrics.csv``, TensorBoard and the console.
+def open_state(config: RunConfig, model: VideoModel, cached: CachedVideos) -> TrainState:
+    """Return the state of a run before its first step. Only weights that require a gradient are trained."""
+    trained = [value for value in model.parameters() if value.requires_grad]
+    return TrainState(
+        model=model,
+        optimizer=build_optimizer(trained, config.optim),
+        seed=config.seed,
+        digest=run_digest(config, cached),
+        epoch_steps=steps_per_epoch(len(cached), batch_size=config.optim.batch_size),
+    )
+
+
+def run_steps(
+    config: RunConfig, step: Step, state: TrainState, draw: DrawBatch, *, count: int, description: str
+) -> dict[str, float]:
+    """Train from the state's step to the end of the last epoch.
+
+    The state is saved into the run folder now and then, and at the end.
 
     Args:
-        folder: The run folder.
-        total_steps: Steps of the run.
-        every: Steps that one line covers.
+        config: The settings.
+        step: Computes the loss; in training mode, on the device.
+        state: Of the same network.
+        draw: Makes the batch of a step.
+        count: Training videos.
+        description: For the progress bar.
+
+    Returns:
+        The latest metrics.
+
+    Raises:
+        TrainingError: if the loss or a weight is not finite.
     """
+    folder, device = Path(config.out), torch.device(config.device)
+    total = state.epoch_steps * config.optim.epochs
+    steps = training_steps(config.optim, count=count, seed=config.seed, start=state.step)
+    watched = progress(steps, total=total - state.step, description=description)
+    with RunLog(folder, total_steps=total, every=config.log_every, position=state.log_bytes) as log:
+        saved = time.monotonic()
+        for number, rows, rng in watched:
+            loss, metrics = step(**_on_device(draw(rows, rng), device))
+            lr = learning_rate(config.optim, step=number, epoch_steps=state.epoch_steps)
+            take_step(state.optimizer, loss, lr=lr)
+            state.step = number + 1
+            written = log.add(number, {"loss": loss, **metrics, "lr": lr})
+            if written and (state.step == total or time.monotonic() - saved >= SAVE_SECONDS):
+                state.log_bytes = log.position
+                state.save(folder / STATE_NAME)
+                saved = time.monotonic()
+        return log.last
 
-    def __init__(self, folder: Path, *, total_steps: int, every: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"training writes TensorBoard events, and tensorboard cannot be imported ({error})",
-                hint="install it with: pip install tensorboard",
-            ) from error
 
-        folder.mkdir(parents=True, exist_ok=True)
-        self._total = total_steps
-        self._every = every
-        self._window: list[dict[str, Tensor | float]] = []
-        self._file = (folder / "metrics.csv").open("w", newline="", encoding="utf-8")
-        self._csv: csv.DictWriter[str] | None = None
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        self._board = SummaryWriter(str(folder / "tensorboard" / stamp))
-        self.last: dict[str, float] = {}
-        """Means of the latest line."""
+def _on_device(batch: Mapping[str, Tensor | Changes], device: torch.device) -> dict[str, Tensor | Changes]:
+    def move(value: Tensor | Changes) -> Tensor | Changes:
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
 
-    def __enter__(self) -> Self:
-        return self
+    return {name: move(value) for name, value in batch.items()}
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        self._board.close()
 
-    def add(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
-        """Take the metrics of one step; tensors are read only when a line is due: the device need not wait.
+def training_steps(
+    config: OptimConfig, *, count: int, seed: int, start: int = 0
+) -> Iterator[tuple[int, np.ndarray, np.random.Generator]]:
+    """Yield step, rows of the batch, and a generator that depends on seed and step alone.
 
-        Raises:
-            ConfigError: if the loss is not finite.
-        """
-        self._window.append(
-            {name: value.detach() if isinstance(value, Tensor) else value for name, value in metrics.items()}
-        )
-        if len(self._window) == self._every or step + 1 == self._total:
-            self._write(step + 1)
-
-    def _write(self, step: int) -> None:
-        window, self._window = self._window, []
-        self.last = {name: sum(float(row[name]) for row in window) / len(window) for name in window[0]}
-        if self._csv is None:
-            self._csv = csv.DictWriter(self._file, fieldnames=["step", *self.last])
-            self._csv.writeheader()
-        self._csv.writerow({"step": step, **{name: f"{value:.6g}" for name, value in self.last.items()}})
-        self._file.flush()
-        for name, value in self.last.items():
-            self._board.add_scalar(name, value, step)
-        shown = "  ".join(f"{name} {value:.3g}" for name, value in self.last.items())
-        console.print(f"step {step}/{self._total}  {shown}", markup=False)
-        if not math.isfinite(self.last["loss"]):
-            raise ConfigError(
-                f"the loss is {self.last['loss']} at step {step}",
-                hint="lower optim.lr, or set optim.warmup_epochs",
-            )
+    Args:
+        config: Epochs and batch size.
+        count: Training videos.
+        seed: Of the run.
+        start: The first step; those before it were taken.
+    """
+    epoch_steps = steps_per_epoch(count, batch_size=config.batch_size)
+    for epoch in range(start // epoch_steps, config.epochs):
+        order = np.random.default_rng([seed, 0, epoch])
+        for place, rows in enumerate(epoch_batches(count, batch_size=config.batch_size, rng=order)):
+            step = epoch * epoch_steps + place
+            if step >= start:
+                yield step, rows, np.random.default_rng([seed, 1, step])
 
 
 def write_checkpoint(
@@ -175,7 +190,12 @@ def write_checkpoint(
         metrics=dict(metrics),
     )
     info = CheckpointInfo(
-        clip=config.clip, model=model.spec, labels=labels, training=training, provenance=provenance
+        clip=config.clip,
+        view_plan=config.view_plan,
+        model=model.spec,
+        labels=labels,
+        training=training,
+        provenance=provenance,
     )
     path = Path(config.out) / CHECKPOINT_NAME
     save_checkpoint(path, model=model, info=info, golden=golden_clips(cached, config.clip))

@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
+from examples.demo.commands import Pattern
 from examples.demo.journey import Journey
 from ivdr_deploy._console import console, exiting
 from ivdr_deploy._files import atomic_path
@@ -19,6 +20,9 @@ from ivdr_deploy.environment import environment_facts
 from ivdr_deploy.errors import DataError
 
 TRAIN_ACTORS, TEST_ACTORS = 20, 10
+_TEST_PATTERN = "*/actor2?.mp4"
+"""The test actors are those from number 20 on."""
+
 MINIMUM_ACCURACY = 0.70
 """On the made videos; chance is 1 in 6."""
 
@@ -101,6 +105,7 @@ def _make_videos(journey: Journey) -> str:
     folder = journey.out / "data"
     make_figures(folder, train_actors=TRAIN_ACTORS, test_actors=TEST_ACTORS)
     journey.train, journey.test = folder / "train.csv", folder / "test.csv"
+    journey.pattern = Pattern(folder, _TEST_PATTERN)
     return f"{(TRAIN_ACTORS + TEST_ACTORS) * len(ACTIONS)} videos of {len(ACTIONS)} actions in {folder}"
 
 

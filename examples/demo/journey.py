@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import shlex
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from examples.demo.commands import IVDR, TRAIN, Pattern, StepError, run, serving
 from ivdr_deploy._console import console
-from ivdr_deploy.cli import app
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import IvdrError
-from train.config import FinetuneConfig, PretrainConfig, load_config
-from train.evaluate import EvaluationReport, evaluate
-from train.finetune import finetune
-from train.pretrain import pretrain
+from ivdr_deploy.evaluation.metrics import Accuracy
 
 CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
 
@@ -35,10 +30,6 @@ class Step:
     detail: str
 
 
-class StepError(Exception):
-    """A step ran and its result is not what it must be."""
-
-
 @dataclass
 class Journey:
     """The demo on one data set.
@@ -49,6 +40,7 @@ class Journey:
         minimum_accuracy: Video accuracy on the test list below which the demo fails.
         train: Training list.
         test: Test list.
+        pattern: Names the videos of the test list in short; None: each is written out.
         steps: What was run so far.
         facts: Figures for the report.
         labels: For each way to a label, that of every test video in order.
@@ -59,6 +51,7 @@ class Journey:
     minimum_accuracy: float = 0.0
     train: Path = Path()
     test: Path = Path()
+    pattern: Pattern | None = None
     steps: list[Step] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
@@ -108,91 +101,90 @@ class Journey:
 
     def pretrain(self) -> str:
         """Learn the dual representation without labels."""
-        arguments = self._arguments("pretrain")
-        self._show("python -m train pretrain --config train/configs/demo_pretrain.toml", *arguments)
-        path = pretrain(load_config(PretrainConfig, CONFIGS / "demo_pretrain.toml", arguments))
-        return f"wrote {path}"
+        return self._train("pretrain", "demo_pretrain.toml", folder="pretrain")
 
     def finetune(self) -> str:
         """Train the classifier on the pre-trained backbone."""
-        return self._finetune("finetune", init="pretrain")
+        return self._train("finetune", "demo_finetune.toml", folder="finetune", init="pretrain")
 
     def finetune_from_scratch(self) -> str:
         """Do the same without pre-training, to see what it gave."""
-        return self._finetune("scratch")
+        return self._train("finetune", "demo_finetune.toml", folder="scratch")
 
     def finetune_jointly(self) -> str:
         """Go on with all losses for a while: cross-entropy alone has left `inter` and `intra` behind."""
-        return self._finetune("joint", init="finetune")
+        return self._train("finetune", "demo_joint.toml", folder="joint", init="finetune")
 
-    def _finetune(self, folder: str, *, init: str = "") -> str:
-        config = "demo_joint.toml" if folder == "joint" else "demo_finetune.toml"
-        arguments = self._arguments(folder)
+    def _train(self, command: str, config: str, *, folder: str, init: str = "") -> str:
+        settings = [
+            f"out={self.out / folder}",
+            f"data.train={self.train}",
+            f"data.cache={self.out / 'cache'}",
+        ]
         if init:
-            arguments.append(f"init={self.out / init / 'checkpoint.safetensors'}")
-        self._show(f"python -m train finetune --config train/configs/{config}", *arguments)
-        return f"wrote {finetune(load_config(FinetuneConfig, CONFIGS / config, arguments))}"
+            settings.append(f"init={self.out / init / 'checkpoint.safetensors'}")
+        path = os.path.relpath(CONFIGS / config)
+        run(TRAIN, command, "--config", path, *settings, *self.overrides.get(folder, ()))
+        return f"wrote {self.out / folder / 'checkpoint.safetensors'}"
 
     def evaluate(self) -> str:
         """Measure every stage on the test list."""
         report, tuned, scratch = (self._evaluate(folder) for folder in ("joint", "finetune", "scratch"))
-        value = report.video_accuracy.value
-        with_it, without = tuned.video_accuracy.value, scratch.video_accuracy.value
+        value, with_it, without = (one["video_accuracy"]["value"] for one in (report, tuned, scratch))
         self.facts |= {
             "video_accuracy": value,
-            "clip_accuracy": report.clip_accuracy.value,
+            "clip_accuracy": report["clip_accuracy"]["value"],
+            "view_plan": report["view_plan"],
             "video_accuracy_finetuned_with_pretraining": with_it,
             "video_accuracy_finetuned_without_pretraining": without,
             "pretraining_gain": with_it - without,
-            "per_class": report.to_dict()["per_class"],
+            "per_class": report["per_class"],
         }
+        counts = report["video_accuracy"]
         detail = (
-            f"video accuracy {report.video_accuracy}; fine-tuned with pre-training {with_it:.1%}, "
-            f"without {without:.1%}; after the joint stage {value:.1%}"
+            f"video accuracy {Accuracy(counts['correct'], counts['total'])}; fine-tuned with pre-training "
+            f"{with_it:.1%}, without {without:.1%}; after the joint stage {value:.1%}"
         )
         if value < self.minimum_accuracy:
             raise StepError(f"{detail}; at least {self.minimum_accuracy:.0%} was expected")
         return detail
 
-    def _evaluate(self, folder: str) -> EvaluationReport:
+    def _evaluate(self, folder: str) -> dict[str, Any]:
         checkpoint = self.out / folder / "checkpoint.safetensors"
-        self._show(f"python -m train evaluate {checkpoint} --protocol ten-clip", "--data", str(self.test))
-        return evaluate(checkpoint, self.test)
+        report: dict[str, Any] = json.loads(run(TRAIN, "evaluate", checkpoint, "--data", self.test, "--json"))
+        return report
 
     def export(self) -> str:
         """Make the bundle."""
-        self._ivdr("export", self.checkpoint, "-o", self.bundle, "--name", "demo")
+        run(IVDR, "export", self.checkpoint, "-o", self.bundle, "--name", "demo")
         return f"wrote {self.bundle}"
 
     def verify(self) -> str:
-        """Compare ONNX Runtime with torch on the golden clips and on every test video."""
-        self._ivdr("verify", self.bundle, "--data", self.test)
-        return "torch and ONNX Runtime agree on the golden clips and on the test videos"
+        """Compare the bundle's variants on the golden clips and on every test video."""
+        run(IVDR, "verify", self.bundle, "--data", self.test)
+        return "the variants agree on the golden clips and on the test videos"
 
     def archive(self) -> str:
         """Pack the bundle for TorchServe."""
-        self._ivdr("archive", self.bundle, "--model-store", self.out / "model_store")
+        run(IVDR, "archive", self.bundle, "--model-store", self.out / "model_store")
         return f"wrote {self.out / 'model_store' / 'demo.mar'}"
 
     def predict(self) -> str:
-        """Label every test video, with torch and with ONNX Runtime."""
-        for name, artifact in (("torch", self.checkpoint), ("onnx", self.bundle)):
-            lines = self._ivdr("predict", artifact, *self._videos(), "--json", "--top-k", "1")
-            self.labels[name] = [json.loads(line)["predictions"][0]["label"] for line in lines.splitlines()]
-        return f"{len(self._videos())} videos labelled by each"
+        """Label every test video, with torch and with what the bundle runs."""
+        for name, artifact in (("torch", self.checkpoint), ("bundle", self.bundle)):
+            lines = run(IVDR, "predict", artifact, *self._videos(), "--json", "--top-k", "1").splitlines()
+            labels = {line["uri"]: line["predictions"][0]["label"] for line in map(json.loads, lines)}
+            self.labels[name] = [labels[str(item.path)] for item in self._list().items]
+        return f"{len(self._list().items)} videos labelled by each"
 
     def serve(self) -> str:
         """Start the real TorchServe and send it every test video over HTTP."""
-        from ivdr_deploy.serving.torchserve.process import serve
-
-        archive = self.out / "model_store" / "demo.mar"
-        self._show(f"ivdr serve {archive}")
         labels = []
-        with serve(archive, run_dir=self.out / "serve") as server:
-            console.print(f"READY at {server.url}", markup=False)
+        archive = self.out / "model_store" / "demo.mar"
+        with serving(archive, run_dir=self.out / "serve") as client:
             for number, item in enumerate(self._list().items):
                 options = {"timings": True, "outputs": ["labels", "inter", "intra"]} if number == 0 else None
-                status, body = server.client.predict(item.path, options=options)
+                status, body = client.predict(item.path, options=options)
                 if status != 200:
                     raise StepError(f"{item.uri}: HTTP status {status}: {body}")
                 labels.append(body["predictions"][0]["label"])
@@ -210,12 +202,12 @@ class Journey:
         shutil.rmtree(
             out, ignore_errors=True
         )  # an earlier demo's: another model, which scoring would refuse to mix
-        self._ivdr("score", self.bundle, self.test, "-o", out, "--top-k", "1")
+        run(IVDR, "score", self.bundle, self.test, "-o", out, "--top-k", "1")
         self.labels["score"] = [row[0] for row in read_scores(out)["labels"].to_pylist()]
         return f"wrote {out}"
 
     def agree(self) -> str:
-        """Compare the labels that torch, ONNX Runtime, the score table and the endpoint gave."""
+        """Compare the labels that torch, the bundle, the score table and the endpoint gave."""
         labels = self.labels
         uris = [item.uri for item in self._list().items]
         differing = [
@@ -229,38 +221,15 @@ class Journey:
     def bench(self) -> str:
         """Measure latency by stage, engine against torch."""
         report = self.out / "bench.json"
-        self._ivdr("bench", self.bundle, "--data", self.test, "--rounds", "1", "-o", report)
+        run(IVDR, "bench", self.bundle, "--data", self.test, "--rounds", "1", "-o", report)
         return f"wrote {report}"
-
-    def _arguments(self, folder: str) -> list[str]:
-        """Return the settings of the training whose run folder is ``folder``, as ``key=value``."""
-        fixed = (f"out={self.out / folder}", f"data.train={self.train}", f"data.cache={self.out / 'cache'}")
-        return [*fixed, *self.overrides.get(folder, ())]
 
     def _list(self) -> VideoList:
         return read_video_list(self.test)
 
-    def _videos(self) -> list[str]:
-        return [str(item.path) for item in self._list().items]
-
-    def _show(self, *command: str) -> None:
-        console.print("$ " + " ".join(command), style="bold cyan", markup=False)
-
-    def _ivdr(self, *arguments: str | Path) -> str:
-        """Run one ``ivdr`` command in this process and return its stdout.
-
-        Raises:
-            StepError: if it exits with another code than 0.
-        """
-        words = [str(argument) for argument in arguments]
-        shown = shlex.join(words)
-        self._show("ivdr", shown if len(shown) < 400 else f"{shown[:160]} ... {shown[-80:]}")
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            code = app(args=words, prog_name="ivdr", standalone_mode=False)
-        if code:
-            raise StepError(f"ivdr {words[0]} ended with exit code {code}")
-        return printed.getvalue()
+    def _videos(self) -> list[Path] | list[Pattern]:
+        """Return the test videos as words of a command line."""
+        return [self.pattern] if self.pattern else [item.path for item in self._list().items]
 
 
 def _shortened(body: dict[str, Any]) -> str:

@@ -1,41 +1,33 @@
-"""The bundle: a folder with the exported models of one network, their contract, and proof that they agree.
+"""The bundle: a folder with one model in one or more variants, its contract, and proof that they agree.
 
 ``manifest.json`` lists every file with its size and digest, and carries a digest of itself, so that a bundle
-is either exactly what ``ivdr export`` wrote or refused. Standard library and numpy only: serving reads it
-before anything heavy.
+is either exactly what ``ivdr export`` wrote or refused.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 import shutil
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import numpy as np
-
-from ivdr_deploy._files import atomic_path, sha256_file
-from ivdr_deploy.errors import ArtifactError, ConfigError
-from ivdr_deploy.records import from_dict, to_dict
-from ivdr_deploy.spec import (
-    FORMAT_VERSION,
+from ivdr_deploy._files import atomic_directory, sha256_file
+from ivdr_deploy.artifacts.golden import GOLDEN_FILE, Golden, read_golden
+from ivdr_deploy.artifacts.manifest import (
+    EXPORT_AGAIN,
+    MANIFEST_FILE,
     ArtifactManifest,
     FileEntry,
-    Precision,
-    RuntimeName,
-    canonical_json,
+    FileKind,
+    Variant,
+    file_entry,
+    read_manifest,
+    write_manifest,
 )
-
-MANIFEST_FILE = "manifest.json"
-GOLDEN_FILE = "golden.npz"
-MODEL_CARD_FILE = "MODEL_CARD.md"
-
-_DIGEST_KEY = "manifest_sha256"
-_EXPORT_AGAIN = "copy the bundle again, or make it again with `ivdr export`"
+from ivdr_deploy.artifacts.model_card import MODEL_CARD_FILE, render_model_card
+from ivdr_deploy.errors import ArtifactError, FolderError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,140 +37,63 @@ class Bundle:
     path: Path
     manifest: ArtifactManifest
 
-    def golden(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Read the golden clips.
-
-        Returns:
-            Clips, uint8 (G, T, H, W, 3), and for every output of the manifest what torch gave for them,
-            float32 with first axis G.
+    def golden(self) -> Golden:
+        """Read the golden clips and what is expected of them; empty where the bundle has none.
 
         Raises:
-            ArtifactError: if the file does not hold exactly that.
+            ArtifactError: if the file does not hold what the manifest promises.
         """
-        path = self.path / GOLDEN_FILE
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                golden = {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ArtifactError(f"{path} cannot be read ({error})", hint=_EXPORT_AGAIN) from error
-        expected = {"video", *self.manifest.output_names}
-        if set(golden) != expected:
+        manifest = self.manifest
+        listed = {entry.path for entry in manifest.files if entry.kind == "golden"}
+        golden = Golden()
+        if GOLDEN_FILE in listed:
+            golden = read_golden(self.path, clip=manifest.clip, outputs=manifest.outputs)
+        if differing := listed - {GOLDEN_FILE} ^ set(golden.clips):
             raise ArtifactError(
-                f"{path} holds {sorted(golden)}, expected {sorted(expected)}", hint=_EXPORT_AGAIN
+                f"{self.path}: a golden video without recorded clips, or clips without their video: "
+                f"{_some(sorted(differing))}",
+                hint=EXPORT_AGAIN,
             )
-        return golden.pop("video"), golden
+        return golden
 
-    def model_entry(self, runtime: RuntimeName, precision: Precision = "fp32") -> FileEntry:
-        """Find the manifest's entry of the model that ``runtime`` executes.
+    def variant(self, variant_id: str) -> Variant:
+        """Find a variant by its id.
 
         Raises:
-            ArtifactError: if the bundle holds none; names those it holds.
+            ArtifactError: if the bundle does not hold it; names those it holds.
         """
-        models = [entry for entry in self.manifest.files if entry.kind == "model"]
-        for entry in models:
-            if (entry.runtime, entry.precision) == (runtime, precision):
-                return entry
-        held = ", ".join(f"{entry.runtime} {entry.precision}" for entry in models)
-        hint = "make the plan with `ivdr export CHECKPOINT -o BUNDLE --trt`" if runtime == "tensorrt" else ""
+        for variant in self.manifest.variants:
+            if variant.id == variant_id:
+                return variant
+        held = ", ".join(variant.id for variant in self.manifest.variants) or "none"
+        hint = "`ivdr export CHECKPOINT -o BUNDLE --trt` adds a TensorRT plan" if "trt" in variant_id else ""
         raise ArtifactError(
-            f"{self.path} holds no {precision} model for {runtime}; it holds: {held or 'none'}", hint=hint
+            f"{self.path} has no variant {variant_id[:60]!r}; its variants are: {held}", hint=hint
         )
 
-    def model_file(self, runtime: RuntimeName, precision: Precision = "fp32") -> Path:
-        """Return the path of the model that ``runtime`` executes; ``ArtifactError`` if there is none."""
-        return self.path / self.model_entry(runtime, precision).path
+    def variant_file(self, variant: Variant) -> Path:
+        """Return the path of the file that the variant's runtime opens."""
+        return self.path / variant.files[0]
 
-    def copy_serving_files(
-        self, dest: str | Path, *, runtime: RuntimeName, precision: Precision = "fp32"
-    ) -> Bundle:
-        """Copy what serving with one runtime needs into an existing folder, as a bundle of its own.
-
-        Args:
-            dest: An existing folder; files of the same name are replaced.
-            runtime: The one runtime that will serve.
-            precision: Of its model.
+    def copy_serving_files(self, dest: str | Path, variant: Variant) -> Bundle:
+        """Copy what serving one variant needs into an existing folder, as a bundle of its own.
 
         Returns:
-            The smaller bundle: that model (with its sidecar), the golden clips and the model card. Other
-            models of this bundle are left out, so its manifest lists fewer files; everything else in it is
-            the same.
-
-        Raises:
-            ArtifactError: if there is no such model.
+            The smaller bundle: that variant, the golden clips and videos, and the model card. Everything else in
+            its manifest is the same.
         """
         dest = Path(dest)
-        model = self.model_entry(runtime, precision)
         kept = tuple(
             entry
             for entry in self.manifest.files
-            if entry == model
-            or entry.kind in ("golden", "document")
-            or (entry.kind == "sidecar" and entry.path == f"{model.path}.json")
+            if entry.kind in ("golden", "document") or entry.path in variant.files
         )
         for entry in kept:
+            (dest / entry.path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.path / entry.path, dest / entry.path)
-        manifest = replace(self.manifest, files=kept)
+        manifest = replace(self.manifest, files=kept, variants=(variant,))
         write_manifest(dest, manifest)
         return Bundle(path=dest, manifest=manifest)
-
-
-def file_entry(
-    folder: Path,
-    name: str,
-    *,
-    kind: str,
-    runtime: RuntimeName | None = None,
-    precision: Precision | None = None,
-) -> FileEntry:
-    """Describe a file that has just been written into a bundle's folder."""
-    path = folder / name
-    values = {"path": name, "sha256": sha256_file(path), "size_bytes": path.stat().st_size, "kind": kind}
-    return from_dict(FileEntry, {**values, "runtime": runtime, "precision": precision}, where=name)
-
-
-def write_golden(folder: Path, video: np.ndarray, expected: Mapping[str, np.ndarray]) -> None:
-    """Write the golden clips and what torch gives for them."""
-    np.savez_compressed(folder / GOLDEN_FILE, video=video, **dict(expected))  # type: ignore[arg-type]
-
-
-def write_manifest(folder: Path, manifest: ArtifactManifest) -> None:
-    """Write ``manifest.json``, with a digest of its own content."""
-    values = to_dict(manifest)
-    values = {_DIGEST_KEY: _digest(values), **values}
-    with atomic_path(folder / MANIFEST_FILE) as temporary:
-        temporary.write_text(
-            json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-
-
-def read_manifest(content: str | bytes, *, where: str) -> ArtifactManifest:
-    """Parse and check the text of a ``manifest.json``.
-
-    Args:
-        content: The text.
-        where: Name of the file, for error messages.
-
-    Raises:
-        ArtifactError: if it is not JSON, of another format version, changed since it was written, or
-            incomplete.
-    """
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise ArtifactError(f"{where} is not readable JSON ({error})", hint=_EXPORT_AGAIN) from error
-    if not isinstance(values, dict) or "format_version" not in values:
-        raise ArtifactError(f"{where} is not the manifest of a bundle", hint=_EXPORT_AGAIN)
-    if values["format_version"] != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{where} has format version {values['format_version']!r}, this ivdr reads {FORMAT_VERSION}",
-            hint="use the ivdr_deploy that wrote the bundle, or make it again with `ivdr export`",
-        )
-    if values.pop(_DIGEST_KEY, None) != _digest(values):
-        raise ArtifactError(f"{where} was changed after it was written", hint=_EXPORT_AGAIN)
-    try:
-        return from_dict(ArtifactManifest, values, where=where)
-    except ConfigError as error:
-        raise ArtifactError(error.message, hint=error.hint or _EXPORT_AGAIN) from error
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -206,31 +121,154 @@ def open_bundle(path: str | Path) -> Bundle:
     return Bundle(path=path, manifest=manifest)
 
 
-def stale_outputs(manifest: ArtifactManifest) -> Sequence[str]:
-    """Name the outputs whose head was not trained together with this backbone."""
-    valid = manifest.training.valid_outputs()
-    return [name for name in manifest.output_names if name not in valid]
+@dataclass(kw_only=True)
+class Draft:
+    """A bundle in the making: a folder that nobody sees yet, and what its manifest will say."""
+
+    folder: Path
+    manifest: ArtifactManifest
+    """All but ``files`` and ``variants``, which follow from what is added."""
+
+    variants: list[Variant] = field(default_factory=list)
+    kinds: dict[str, FileKind] = field(default_factory=dict)
+    """Files by name; each is written before the draft is finished."""
+
+    def add_file(self, name: str, *, kind: FileKind) -> Path:
+        """Announce a file and return the path to write it to; one of the same name is taken away."""
+        self.kinds[name] = kind
+        path = self.folder / name
+        path.unlink(missing_ok=True)  # it may be a link into the bundle that is being changed
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def add_variant(self, variant: Variant) -> None:
+        """Add a variant, in the place of one with the same id; its files have been announced."""
+        for former in [held for held in self.variants if held.id == variant.id]:
+            self.variants.remove(former)
+            shared = {name for other in self.variants for name in other.files}
+            for name in set(former.files) - set(variant.files) - shared:
+                del self.kinds[name]
+                (self.folder / name).unlink()
+        self.variants.append(variant)
+
+    def finish(self) -> None:
+        """Describe every file, and write the model card and, last, the manifest."""
+        card = self.add_file(MODEL_CARD_FILE, kind="document")
+        files = [
+            file_entry(self.folder, name, kind=kind)
+            for name, kind in self.kinds.items()
+            if name != MODEL_CARD_FILE
+        ]
+        manifest = replace(self.manifest, files=tuple(files), variants=tuple(self.variants))
+        golden = Bundle(path=self.folder, manifest=manifest).golden()
+        golden_clips = 0 if golden.video is None else len(golden.video)
+        card.write_text(render_model_card(manifest, golden_clips=golden_clips), encoding="utf-8")
+        files.append(file_entry(self.folder, MODEL_CARD_FILE, kind="document"))
+        write_manifest(self.folder, replace(manifest, files=tuple(files)))
+
+
+@contextmanager
+def new_bundle(out: Path, manifest: ArtifactManifest) -> Iterator[Draft]:
+    """Make a bundle; it takes the place of an older one at ``out`` when the block ends well, and not before.
+
+    Args:
+        out: Folder to write.
+        manifest: What the manifest will say; files and variants are added through the draft.
+
+    Raises:
+        FolderError: if ``out`` holds something that is not ours to replace.
+    """
+    check_replaceable(out)
+    with atomic_directory(out) as folder:
+        draft = Draft(folder=folder, manifest=replace(manifest, files=(), variants=()))
+        yield draft
+        draft.finish()
+
+
+@contextmanager
+def changed_bundle(bundle: Bundle) -> Iterator[Draft]:
+    """Change a bundle, for example add a variant: the old one stays as it was unless the block ends well.
+
+    Raises:
+        FolderError: if the bundle was changed by somebody else in the meantime, or holds files that are not its own.
+    """
+    check_replaceable(bundle.path)
+    _require_unchanged(bundle)
+    with atomic_directory(bundle.path) as folder:
+        for entry in bundle.manifest.files:
+            _link_or_copy(bundle.path / entry.path, folder / entry.path)
+        draft = Draft(
+            folder=folder,
+            manifest=bundle.manifest,
+            variants=list(bundle.manifest.variants),
+            kinds={entry.path: entry.kind for entry in bundle.manifest.files},
+        )
+        yield draft
+        draft.finish()
+        check_replaceable(bundle.path)
+        _require_unchanged(bundle)
+
+
+def check_replaceable(out: Path) -> None:
+    """Refuse to replace anything but an empty folder or a bundle with nothing else in it.
+
+    Raises:
+        FolderError: otherwise.
+    """
+    if not out.exists():
+        return
+    hint = "give another -o, or remove it yourself"
+    if not out.is_dir():
+        raise FolderError(f"{out} exists and is a file", hint=hint)
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    if not found:
+        return
+    try:
+        manifest = read_manifest((out / MANIFEST_FILE).read_bytes(), where=str(out / MANIFEST_FILE))
+    except (OSError, ArtifactError) as error:
+        raise FolderError(f"{out} exists and is not a bundle", hint=hint) from error
+    if foreign := sorted(found - {MANIFEST_FILE, *(entry.path for entry in manifest.files)}):
+        raise FolderError(f"{out} holds files that are not the bundle's: {_some(foreign)}", hint=hint)
+
+
+def _require_unchanged(bundle: Bundle) -> None:
+    """Refuse to go on from a bundle that is no longer the one that was opened."""
+    source = bundle.path / MANIFEST_FILE
+    if not source.is_file() or read_manifest(source.read_bytes(), where=str(source)) != bundle.manifest:
+        raise FolderError(f"{bundle.path} was changed by another process", hint="run the same command again")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(name[:60] for name in names[:3]) + more
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Put a file of the old bundle into the new one, without a second copy where the file system allows it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _check_file(folder: Path, entry: FileEntry) -> None:
     relative = PurePosixPath(entry.path)
     if relative.is_absolute() or ".." in relative.parts:
-        raise ArtifactError(f"{folder / MANIFEST_FILE} lists {entry.path!r}, which lies outside the bundle")
+        raise ArtifactError(
+            f"{folder / MANIFEST_FILE} lists {entry.path[:100]!r}, which lies outside the bundle"
+        )
     path = folder / relative
     if not path.is_file():
-        raise ArtifactError(f"{path} is listed in the manifest, but missing", hint=_EXPORT_AGAIN)
+        raise ArtifactError(f"{path} is listed in the manifest, but missing", hint=EXPORT_AGAIN)
     size = path.stat().st_size
     if size != entry.size_bytes:
         raise ArtifactError(
-            f"{path} has {size} bytes, the manifest says {entry.size_bytes}", hint=_EXPORT_AGAIN
+            f"{path} has {size} bytes, the manifest says {entry.size_bytes}", hint=EXPORT_AGAIN
         )
     digest = sha256_file(path)
     if digest != entry.sha256:
         raise ArtifactError(
             f"{path} was changed: its SHA-256 begins {digest[:12]}, the manifest says {entry.sha256[:12]}",
-            hint=_EXPORT_AGAIN,
+            hint=EXPORT_AGAIN,
         )
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(values).encode()).hexdigest()

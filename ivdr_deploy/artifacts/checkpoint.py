@@ -15,9 +15,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ivdr_deploy._files import atomic_path
+from ivdr_deploy.artifacts import former
 from ivdr_deploy.errors import CheckpointError, ClipShapeError, ConfigError, ContractMismatchError
 from ivdr_deploy.records import from_dict, to_dict
-from ivdr_deploy.spec import FORMAT_VERSION, CheckpointInfo, ClipSpec, canonical_json
+from ivdr_deploy.spec import CheckpointInfo, ClipSpec, canonical_json
 
 if TYPE_CHECKING:
     from ivdr_deploy.models.network import VideoModel
@@ -87,14 +88,13 @@ def read_checkpoint_info(path: str | Path) -> CheckpointInfo:
         )
     try:
         values = json.loads(metadata[_METADATA_KEY])
-        version = values.get("format_version") if isinstance(values, dict) else None
-        if version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} has checkpoint format {version!r}, this version reads {FORMAT_VERSION}",
-                hint="use the version of ivdr_deploy that wrote it, or train again",
-            )
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: its description is {type(values).__name__}, expected a table")
+        version = former.check_version(values.get("format_version"), where=str(path), error=CheckpointError)
+        if version == 1:
+            values = former.upgrade_checkpoint(values, where=str(path))
         return from_dict(CheckpointInfo, values, where=str(path))
-    except (json.JSONDecodeError, ConfigError) as error:
+    except (ValueError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"{path} describes itself wrongly ({error})", hint="train again") from error
 
 
@@ -130,7 +130,7 @@ def load_checkpoint(path: str | Path, *, expected_clip: ClipSpec | None = None) 
         model.load_state_dict({name.removeprefix(_MODEL_PREFIX): value for name, value in tensors.items()})
     except KeyError as error:
         raise CheckpointError(f"{path} has no golden clips", hint="train again") from error
-    except (SafetensorError, OSError, ConfigError, ClipShapeError, RuntimeError) as error:
+    except (SafetensorError, OSError, ConfigError, ClipShapeError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{path} does not fit its own description ({reason})", hint="train again"

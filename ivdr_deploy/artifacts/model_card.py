@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
-from ivdr_deploy.artifacts.bundle import stale_outputs
+from ivdr_deploy.artifacts.manifest import ArtifactManifest
 from ivdr_deploy.records import to_dict
-from ivdr_deploy.spec import MAX_BATCH, ArtifactManifest
+from ivdr_deploy.spec import MAX_BATCH
+
+MODEL_CARD_FILE = "MODEL_CARD.md"
 
 _MEANING = {
     "logits": "classifier, before softmax",
@@ -36,21 +38,27 @@ def render_model_card(manifest: ArtifactManifest, *, golden_clips: int) -> str:
 def _head(manifest: ArtifactManifest) -> str:
     clip, created = manifest.clip, manifest.provenance.created_at
     grid = f"{clip.target_fps:g} frames/s" if clip.target_fps else "the video's own rate"
+    size = (
+        f"resized to {clip.exact_size[0]}x{clip.exact_size[1]}"
+        if clip.exact_size
+        else f"shorter side {clip.short_side}"
+    )
+    backbone = f"Backbone `{manifest.model.backbone}`, exported" if manifest.model else "Exported"
     return f"""# {manifest.name} {manifest.version}
 
-Backbone `{manifest.model.backbone}`, exported {created} by ivdr_deploy {manifest.ivdr_version}.
+{backbone} {created} by ivdr_deploy {manifest.ivdr_version}.
 
 ## Input
 
 `video`: uint8 RGB `[N, {", ".join(map(str, clip.clip_shape))}]`, 1 to {MAX_BATCH} clips.
-From a video: {clip.num_clips} clips of {clip.num_frames} frames, every {clip.frame_stride} frames of {grid},
-shorter side {clip.short_side}, centre crop {clip.crop_size}. Normalisation is inside the network.
+From a video: {manifest.view_plan}; each clip {clip.num_frames} frames, every {clip.frame_stride} frames of {grid},
+{size}, crop {clip.crop_size}. Normalisation is inside the network.
 
 Contract `{manifest.contract_hash}`"""
 
 
 def _outputs(manifest: ArtifactManifest) -> str:
-    stale = stale_outputs(manifest)
+    stale = manifest.stale_outputs
     rows = [
         f"| `{output.name}` | `[N, {', '.join(map(str, output.shape))}]` | {_MEANING[output.name]}"
         f"{' (**stale**: its head was not trained with this backbone)' if output.name in stale else ''} |"
@@ -64,40 +72,35 @@ def _outputs(manifest: ArtifactManifest) -> str:
 
 def _parity(manifest: ArtifactManifest, golden_clips: int) -> str:
     rows = [
-        f"| {entry.runtime} {entry.precision} | `{entry.output}` | {entry.max_abs_diff:.1e} "
+        f"| `{variant.id}` | `{entry.output}` | {entry.max_abs_diff:.1e} "
         f"| {entry.tolerance:.0e} | {entry.min_cosine:.6f} |"
-        for entry in manifest.parity
+        for variant in manifest.variants
+        for entry in variant.parity
     ]
+    reference = manifest.reference
     lines = [
         "## Agreement with the trained network",
         "",
-        f"Over {golden_clips} golden clips; the reference is torch on the CPU in fp32.",
+        f"Over {golden_clips} golden clips"
+        + (f"; the reference is `{reference.id}` on the CPU." if reference else "."),
         "",
-        "| model | output | max difference | tolerance | min cosine |",
+        "| variant | output | max difference | tolerance | min cosine |",
         "|---|---|---|---|---|",
         *rows,
     ]
     text = "\n".join(lines)
-    measured = {(entry.runtime, entry.precision) for entry in manifest.parity}
-    unmeasured = [
-        entry.path
-        for entry in manifest.files
-        if entry.kind == "model"
-        and entry.runtime != "torch"
-        and (entry.runtime, entry.precision) not in measured
-    ]
-    if unmeasured:
-        text += f"\n\nNot measured, because it could not run where it was built: {', '.join(unmeasured)}."
+    if unverified := [f"`{variant.id}`" for variant in manifest.variants if not variant.verified]:
+        text += f"\n\nNot verified, because it was not run where it was built: {', '.join(unverified)}."
     return text
 
 
 def _training(manifest: ArtifactManifest) -> str:
-    provenance = manifest.provenance
+    provenance, training = manifest.provenance, manifest.training
     lines = [
         f"- code revision: {provenance.git_revision or 'unknown'}",
         f"- data list (SHA-256): {provenance.data_hash or 'unknown'}",
         f"- seed: {'unknown' if provenance.seed is None else provenance.seed}",
-        f"- optimiser steps of the backbone: {manifest.training.backbone_step}",
+        *([f"- optimiser steps of the backbone: {training.backbone_step}"] if training else []),
         *(f"- {name}: {value:.4g}" for name, value in provenance.metrics.items()),
         *(f"- {name} {version}" for name, version in provenance.packages.items()),
     ]

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ivdr_deploy.artifacts import former
 from ivdr_deploy.errors import ArtifactError, ConfigError
 from ivdr_deploy.records import from_dict, to_dict
-from ivdr_deploy.spec import FORMAT_VERSION, ClipSpec, canonical_json
+from ivdr_deploy.spec import FORMAT_VERSION, ClipSpec, ViewPlan, canonical_json
 
 _PREFIX = "ivdr."
 
@@ -22,6 +23,7 @@ class OnnxMetadata:
     version: str
     contract_hash: str
     contract: ClipSpec
+    view_plan: ViewPlan
     labels: tuple[str, ...]
     outputs: tuple[str, ...]
     ivdr_version: str
@@ -54,8 +56,11 @@ class OnnxMetadata:
         texts = {"name", "version", "contract_hash", "ivdr_version"}
         try:
             values = {key: value if key in texts else json.loads(value) for key, value in ours.items()}
+            version = former.check_version(values.get("format_version"), where=where, error=ArtifactError)
+            if version == 1:
+                values = former.upgrade_onnx_metadata(values, where=where)
             metadata = from_dict(cls, values, where=where)
-        except (ConfigError, ValueError) as error:
+        except (ConfigError, ValueError, RecursionError) as error:
             raise ArtifactError(f"the metadata of {where} cannot be read ({error})", hint=hint) from error
         if metadata.contract_hash != metadata.contract.contract_hash:
             raise ArtifactError(f"the contract in {where} is not the one of its hash", hint=hint)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ivdr_deploy._files import atomic_path
+from ivdr_deploy.artifacts import former
 from ivdr_deploy.errors import ArtifactError, ConfigError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.spec import FORMAT_VERSION, Precision
@@ -76,6 +77,9 @@ def read_sidecar(engine: Path) -> EngineInfo:
     if not path.is_file():
         raise ArtifactError(f"{path} is missing", hint=hint)
     try:
-        return from_dict(EngineInfo, json.loads(path.read_text(encoding="utf-8")), where=str(path))
-    except (ValueError, ConfigError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            former.check_version(values.get("format_version"), where=str(path), error=ArtifactError)
+        return from_dict(EngineInfo, values, where=str(path))
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
         raise ArtifactError(f"{path} cannot be read ({error})", hint=hint) from error

@@ -1,4 +1,4 @@
-"""From the encoded file to the label, timed by stage, and the engine against torch on the same clips.
+"""From the encoded file to the label, timed by stage, and one variant against another on the same clips.
 
 The order of things: every video is run once untimed, on both, and the outputs are compared; then ``rounds``
 times every video is loaded once and its clips are run on both, one right after the other, the order swapped
@@ -9,19 +9,17 @@ come from the page cache, which the first pass fills: disks and networks are not
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ivdr_deploy._console import Track, untracked
 from ivdr_deploy.benchmarks.timing import Clock, time_ms, time_pair
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.errors import ConfigError, DataError, ParityError, VideoError
 from ivdr_deploy.pipeline import VideoPredictor
-from ivdr_deploy.runtimes.base import LoadedModel
+from ivdr_deploy.runtimes.base import LoadedModel, infer_all
 from ivdr_deploy.runtimes.compare import compare_outputs, describe_failures
-
-Track = Callable[[Iterable[tuple[int, VideoItem]], int], Iterable[tuple[int, VideoItem]]]
-"""Wraps the videos of a run to show progress: takes them and how many there will be, gives the same ones."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,36 +33,36 @@ class Samples:
     """Uri and error code of the videos that cannot be used; they are not timed."""
 
     clips: int = 0
-    """Clips per video."""
+    """Clips that were run, over all videos once."""
 
     rounds: int = 0
     decode_ms: list[float] = field(default_factory=list)
     preprocess_ms: list[float] = field(default_factory=list)
     infer_ms: list[float] = field(default_factory=list)
-    torch_ms: list[float] = field(default_factory=list)
-    """torch, eager, on the clips of the same entry of ``infer_ms``."""
+    reference_ms: list[float] = field(default_factory=list)
+    """The reference on the clips of the same entry of ``infer_ms``; empty without one."""
 
     pipeline_seconds: float = 0.0
     """All videos once, decoding ahead, with the engine."""
 
     max_abs_diff: dict[str, float] = field(default_factory=dict)
-    """Largest difference between the engine and torch per output, over all videos."""
+    """Largest difference from the reference per output, over all videos."""
 
 
 def measure(
-    engine: LoadedModel,
-    torch: LoadedModel,
+    predictor: VideoPredictor,
+    reference: LoadedModel | None,
     videos: VideoList,
     *,
     rounds: int = 3,
     clock: Clock = time.perf_counter,
-    track: Track | None = None,
+    track: Track = untracked,
 ) -> Samples:
     """Time one model on real videos.
 
     Args:
-        engine: The model in the runtime of interest.
-        torch: The same model in torch.
+        predictor: The variant of interest, with its decode workers.
+        reference: Another variant of the model to compare with; None compares with nothing.
         videos: What to run; labels are not used.
         rounds: Timed passes over the list.
         clock: The clock.
@@ -78,15 +76,13 @@ def measure(
     """
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, found {rounds}")
-    samples = Samples(clips=engine.clip.num_clips, rounds=rounds)
+    samples = Samples(rounds=rounds)
     steps = _passes(videos, rounds=rounds, samples=samples)
-    total = len(videos.items) * (rounds + 1)
-    predictor = VideoPredictor(engine)
-    for number, item in steps if track is None else track(steps, total):
+    for number, item in track(steps, len(videos.items) * (rounds + 1), "timing"):
         if number == 0:
-            _warm_up(item, predictor, torch, samples)
+            _warm_up(item, predictor, reference, samples)
         else:
-            _time_video(item, predictor, torch, samples, clock=clock)
+            _time_video(item, predictor, reference, samples, clock=clock)
     paths = [item.path for item in videos.items if item.uri not in samples.failed]
     _, milliseconds = time_ms(lambda: _drain(predictor, paths), clock=clock)
     samples.pipeline_seconds = milliseconds / 1000.0
@@ -106,22 +102,24 @@ def _passes(videos: VideoList, *, rounds: int, samples: Samples) -> Iterator[tup
                 raise DataError(f"{videos.source}: none of {len(videos.items)} videos can be used ({codes})")
 
 
-def _warm_up(item: VideoItem, predictor: VideoPredictor, torch: LoadedModel, samples: Samples) -> None:
+def _warm_up(
+    item: VideoItem, predictor: VideoPredictor, reference: LoadedModel | None, samples: Samples
+) -> None:
     try:
         clips = predictor.load(item.path)
     except VideoError as error:
         samples.failed[item.uri] = error.code
         return
+    samples.clips += len(clips.video)
     runtime = predictor.model.runtime
-    parity = compare_outputs(
-        torch.runtime.infer(clips.video),
-        runtime.infer(clips.video),
-        runtime=runtime.name,
-        precision=runtime.precision,
-    )
+    found = infer_all(runtime, clips.video)
+    if reference is None:
+        return
+    parity = compare_outputs(infer_all(reference.runtime, clips.video), found, precision=runtime.precision)
     if failures := describe_failures(parity):
         raise ParityError(
-            f"{item.uri}: {runtime.description} does not compute what torch computes: {failures}",
+            f"{item.uri}: {runtime.description} does not compute what {reference.runtime.description} computes: "
+            f"{failures}",
             hint="times of different answers cannot be compared; see `ivdr verify`",
         )
     for entry in parity:
@@ -131,19 +129,29 @@ def _warm_up(item: VideoItem, predictor: VideoPredictor, torch: LoadedModel, sam
 
 
 def _time_video(
-    item: VideoItem, predictor: VideoPredictor, torch: LoadedModel, samples: Samples, *, clock: Clock
+    item: VideoItem,
+    predictor: VideoPredictor,
+    reference: LoadedModel | None,
+    samples: Samples,
+    *,
+    clock: Clock,
 ) -> None:
     clips = predictor.load(item.path)
-    engine_ms, torch_ms = time_pair(
-        lambda: predictor.model.runtime.infer(clips.video),
-        lambda: torch.runtime.infer(clips.video),
-        swap=len(samples.infer_ms) % 2 == 1,
-        clock=clock,
-    )
+    runtime = predictor.model.runtime
+    if reference is None:
+        _, infer_ms = time_ms(lambda: infer_all(runtime, clips.video), clock=clock)
+    else:
+        other = reference.runtime
+        infer_ms, reference_ms = time_pair(
+            lambda: infer_all(runtime, clips.video),
+            lambda: infer_all(other, clips.video),
+            swap=len(samples.infer_ms) % 2 == 1,
+            clock=clock,
+        )
+        samples.reference_ms.append(reference_ms)
     samples.decode_ms.append(clips.decode_ms)
     samples.preprocess_ms.append(clips.preprocess_ms)
-    samples.infer_ms.append(engine_ms)
-    samples.torch_ms.append(torch_ms)
+    samples.infer_ms.append(infer_ms)
 
 
 def _drain(predictor: VideoPredictor, paths: list[Path]) -> None:

@@ -17,23 +17,22 @@ from ivdr_deploy.benchmarks.timing import speedup, summarise
 from ivdr_deploy.environment import environment_facts
 from ivdr_deploy.runtimes.base import LoadedModel
 
-_STAGES = ("decode", "preprocess", "infer", "total", "torch_infer")
-
 
 def build_report(
-    samples: Samples, *, engine: LoadedModel, torch: LoadedModel, threads: int | None
+    samples: Samples, *, engine: LoadedModel, reference: LoadedModel | None, threads: int | None
 ) -> dict[str, Any]:
     """Turn samples into a flat table of named figures, plus ``environment``.
 
     Figures are per video, all its clips together. ``total`` is decode + preprocess + infer, one after the
     other. ``videos_per_s`` was measured with one decoder running ahead of the engine, ``videos_per_s_serial``
     is what ``total`` gives. The roofs are what would be reached if nothing but one thread of decoding, or
-    nothing but the engine, took any time. ``speedup`` is torch over engine, pair by pair.
+    nothing but the engine, took any time. ``speedup`` is the reference over the engine, pair by pair; without a
+    reference it and ``reference_infer`` are absent.
 
     Args:
         samples: What was measured.
         engine: The model that was measured.
-        torch: The model it was compared with.
+        reference: The variant it was compared with.
         threads: What the runtimes were told; None is their own choice.
     """
     stages = {
@@ -44,20 +43,23 @@ def build_report(
             math.fsum(parts)
             for parts in zip(samples.decode_ms, samples.preprocess_ms, samples.infer_ms, strict=True)
         ],
-        "torch_infer": samples.torch_ms,
     }
+    if reference is not None:
+        stages["reference_infer"] = samples.reference_ms
     summaries = {stage: summarise(values) for stage, values in stages.items()}
     figures: dict[str, Any] = {
         "model": engine.name,
         "model_version": engine.version,
         "contract_hash": engine.contract_hash,
+        "variant": engine.variant,
         "engine": engine.runtime.description,
-        "reference": torch.runtime.description,
+        "reference": reference.runtime.description if reference is not None else None,
         "threads": threads,
         "videos": samples.videos,
         "videos_failed": len(samples.failed),
         "rounds": samples.rounds,
-        "clips_per_video": samples.clips,
+        "clips_per_video": samples.clips / samples.videos,
+        "view_plan": str(engine.view_plan),
         "percentile_method": "nearest rank",
     }
     for stage, summary in summaries.items():
@@ -68,8 +70,9 @@ def build_report(
         "roof_decode_videos_per_s": 1000.0 / summaries["decode"].mean,
         "roof_infer_videos_per_s": 1000.0 / summaries["infer"].mean,
     }
-    ratios = asdict(speedup(samples.infer_ms, samples.torch_ms))
-    figures |= {f"speedup_{name}": value for name, value in ratios.items()}
+    if reference is not None:
+        ratios = asdict(speedup(samples.infer_ms, samples.reference_ms))
+        figures |= {f"speedup_{name}": value for name, value in ratios.items()}
     figures |= {f"max_abs_diff_{name}": value for name, value in samples.max_abs_diff.items()}
     return {**figures, "environment": environment_facts()}
 
@@ -87,7 +90,7 @@ def render_report(report: Mapping[str, Any]) -> Table:
     facts = report["environment"]
     table = Table(
         title=f"{report['model']} {report['model_version']}: {report['videos']} videos of "
-        f"{report['clips_per_video']} clips, {report['rounds']} rounds",
+        f"{report['view_plan']}, {report['rounds']} rounds",
         caption=f"{facts['cpu']}, {facts['cores']} cores, load {facts['load_average']}; nearest rank",
         title_justify="left",
         caption_justify="left",
@@ -95,10 +98,12 @@ def render_report(report: Mapping[str, Any]) -> Table:
     table.add_column("ms per video")
     for name in ("p50", "p95", "p99", "mean"):
         table.add_column(name, justify="right")
-    names = dict(zip(_STAGES, ("decode", "preprocess", "infer", "total", "infer, torch eager"), strict=True))
+    names = {stage: stage for stage in ("decode", "preprocess", "infer", "total")}
+    if report["reference"]:
+        names["reference_infer"] = f"infer, {report['reference']}"
     for stage, name in names.items():
         cells = (f"{report[f'{stage}_ms_{column}']:.1f}" for column in ("p50", "p95", "p99", "mean"))
-        table.add_row(name, *cells, end_section=stage in ("total", "torch_infer"))
+        table.add_row(name, *cells, end_section=stage in ("total", "reference_infer"))
     per_second = {
         "videos/s, decoding ahead": report["videos_per_s"],
         "videos/s, one after the other": report["videos_per_s_serial"],
@@ -107,7 +112,9 @@ def render_report(report: Mapping[str, Any]) -> Table:
     }
     for name, value in per_second.items():
         table.add_row(name, f"{value:.1f}")
+    if not report["reference"]:
+        return table
     table.add_section()
     middle_half = f"{report['speedup_p25']:.2f} to {report['speedup_p75']:.2f}"
-    table.add_row(f"speed-up over torch eager (half: {middle_half})", f"{report['speedup_median']:.2f}x")
+    table.add_row(f"speed-up over the reference (half: {middle_half})", f"{report['speedup_median']:.2f}x")
     return table

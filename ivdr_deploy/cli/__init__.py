@@ -11,7 +11,7 @@ import typer
 
 from ivdr_deploy import __version__
 from ivdr_deploy._console import exiting
-from ivdr_deploy.cli import archive, bench, doctor, export, predict, score, serve
+from ivdr_deploy.cli import archive, bench, doctor, export, predict, score, serve, show, verify
 
 app = typer.Typer(
     add_completion=False,
@@ -39,13 +39,13 @@ def _options(
 
 # Commands are registered in the order of the journey; `ivdr --help` lists them so.
 app.command(short_help="Turn a checkpoint into a bundle.")(export.export)
-app.command(short_help="Compare a bundle's models with the trained one.")(export.verify)
+app.command(short_help="Compare a bundle's variants with the trained model.")(verify.verify)
 app.command(short_help="Label videos.")(predict.predict)
 app.command(short_help="Pack a bundle for TorchServe.")(archive.archive)
 app.command(short_help="Run TorchServe here, ready when it is right.")(serve.serve)
 app.command(short_help="Score a collection into a Parquet table.")(score.score)
 app.command(short_help="Measure latency, from the file to the label.")(bench.bench)
-app.command(short_help="Show what an artifact says about itself.")(export.show)
+app.command(short_help="Show what an artifact says about itself.")(show.show)
 app.command(short_help="Say what this machine has and lacks.")(doctor.doctor)
 
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ivdr_deploy.artifacts.bundle import MANIFEST_FILE, open_bundle
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE, Kind, identify
+from ivdr_deploy.artifacts.manifest import ArtifactManifest
 from ivdr_deploy.errors import ArtifactError
 from ivdr_deploy.records import to_dict
-from ivdr_deploy.spec import ArtifactManifest
+from ivdr_deploy.spec import ClipSpec, Provenance, TrainingState, ViewPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Description:
     """Of one artifact."""
 
-    kind: str
-    """``bundle``, ``checkpoint``, ``ONNX file``, ``TensorRT plan``, ``archive`` or ``score table``."""
-
+    kind: Kind
     values: dict[str, Any]
-    """What it says, as JSON can hold it."""
+    """All that it says, as JSON can hold it."""
+
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    """What a person wants to know first, as names and texts."""
 
     next_command: str | None = None
 
@@ -30,118 +34,211 @@ class Description:
 def describe(path: str | Path) -> Description:
     """Read what an artifact says about itself.
 
-    Args:
-        path: A bundle, or a file: checkpoint (``.safetensors``), ``.onnx``, ``.engine`` (or its ``.json``
-            sidecar), ``.mar`` or ``.parquet``.
-
     Raises:
-        ArtifactError: if it is absent, not one of these, or does not say anything of ours.
+        ArtifactError: if it is absent, no artifact of ours, or does not say anything of ours.
         CheckpointError: if a checkpoint is not readable.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ArtifactError(f"{path} does not exist", hint="give a bundle, or a file that ivdr wrote")
-    if path.is_dir():
-        return _describe_bundle(path)
-    readers: dict[str, Callable[[Path], Description]] = {
-        ".safetensors": _describe_checkpoint,
-        ".onnx": _describe_onnx,
-        ".engine": _describe_engine,
-        ".json": _describe_json,
-        ".mar": _describe_archive,
-        ".parquet": _describe_scores,
+    kind, path = identify(path)
+    readers: dict[Kind, Callable[[Path], Description]] = {
+        Kind.BUNDLE: _bundle,
+        Kind.CHECKPOINT: _checkpoint,
+        Kind.ONNX: _onnx,
+        Kind.ENGINE: _engine,
+        Kind.ARCHIVE: _archive,
+        Kind.SCORES: _scores,
+        Kind.SHARD: _shard,
     }
-    if path.suffix not in readers:
-        raise ArtifactError(
-            f"{path} is no artifact of ivdr",
-            hint=f"it shows bundles, and files ending in {', '.join(readers)}",
-        )
-    return readers[path.suffix](path)
+    return readers[kind](path)
 
 
-def _describe_bundle(path: Path) -> Description:
+def _bundle(path: Path) -> Description:
     bundle = open_bundle(path)
     return Description(
-        kind="bundle",
+        kind=Kind.BUNDLE,
         values=_manifest_values(bundle.manifest),
-        next_command=f"ivdr verify {path} --data test.csv",
+        rows=_manifest_rows(bundle.manifest),
+        next_command=f"ivdr verify {shlex.quote(str(path))} --data test.csv",
     )
 
 
-def _describe_checkpoint(path: Path) -> Description:
+def _checkpoint(path: Path) -> Description:
     from ivdr_deploy.artifacts.checkpoint import read_checkpoint_info
 
     info = read_checkpoint_info(path)
-    values = {
-        "contract_hash": info.clip.contract_hash,
-        "valid_outputs": list(info.training.valid_outputs()),
-        **to_dict(info),
-    }
-    return Description(kind="checkpoint", values=values, next_command=f"ivdr export {path} -o BUNDLE")
+    outputs = info.training.valid_outputs()
+    values = {"contract_hash": info.clip.contract_hash, "valid_outputs": list(outputs), **to_dict(info)}
+    rows = [
+        ("backbone", info.model.backbone),
+        *_contract_rows(info.clip, info.view_plan),
+        ("outputs", ", ".join(outputs)),
+        *_label_rows(info.labels),
+        *_training_rows(info.training),
+        *_provenance_rows(info.provenance),
+    ]
+    following = f"ivdr export {shlex.quote(str(path))} -o BUNDLE"
+    return Description(kind=Kind.CHECKPOINT, values=values, rows=rows, next_command=following)
 
 
-def _describe_onnx(path: Path) -> Description:
-    import onnx
+def _onnx(path: Path) -> Description:
+    from ivdr_deploy.runtimes.registry import load_runtime
 
-    from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
+    load_runtime("onnxruntime")
+    from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
 
-    try:
-        proto = onnx.load_model(path, load_external_data=False)
-    except Exception as error:  # protobuf's own error; that package is none of our direct dependencies
-        raise ArtifactError(f"{path} is not a readable ONNX file ({error})") from error
-    props = {entry.key: entry.value for entry in proto.metadata_props}
-    metadata = OnnxMetadata.from_props(props, where=str(path))
-    opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
-    return Description(
-        kind="ONNX file",
-        values={**to_dict(metadata), "opsets": opsets},
-        next_command=f"ivdr predict {path} video.mp4",
-    )
+    with OrtRuntime(path) as runtime:
+        metadata = runtime.metadata
+    rows = [
+        ("model", f"{metadata.name} {metadata.version}"),
+        *_contract_rows(metadata.contract, metadata.view_plan),
+        ("outputs", ", ".join(metadata.outputs)),
+        *_label_rows(metadata.labels),
+        ("written by", f"ivdr_deploy {metadata.ivdr_version}"),
+    ]
+    following = f"ivdr predict {shlex.quote(str(path))} video.mp4"
+    return Description(kind=Kind.ONNX, values=to_dict(metadata), rows=rows, next_command=following)
 
 
-def _describe_engine(path: Path) -> Description:
+def _engine(path: Path) -> Description:
     from ivdr_deploy.artifacts.sidecar import read_sidecar
 
-    return Description(kind="TensorRT plan", values=to_dict(read_sidecar(path)))
+    info = read_sidecar(path)
+    rows = [
+        ("built by", f"{info.provider} {info.provider_version} in {info.build_seconds:g} s"),
+        ("for GPUs of", ", ".join(info.compute_capabilities)),
+        ("precision", info.precision),
+        ("batch", f"{info.batch.min} to {info.batch.max} clips, tuned for {info.batch.opt}"),
+        ("outputs", ", ".join(info.outputs)),
+        ("contract", info.contract_hash),
+        ("ONNX file", info.onnx_sha256),
+    ]
+    return Description(kind=Kind.ENGINE, values=to_dict(info), rows=rows)
 
 
-def _describe_json(path: Path) -> Description:
-    """A manifest stands for its bundle, a sidecar for its engine."""
-    if path.name == MANIFEST_FILE:
-        return _describe_bundle(path.parent)
-    if path.name.endswith(".engine.json"):
-        return _describe_engine(path.with_suffix(""))
-    raise ArtifactError(f"{path} is neither a {MANIFEST_FILE} nor the sidecar of an engine")
-
-
-def _describe_archive(path: Path) -> Description:
+def _archive(path: Path) -> Description:
     from ivdr_deploy.serving.torchserve.archive import open_archive
 
     archive = open_archive(path)
-    values = {**_manifest_values(archive.manifest), "settings": to_dict(archive.settings)}
-    return Description(kind="archive", values=values, next_command=f"ivdr serve {path}")
+    settings = to_dict(archive.settings)
+    plain = {name: value for name, value in settings.items() if not isinstance(value, dict)}
+    rows = [
+        *_manifest_rows(archive.manifest),
+        ("server", ", ".join(f"{name} {value}" for name, value in plain.items())),
+    ]
+    values = {**_manifest_values(archive.manifest), "settings": settings}
+    following = f"ivdr serve {shlex.quote(str(path))}"
+    return Description(kind=Kind.ARCHIVE, values=values, rows=rows, next_command=following)
 
 
-def _describe_scores(path: Path) -> Description:
+def _scores(path: Path) -> Description:
+    from ivdr_deploy.scoring.sink import read_ledger, summarise_shards
+
+    ledger = read_ledger(path)
+    written, counts = summarise_shards(path, ledger.plan)
+    failed = {code: count for code, count in counts.most_common() if code != "ok"}
+    plan = ledger.plan
+    state = "complete" if written == plan.videos else f"not finished: {written} of {plan.videos} rows"
+    rows = [
+        ("state", state),
+        ("videos", f"{counts['ok']} ok, {sum(failed.values())} failed"),
+        *([("failed", ", ".join(f"{code} {count}" for code, count in failed.items()))] if failed else []),
+        ("model", f"{plan.model} {plan.model_version}, {plan.variant}"),
+        ("ran on", plan.runtime),
+        ("clips", str(plan.view_plan)),
+        ("contract", plan.contract_hash),
+        ("run", f"{ledger.run_id}, started {ledger.started_at}"),
+    ]
+    values = {**to_dict(ledger), "rows": written, "outcomes": dict(counts)}
+    return Description(kind=Kind.SCORES, values=values, rows=rows)
+
+
+def _shard(path: Path) -> Description:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from ivdr_deploy.scoring.sink import METADATA_KEY
 
     try:
-        parquet = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{path} is not a readable Parquet file ({error})") from error
-    with parquet:
-        metadata = (parquet.schema_arrow.metadata or {}).get(METADATA_KEY)
-        if metadata is None:
-            raise ArtifactError(
-                f"{path} carries no metadata of ivdr", hint="`ivdr score` writes tables that do"
-            )
-        shape = {"rows": parquet.metadata.num_rows, "columns": parquet.schema_arrow.names}
-    return Description(kind="score table", values={**shape, **json.loads(metadata)})
+        with pq.ParquetFile(path) as parquet:
+            metadata = (parquet.schema_arrow.metadata or {}).get(METADATA_KEY)
+            shape = {"rows": parquet.metadata.num_rows, "columns": parquet.schema_arrow.names}
+        values = None if metadata is None else {**shape, **json.loads(metadata)}
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not a readable Parquet file ({str(error)[:100]})") from error
+    if values is None:
+        raise ArtifactError(f"{path} carries no metadata of ivdr", hint="`ivdr score` writes tables that do")
+    rows = [
+        ("rows", str(shape["rows"])),
+        ("columns", ", ".join(shape["columns"])),
+        ("run", str(values.get("run_id"))),
+        ("table", f"the folder with {SCORE_LEDGER_FILE}: {path.parent}"),
+    ]
+    return Description(kind=Kind.SHARD, values=values, rows=rows)
 
 
 def _manifest_values(manifest: ArtifactManifest) -> dict[str, Any]:
-    values: dict[str, Any] = to_dict(manifest)
-    return {**values, "valid_outputs": list(manifest.training.valid_outputs())}
+    return {**to_dict(manifest), "stale_outputs": list(manifest.stale_outputs)}
+
+
+def _manifest_rows(manifest: ArtifactManifest) -> list[tuple[str, str]]:
+    rows = [
+        ("model", f"{manifest.name} {manifest.version}"),
+        *([("backbone", manifest.model.backbone)] if manifest.model else []),
+        *_contract_rows(manifest.clip, manifest.view_plan),
+    ]
+    for output in manifest.outputs:
+        stale = ", stale: its head was not trained with this backbone" * (
+            output.name in manifest.stale_outputs
+        )
+        rows.append((f"output {output.name}", f"[N, {', '.join(map(str, output.shape))}]{stale}"))
+    rows += _label_rows(manifest.labels)
+    for variant in manifest.variants:
+        if variant.derived_from is None:
+            state = "the reference"
+        elif variant.verified:
+            largest = max(entry.max_abs_diff for entry in variant.parity)
+            state = f"verified: golden clips within {largest:.1e}"
+        else:
+            state = "not verified: never taken unless asked for"
+        size = sum(manifest.entry(name).size_bytes for name in variant.files) / 1e6
+        rows.append((f"variant {variant.id}", f"{size:.1f} MB, {state}"))
+    return [*rows, *_training_rows(manifest.training), *_provenance_rows(manifest.provenance)]
+
+
+def _contract_rows(clip: ClipSpec, plan: ViewPlan) -> list[tuple[str, str]]:
+    size = (
+        f"{clip.exact_size[0]}x{clip.exact_size[1]}" if clip.exact_size else f"short side {clip.short_side}"
+    )
+    rate = f"at {clip.target_fps:g} frames/s" if clip.target_fps else "of the video's own rate"
+    return [
+        ("contract", clip.contract_hash),
+        (
+            "one clip",
+            f"{clip.num_frames} frames, every {clip.frame_stride} {rate}; {size}, crop {clip.crop_size}",
+        ),
+        ("clips", str(plan)),
+    ]
+
+
+def _label_rows(labels: tuple[str, ...]) -> list[tuple[str, str]]:
+    if not labels:
+        return [("labels", "none: it has no classifier")]
+    more = f", ... ({len(labels)})" if len(labels) > 12 else ""
+    return [("labels", ", ".join(labels[:12]) + more)]
+
+
+def _training_rows(training: TrainingState | None) -> list[tuple[str, str]]:
+    if training is None:
+        return [("training", "imported")]
+    heads = ", ".join(
+        f"{head} {'valid' if training.is_valid(head) else f'stale since step {step}'}"
+        for head, step in training.head_steps.items()
+    )
+    return [("training", f"{training.backbone_step} steps; {heads or 'no heads trained'}")]
+
+
+def _provenance_rows(provenance: Provenance) -> list[tuple[str, str]]:
+    rows = [("made", provenance.created_at or "unknown"), ("code", provenance.git_revision or "unknown")]
+    measured = [f"{name} {value:.4g}" for name, value in provenance.metrics.items() if "accuracy" in name]
+    if measured:
+        rows.append(("measured", ", ".join(measured)))
+    return rows

@@ -10,33 +10,36 @@ from typing import Annotated
 import typer
 
 from ivdr_deploy._console import done, print_json
-from ivdr_deploy.spec import Precision, RuntimeName
+from ivdr_deploy.cli._options import DeviceOption, JsonOption, VariantOption
 
 
 def archive(
     bundle: Annotated[Path, typer.Argument(help="What `ivdr export` wrote.")],
     model_store: Annotated[Path, typer.Option(help="Folder for the archive.")] = Path("model_store"),
-    runtime: Annotated[RuntimeName | None, typer.Option(help="What executes the model.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Which of the bundle's models.")] = None,
+    variant: VariantOption = None,
+    device: DeviceOption = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file with limits, batching and workers; see docs/serving.md.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Pack a bundle, its settings and the handler into MODEL_STORE/NAME.mar, and check what was packed."""
-    from ivdr_deploy.serving.core.settings import EndpointSettings, read_settings
+    """Pack one variant of a bundle, the settings and the handler into MODEL_STORE/NAME.mar, and read it back."""
     from ivdr_deploy.serving.torchserve.archive import build_archive
+    from ivdr_deploy.serving.torchserve.settings import EndpointSettings, read_settings
 
     settings = read_settings(config) if config else EndpointSettings()
     service = settings.service
-    service = replace(service, runtime=runtime or service.runtime, precision=precision or service.precision)
+    service = replace(service, variant=variant or service.variant, device=device or service.device)
     built = build_archive(bundle, model_store=model_store, settings=replace(settings, service=service))
+    service = built.settings.service
     if as_json:
         print_json(
             {
                 "archive": str(built.path),
                 "name": built.manifest.name,
                 "version": built.manifest.version,
+                "variant": service.variant,
+                "device": service.device,
                 "contract_hash": built.manifest.contract_hash,
                 "size_bytes": built.path.stat().st_size,
             }
@@ -44,7 +47,7 @@ def archive(
         return
     megabytes = built.path.stat().st_size / 1e6
     done(
-        f"PASS: {service.runtime} {service.precision}, read back, every file equal -> "
+        f"PASS: {service.variant} for {service.device} ({built.reason}), read back, every file equal -> "
         f"{built.path} ({megabytes:.1f} MB)",
         next_command=f"ivdr serve {shlex.quote(str(built.path))}",
     )

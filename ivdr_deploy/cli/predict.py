@@ -9,25 +9,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ivdr_deploy._console import console, print_json, progress
-from ivdr_deploy.spec import DecoderName, Device, Precision, RuntimeName
+from ivdr_deploy.cli._options import (
+    DecoderOption,
+    DeviceOption,
+    IsolationOption,
+    NumClipsOption,
+    VariantOption,
+    WorkersOption,
+    decode_options,
+    view_plan,
+)
 
 if TYPE_CHECKING:
-    from ivdr_deploy.pipeline import Outcome, VideoPredictor
+    from ivdr_deploy.results import Outcome
 
 
 def predict(
     artifact: Annotated[Path, typer.Argument(help="A bundle folder, or a checkpoint (.safetensors).")],
     videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
     top_k: Annotated[int, typer.Option(min=1, help="Labels to show for each video.")] = 5,
-    num_clips: Annotated[
-        int | None, typer.Option(min=1, help="Clips per video, instead of the contract's number.")
-    ] = None,
-    runtime: Annotated[
-        RuntimeName | None, typer.Option(help="What executes the model; by default what the artifact is for.")
-    ] = None,
-    precision: Annotated[Precision, typer.Option(help="Which of the exported precisions.")] = "fp32",
-    device: Annotated[Device, typer.Option(help="Where it runs; there is no silent fall-back.")] = "cpu",
-    decoder: Annotated[DecoderName, typer.Option(help="opencv may read a file that pyav cannot.")] = "pyav",
+    num_clips: NumClipsOption = None,
+    variant: VariantOption = None,
+    device: DeviceOption = None,
+    decoder: DecoderOption = "pyav",
+    decode_workers: WorkersOption = None,
+    isolation: IsolationOption = "process",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
 ) -> None:
     """Label videos with a bundle or a checkpoint.
@@ -39,22 +45,26 @@ def predict(
     from ivdr_deploy.runtimes.loading import open_model
 
     sources = list(_expand(videos))
-    model = open_model(artifact, runtime=runtime, precision=precision, device=device)
+    model = open_model(artifact, variant=variant, device=device, decoder=decoder)
     with model.runtime:
         if "logits" not in model.output_names:
             raise ArtifactError(
                 f"{artifact} has no valid classifier; its outputs are {', '.join(model.output_names)}",
                 hint="fine-tune the checkpoint first: python -m train finetune --config FILE init=CHECKPOINT",
             )
-        console.print(f"{model.name} on {model.runtime.description}", style="dim", markup=False)
-        predictor = VideoPredictor(model, decoder=decoder)
-        outcomes = predictor.predict_many(sources, num_clips=num_clips)
+        plan = view_plan(model.view_plan, num_clips)
+        console.print(
+            f"{model.name}: {model.variant} on {model.runtime.description}; {model.reason}; {plan}",
+            style="dim",
+            markup=False,
+        )
+        decode = decode_options(decode_workers, isolation)
         failures = 0
-        for source, outcome in zip(
-            sources, progress(outcomes, total=len(sources), description="predict"), strict=True
-        ):
-            failures += outcome.error is not None
-            _report(source, outcome, predictor, top_k=top_k, as_json=as_json)
+        with VideoPredictor(model, decoder=decoder, decode=decode) as predictor:
+            outcomes = progress(predictor.predict_many(sources, plan=plan), len(sources), "predict")
+            for source, outcome in zip(sources, outcomes, strict=True):
+                failures += outcome.error is not None
+                _report(source, outcome, top_k=top_k, as_json=as_json)
     if failures:
         console.print(f"{failures} of {len(sources)} videos could not be used", markup=False)
         raise typer.Exit(1)
@@ -70,9 +80,9 @@ def _expand(paths: list[Path]) -> Iterator[Path]:
             yield path
 
 
-def prediction_line(uri: str, outcome: Outcome, predictor: VideoPredictor, *, top_k: int) -> dict[str, Any]:
+def prediction_line(uri: str, outcome: Outcome, *, top_k: int) -> dict[str, Any]:
     """Return the object that ``--json`` prints for one video."""
-    top = outcome.result.top(predictor.model.labels, top_k) if outcome.result else []
+    top = outcome.result.top(top_k) if outcome.result else []
     return {
         "uri": uri,
         "predictions": [{"label": label, "score": score} for label, score in top],
@@ -80,8 +90,8 @@ def prediction_line(uri: str, outcome: Outcome, predictor: VideoPredictor, *, to
     }
 
 
-def _report(source: Path, outcome: Outcome, predictor: VideoPredictor, *, top_k: int, as_json: bool) -> None:
-    line = prediction_line(str(source), outcome, predictor, top_k=top_k)
+def _report(source: Path, outcome: Outcome, *, top_k: int, as_json: bool) -> None:
+    line = prediction_line(str(source), outcome, top_k=top_k)
     if as_json:
         print_json(line)
     elif outcome.error is not None:

@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 
 from ivdr_deploy._console import console, done, print_json, progress
-from ivdr_deploy.spec import Device, Precision, RuntimeName
+from ivdr_deploy.cli._options import (
+    DeviceOption,
+    IsolationOption,
+    JsonOption,
+    NumClipsOption,
+    VariantOption,
+    WorkersOption,
+    decode_options,
+    view_plan,
+)
 
 
 def score(
@@ -26,15 +35,13 @@ def score(
     output: Annotated[
         list[str] | None, typer.Option(help="Also store feature, inter or intra; may be repeated.")
     ] = None,
-    num_clips: Annotated[
-        int | None, typer.Option(help="Clips per video instead of the contract's number.")
-    ] = None,
+    num_clips: NumClipsOption = None,
     hash_files: Annotated[bool, typer.Option("--hash", help="Store the SHA-256 of every file.")] = False,
-    runtime: Annotated[RuntimeName | None, typer.Option(help="What executes the model.")] = None,
-    precision: Annotated[Precision, typer.Option(help="Which of a bundle's models.")] = "fp32",
-    device: Annotated[Device, typer.Option(help="Where to run it.")] = "cpu",
-    decode_threads: Annotated[int, typer.Option(min=1, help="Decoders that run ahead of the network.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    variant: VariantOption = None,
+    device: DeviceOption = None,
+    decode_workers: WorkersOption = None,
+    isolation: IsolationOption = "process",
+    as_json: JsonOption = False,
 ) -> None:
     """Score every video of a collection: one row per input, a bad video being a row with its reason.
 
@@ -46,20 +53,17 @@ def score(
     from ivdr_deploy.scoring import ScoreOptions
     from ivdr_deploy.scoring import score as score_videos
 
-    options = ScoreOptions(
-        top_k=top_k, outputs=tuple(output or ()), num_clips=num_clips, hash_files=hash_files
-    )
     items = read_video_list(videos)
-    model = open_model(artifact, runtime=runtime, precision=precision, device=device)
-    with model.runtime:
-        summary = score_videos(
-            VideoPredictor(model),
-            items,
-            out,
-            options=options,
-            decode_threads=decode_threads,
-            track=lambda rows, total: progress(rows, total=total, description="scoring"),
-        )
+    model = open_model(artifact, variant=variant, device=device)
+    options = ScoreOptions(
+        top_k=top_k,
+        outputs=tuple(output or ()),
+        view_plan=view_plan(model.view_plan, num_clips),
+        hash_files=hash_files,
+    )
+    decode = decode_options(decode_workers, isolation)
+    with model.runtime, VideoPredictor(model, decode=decode) as predictor:
+        summary = score_videos(predictor, items, out, options=options, track=progress)
     rate = summary.scored / summary.seconds
     if as_json:
         print_json({**asdict(summary), "folder": str(summary.folder), "videos_per_s": rate})

@@ -6,7 +6,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,20 +30,23 @@ def serve(
         bool, typer.Option("--json", help="Print the addresses as JSON when it is ready.")
     ] = False,
 ) -> None:
-    """Run TorchServe on this machine until Ctrl-C; READY means that the golden clips agree."""
+    """Run TorchServe on this machine until Ctrl-C; READY means that golden clips and videos agree."""
     from ivdr_deploy.serving.torchserve import process as servers
     from ivdr_deploy.serving.torchserve.config import Ports
 
     server = servers.serve(source, run_dir=run_dir, ports=Ports.starting_at(port))
     console.print(f"the same by hand:\n{server.command_line}\n", style="dim", markup=False)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("SIGTERM", "SIGHUP"):  # SIGHUP: the terminal was closed; not every system has it
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
     try:
         with console.status("starting TorchServe"):
             server.start()
         _announce(server, as_json=as_json)
         with suppress(KeyboardInterrupt):
             server.watch()
-        console.print("stopping: requests that wait or run are answered first")
+        with suppress(OSError):  # the terminal is gone
+            console.print("stopping: requests that wait or run are answered first")
     finally:
         server.stop()
     done(f"stopped: nothing of {server.client.model} is left running")
@@ -55,14 +58,21 @@ def _announce(server: TorchServeProcess, *, as_json: bool) -> None:
         addresses = {"management_url": client.management_url, "metrics_url": client.metrics_url}
         print_json({"url": server.url, **addresses, **facts})
     console.print(
-        f"READY: {facts['name']} {facts['version']} on {facts['runtime']}; golden clips agree "
-        f"(largest difference {max(facts['golden_max_abs_diff'].values()):.1e})\n"
+        f"READY: {facts['name']} {facts['version']}, {facts['variant']} on {facts['runtime']}; {_proof(facts)}\n"
         f"try:     curl -T video.mp4 {server.url}\n"
         f"metrics: {client.metrics_url}/metrics\n"
         f"logs:    {server.config.logs}\n"
         "stop it with Ctrl-C",
         markup=False,
     )
+
+
+def _proof(facts: dict[str, Any]) -> str:
+    """Say what the worker replayed when it loaded the model."""
+    clips, videos = facts["golden_max_abs_diff"].values(), facts["decode_mean_diff"].values()
+    said = [f"golden clips agree (largest difference {max(clips):.1e})"] if clips else []
+    said += [f"golden videos agree (largest difference {max(videos):.1f} of 255)"] if videos else []
+    return ", ".join(said) or "the bundle holds no golden clips and no golden videos"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ivdr_deploy.errors import DataError
+from ivdr_deploy.video.source import PathSource, Source
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov"}
@@ -43,6 +44,11 @@ class VideoItem:
 
     uri: str
     """The path as the list writes it; below a folder, relative to it."""
+
+    @property
+    def source(self) -> Source:
+        """The video, as decoders take it."""
+        return PathSource(self.path)
 
 
 @dataclass(frozen=True, slots=True)

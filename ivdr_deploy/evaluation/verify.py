@@ -1,194 +1,133 @@
-"""Does every model of a bundle compute what the trained network computes? On golden clips, and on videos."""
+"""Does every variant of a bundle compute what its reference computes? On golden clips, and on videos."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ivdr_deploy._console import Track, untracked
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
+from ivdr_deploy.artifacts.golden import Golden
+from ivdr_deploy.artifacts.manifest import OutputParity, Variant
 from ivdr_deploy.datasets.lists import VideoItem, VideoList, read_video_list
-from ivdr_deploy.errors import DataError, EngineIncompatibleError, MissingDependencyError
+from ivdr_deploy.errors import ArtifactError, DataError, EngineIncompatibleError, MissingDependencyError
 from ivdr_deploy.evaluation.metrics import Accuracy, leave_one_out_recall
-from ivdr_deploy.pipeline import Outcome, VideoPredictor, softmax
-from ivdr_deploy.records import to_dict
+from ivdr_deploy.evaluation.verify_report import BadVideo, Flip, VariantReport, VerifyReport
+from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.results import Outcome, softmax
 from ivdr_deploy.runtimes.base import Runtime
 from ivdr_deploy.runtimes.compare import compare_outputs
-from ivdr_deploy.runtimes.loading import bundle_model, open_runtime, replay_golden
-from ivdr_deploy.spec import Device, OutputParity, Precision, RuntimeName
-
-TIE_MARGIN = 1e-4
-"""Two labels that torch itself finds as probable as this are a tie: rounding decides between them."""
-
-Track = Callable[[Iterable[Outcome], int], Iterable[Outcome]]
-"""Wraps the outcomes of a run, given how many there will be; a progress bar, for example."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Flip:
-    """A video to which a model gives another label than torch does."""
-
-    uri: str
-    expected: str
-    """Torch's label."""
-
-    found: str
-    margin: float
-    """How much more probable torch finds its own label than the other."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BadVideo:
-    """A listed video that no model saw."""
-
-    uri: str
-    code: str
-    message: str
-    hint: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelReport:
-    """What was found about one model file."""
-
-    runtime: RuntimeName
-    precision: Precision
-    description: str = ""
-    skipped: str = ""
-    """Why it could not run here; empty when it ran."""
-
-    golden: tuple[OutputParity, ...] = ()
-    """Against the recorded outputs."""
-
-    parity: tuple[OutputParity, ...] = ()
-    """Against torch, over every clip of the listed videos; empty for torch itself."""
-
-    agreement: Accuracy | None = None
-    """Videos with the same label as from torch."""
-
-    flips: tuple[Flip, ...] = ()
-    accuracy: Accuracy | None = None
-    """Video accuracy, when the list has labels."""
-
-    retrieval: Accuracy | None = None
-    """R@1 among the listed videos with ``feature``, when the list has labels."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether every difference is within tolerance and every flip is a tie; true for a skipped model."""
-        agrees = all(entry.passed for entry in (*self.golden, *self.parity))
-        return agrees and all(flip.margin <= TIE_MARGIN for flip in self.flips)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VerifyReport:
-    """The verdict on one bundle."""
-
-    bundle: str
-    name: str
-    version: str
-    contract_hash: str
-    data: str | None
-    videos: int
-    """Videos that every model saw."""
-
-    bad_videos: tuple[BadVideo, ...]
-    models: tuple[ModelReport, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every model that could run passed."""
-        return all(model.passed for model in self.models)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can hold it, with ``passed`` added for the whole and for each model."""
-        models = []
-        for model in self.models:
-            values = to_dict(model)
-            for name in ("agreement", "accuracy", "retrieval"):
-                measured: Accuracy | None = getattr(model, name)
-                values[name] = measured.to_dict() if measured is not None else None
-            for entry in (*values["golden"], *values["parity"]):
-                # An absent or broken output differs infinitely, which JSON cannot say.
-                entry["max_abs_diff"] = (
-                    entry["max_abs_diff"] if math.isfinite(entry["max_abs_diff"]) else None
-                )
-            models.append({**values, "passed": model.passed})
-        return {**to_dict(self), "models": models, "passed": self.passed}
+from ivdr_deploy.runtimes.loading import bundle_model
+from ivdr_deploy.runtimes.proof import prove_decoder, replay_golden
+from ivdr_deploy.runtimes.registry import misfit
+from ivdr_deploy.runtimes.variants import open_variant
+from ivdr_deploy.spec import Device
 
 
 def verify_bundle(
-    path: str | Path, *, data: str | Path | None = None, track: Track = lambda outcomes, total: outcomes
+    path: str | Path,
+    *,
+    data: str | Path | None = None,
+    variants: Sequence[str] = (),
+    track: Track = untracked,
 ) -> VerifyReport:
-    """Check a bundle.
+    """Check a bundle. A variant that cannot run here has not passed.
 
     Args:
         path: The bundle.
         data: A list of videos, best with labels; None replays the golden clips only. Each video is decoded
-            once and goes through all models.
+            once and goes through all variants.
+        variants: Ids of those to judge; all when empty. The reference runs along where videos are compared.
         track: Wraps the run over the videos.
 
     Raises:
-        ArtifactError: if the bundle is damaged.
-        EngineIncompatibleError: if no model of it can run here.
+        ArtifactError: if the bundle is damaged, lacks a variant, or holds no reference to compare videos with.
+        GoldenMismatchError: if the decoder here does not give the recorded clips of the golden videos.
+        EngineIncompatibleError: if none of the variants can run here.
+        MissingDependencyError: if the reference, which videos are compared with, cannot run here.
         DataError: if the list is not usable, a label in it is unknown to the model, or none of its videos can
             be used.
     """
     bundle = open_bundle(path)
+    manifest = bundle.manifest
+    chosen = [bundle.variant(name) for name in variants] or list(manifest.variants)
     videos = read_video_list(data) if data is not None else None
-    if videos is not None and videos.labels and bundle.manifest.labels:
-        videos.targets(bundle.manifest.labels)  # refuses unknown labels before anything is decoded
+    if videos is not None and videos.labels and manifest.labels:
+        videos.targets(manifest.labels)  # refuses unknown labels before anything is decoded
+    golden = bundle.golden()
+    decode_mean_diff = prove_decoder(bundle, golden, "pyav")
     with ExitStack() as stack:
-        opened, skipped = _open_models(bundle, stack)
+        reference = _open_reference(bundle, stack) if videos is not None else None
+        opened, absent = _open_variants(bundle, chosen, reference, stack)
+        tallies = [_Tally.of(variant, runtime, golden) for variant, runtime in opened]
+        first = reference or tallies[0]
         bad_videos: tuple[BadVideo, ...] = ()
-        tallies = [_Tally(runtime=runtime, golden=replay_golden(bundle, runtime)) for runtime in opened]
         if videos is not None:
-            bad_videos = _run_videos(bundle, videos, tallies, track)
-        labels = bundle.manifest.labels
-        models = [
-            tally.report(tallies[0], labels, is_reference=index == 0) for index, tally in enumerate(tallies)
-        ]
+            everyone = [first, *(tally for tally in tallies if tally.variant.id != first.variant.id)]
+            bad_videos = _run_videos(bundle, videos, everyone, track)
+            tallies = [first if tally.variant.id == first.variant.id else tally for tally in tallies]
+        reports = [tally.report(first, manifest.labels) for tally in tallies]
     return VerifyReport(
         bundle=str(path),
-        name=bundle.manifest.name,
-        version=bundle.manifest.version,
-        contract_hash=bundle.manifest.contract_hash,
+        name=manifest.name,
+        version=manifest.version,
+        contract_hash=manifest.contract_hash,
+        view_plan=str(manifest.view_plan),
         data=None if data is None else str(data),
-        videos=len(tallies[0].items),
+        videos=len(first.items),
         bad_videos=bad_videos,
-        models=(*models, *skipped),
+        decode_mean_diff=decode_mean_diff,
+        variants=(*reports, *absent),
     )
 
 
-def _open_models(bundle: Bundle, stack: ExitStack) -> tuple[list[Runtime], list[ModelReport]]:
-    """Open every model that can run here, torch first, and report those that cannot."""
-    models = [entry for entry in bundle.manifest.files if entry.kind == "model"]
-    models.sort(key=lambda entry: entry.runtime != "torch")
-    opened, skipped = [], []
-    for entry in models:
-        runtime, precision = entry.runtime, entry.precision
-        if runtime is None or precision is None:
+def _open_reference(bundle: Bundle, stack: ExitStack) -> _Tally:
+    reference = bundle.manifest.reference
+    if reference is None:
+        raise ArtifactError(
+            f"{bundle.path} holds no reference to compare videos with; its variants are "
+            f"{', '.join(variant.id for variant in bundle.manifest.variants)}",
+            hint="verify the bundle that was exported; without --data the recorded golden outputs are compared",
+        )
+    runtime = stack.enter_context(open_variant(bundle, reference))
+    return _Tally.of(reference, runtime, bundle.golden())
+
+
+def _open_variants(
+    bundle: Bundle, chosen: Sequence[Variant], reference: _Tally | None, stack: ExitStack
+) -> tuple[list[tuple[Variant, Runtime]], list[VariantReport]]:
+    """Open every variant that can run here, and report those that cannot."""
+    opened: list[tuple[Variant, Runtime]] = []
+    absent = []
+    for variant in chosen:
+        if reference is not None and variant.id == reference.variant.id:
+            opened.append((variant, reference.runtime))
+            continue
+        device: Device = variant.target.device or "cpu"
+        if reason := misfit(variant, device):
+            absent.append(VariantReport(id=variant.id, not_run=reason))
             continue
         try:
-            device: Device = "cuda" if runtime == "tensorrt" else "cpu"
-            opened.append(stack.enter_context(open_runtime(bundle, runtime, precision, device=device)))
+            opened.append((variant, stack.enter_context(open_variant(bundle, variant, device=device))))
         except (EngineIncompatibleError, MissingDependencyError) as error:
-            skipped.append(ModelReport(runtime=runtime, precision=precision, skipped=str(error)))
+            absent.append(VariantReport(id=variant.id, not_run=str(error)))
     if not opened:
-        reasons = "; ".join(model.skipped for model in skipped)
-        raise EngineIncompatibleError(f"no model of {bundle.path} can run here: {reasons or 'it holds none'}")
-    return opened, skipped
+        reasons = "; ".join(f"{report.id}: {report.not_run}" for report in absent)
+        raise EngineIncompatibleError(
+            f"no variant of {bundle.path} can run here ({reasons or 'it holds none'})"
+        )
+    return opened, absent
 
 
 @dataclass(kw_only=True)
 class _Tally:
-    """What one model gave, video by video."""
+    """What one variant gave, video by video."""
 
+    variant: Variant
     runtime: Runtime
     golden: tuple[OutputParity, ...]
     items: list[VideoItem] = field(default_factory=list)
@@ -196,21 +135,24 @@ class _Tally:
     features: list[np.ndarray] = field(default_factory=list)
     parity: dict[str, list[OutputParity]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, variant: Variant, runtime: Runtime, golden: Golden) -> _Tally:
+        return cls(variant=variant, runtime=runtime, golden=replay_golden(golden, runtime))
+
     def add(
-        self, item: VideoItem, outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray] | None
+        self, item: VideoItem, outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]
     ) -> None:
-        """Take the outputs of one video's clips, and torch's for the same clips unless this is torch."""
+        """Take the outputs of one video's clips, and the reference's for the same clips."""
         self.items.append(item)
         if "logits" in outputs:
             self.probabilities.append(softmax(outputs["logits"]).mean(axis=0))
         if "feature" in outputs:
             self.features.append(outputs["feature"].mean(axis=0))
-        if expected is not None:
-            runtime, precision = self.runtime.name, self.runtime.precision
-            for entry in compare_outputs(expected, outputs, runtime=runtime, precision=precision):
+        if outputs is not reference:
+            for entry in compare_outputs(reference, outputs, precision=self.runtime.precision):
                 self.parity.setdefault(entry.output, []).append(entry)
 
-    def report(self, reference: _Tally, labels: Sequence[str], *, is_reference: bool) -> ModelReport:
+    def report(self, reference: _Tally, labels: Sequence[str]) -> VariantReport:
         top = [int(row.argmax()) for row in self.probabilities]
         expected = [int(row.argmax()) for row in reference.probabilities]
         flips = tuple(
@@ -225,13 +167,12 @@ class _Tally:
         retrieval = None
         if labelled and len(self.features) > 1:
             retrieval = leave_one_out_recall(np.stack(self.features), [classes[label] for label in truth])
-        return ModelReport(
-            runtime=self.runtime.name,
-            precision=self.runtime.precision,
+        return VariantReport(
+            id=self.variant.id,
             description=self.runtime.description,
             golden=self.golden,
             parity=tuple(_together(entries) for entries in self.parity.values()),
-            agreement=None if is_reference or not top else Accuracy(len(top) - len(flips), len(top)),
+            agreement=None if self is reference or not top else Accuracy(len(top) - len(flips), len(top)),
             flips=flips,
             accuracy=Accuracy(correct, len(top)) if labelled and top else None,
             retrieval=retrieval,
@@ -240,11 +181,8 @@ class _Tally:
 
 def _together(entries: Sequence[OutputParity]) -> OutputParity:
     """Join the comparisons of several videos into what comparing all their clips at once would give."""
-    first = entries[0]
     return OutputParity(
-        runtime=first.runtime,
-        precision=first.precision,
-        output=first.output,
+        output=entries[0].output,
         max_abs_diff=max(entry.max_abs_diff for entry in entries),
         min_cosine=min(entry.min_cosine for entry in entries),
         tolerance=max(entry.tolerance for entry in entries),
@@ -252,47 +190,47 @@ def _together(entries: Sequence[OutputParity]) -> OutputParity:
 
 
 class _SideBySide(Runtime):
-    """Feeds every batch to several runtimes, so that a video is decoded once; answers as the first one."""
+    """Feeds every batch to several runtimes, so that a video is decoded once; outputs are named ``place/name``."""
 
     def __init__(self, runtimes: Sequence[Runtime]) -> None:
         first = runtimes[0]
         self.name, self.precision, self.output_names = first.name, first.precision, first.output_names
+        self.call_clips = min(runtime.call_clips for runtime in runtimes)
         self.description = " beside ".join(runtime.description for runtime in runtimes)
         self._runtimes = tuple(runtimes)
-        self._calls: list[list[dict[str, np.ndarray]]] = []
 
     def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = [runtime.infer(video) for runtime in self._runtimes]
-        self._calls.append(outputs)
-        return outputs[0]
+        return {
+            f"{place}/{name}": value
+            for place, runtime in enumerate(self._runtimes)
+            for name, value in runtime.infer(video).items()
+        }
 
     def close(self) -> None:
         """Nothing: whoever opened the runtimes closes them."""
-
-    def take(self) -> list[dict[str, np.ndarray]]:
-        """Return each runtime's outputs since the last call of this, joined along the clips."""
-        calls, self._calls = self._calls, []
-        return [
-            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            for parts in zip(*calls, strict=True)
-        ]
 
 
 def _run_videos(
     bundle: Bundle, videos: VideoList, tallies: Sequence[_Tally], track: Track
 ) -> tuple[BadVideo, ...]:
-    """Put every video through all models; return those that cannot be used."""
-    runtimes = _SideBySide([tally.runtime for tally in tallies])
-    predictor = VideoPredictor(bundle_model(bundle, runtimes, tallies[0].golden))
-    outcomes = predictor.predict_many(item.path for item in videos.items)
+    """Put every video through all variants, the reference first; return those that cannot be used."""
+    runtime = _SideBySide([tally.runtime for tally in tallies])
+    model = bundle_model(bundle, runtime, tallies[0].variant)
     bad = []
-    for item, outcome in zip(videos.items, track(outcomes, len(videos.items)), strict=True):
-        if outcome.error is not None:
-            bad.append(BadVideo(uri=item.uri, **outcome.error.to_dict()))
-            continue
-        outputs = runtimes.take()
-        for index, (tally, found) in enumerate(zip(tallies, outputs, strict=True)):
-            tally.add(item, found, outputs[0] if index else None)
+    with VideoPredictor(model) as predictor:
+        outcomes = predictor.predict_many(item.path for item in videos.items)
+        watched: Sequence[Outcome] = track(outcomes, len(videos.items), "verifying")  # type: ignore[assignment]
+        for item, outcome in zip(videos.items, watched, strict=True):
+            if outcome.error is not None:
+                bad.append(BadVideo(uri=item.uri, **outcome.error.to_dict()))
+                continue
+            assert outcome.raw is not None
+            parts: list[dict[str, np.ndarray]] = [{} for _ in tallies]
+            for key, value in outcome.raw.outputs.items():
+                place, name = key.split("/", 1)
+                parts[int(place)][name] = value
+            for tally, outputs in zip(tallies, parts, strict=True):
+                tally.add(item, outputs, parts[0])
     if len(bad) == len(videos.items):
         raise DataError(
             f"{videos.source}: none of its {len(bad)} videos can be used; the first: {bad[0].message}",

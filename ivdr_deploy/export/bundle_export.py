@@ -1,4 +1,7 @@
-"""Checkpoint -> bundle: export, prove, describe, and only then put the folder in place."""
+"""Checkpoint -> bundle, and bundle -> bundle with one more variant: each step proves what it adds.
+
+A step takes a ``Draft`` and adds a variant to it; nobody sees the draft before every step has ended well.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +14,30 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from ivdr_deploy import __version__
-from ivdr_deploy._files import atomic_directory
+from ivdr_deploy._optional import import_onnxruntime, require
 from ivdr_deploy.artifacts.bundle import (
-    GOLDEN_FILE,
-    MANIFEST_FILE,
-    MODEL_CARD_FILE,
     Bundle,
-    file_entry,
+    Draft,
+    changed_bundle,
+    check_replaceable,
+    new_bundle,
     open_bundle,
-    read_manifest,
-    write_golden,
-    write_manifest,
 )
 from ivdr_deploy.artifacts.checkpoint import Checkpoint, load_checkpoint
-from ivdr_deploy.artifacts.model_card import render_model_card
+from ivdr_deploy.artifacts.golden import GOLDEN_FILE, GOLDEN_PLAN, Golden, read_golden, write_golden
+from ivdr_deploy.artifacts.golden_video import make_golden_videos
+from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputParity, OutputSpec, Target, Variant
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
-from ivdr_deploy.errors import ArtifactError, ConfigError, ExportError
-from ivdr_deploy.export.parity import check_parity, reference_outputs
-from ivdr_deploy.spec import (
-    OUTPUT_NAMES,
-    ArtifactManifest,
-    CheckpointInfo,
-    OutputParity,
-    OutputSpec,
-    Provenance,
-)
+from ivdr_deploy.errors import ConfigError, ExportError
+from ivdr_deploy.runtimes.compare import check_parity, reference_outputs
+from ivdr_deploy.spec import OUTPUT_NAMES, CheckpointInfo, Provenance
+from ivdr_deploy.video.clips import load_clips
 
-ONNX_FILE = "model.onnx"
 CHECKPOINT_FILE = "model.safetensors"
-ENGINE_FILE = "model.fp32.engine"
+ONNX_FILE = "model.onnx"
+REFERENCE_ID = "torch-fp32"
+ONNX_ID = "onnx-fp32"
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +52,7 @@ def export_bundle(
     tensorrt: bool = False,
     compute_capabilities: Sequence[str] | None = None,
 ) -> Bundle:
-    """Write a bundle, or nothing.
+    """Write a bundle with the variants ``torch-fp32`` and ``onnx-fp32``, or nothing.
 
     Args:
         checkpoint: What ``python -m train`` wrote.
@@ -71,64 +66,62 @@ def export_bundle(
 
     Raises:
         CheckpointError: if the checkpoint is not usable.
-        ConfigError: if the name or version cannot be served, or ``out`` holds something that is not ours to
-            replace.
+        ConfigError: if the name or version cannot be served.
+        FolderError: if ``out`` holds something that is not ours to replace.
         ExportError: if the export fails; ``ParityError`` if the exported model computes something else.
-        MissingDependencyError: if a plan is asked for and no TensorRT is installed.
+        MissingDependencyError: if a package that is needed is not installed.
     """
     out = Path(out).resolve()
     name = name or out.name
     _check_name("name", name)
     _check_name("version", version)
-    _check_replaceable(out)
+    check_replaceable(out)
+    # Before the minutes of work that a missing package would waste.
+    for package in ("torch", "torchvision", "onnx", "onnxscript"):
+        require(package, extra="export")
+    import_onnxruntime()  # each exported model is run and compared
     if tensorrt:
-        from ivdr_deploy.export.to_tensorrt import choose_targets
-
-        choose_targets(compute_capabilities)  # before the minutes of work that a missing package would waste
+        _require_tensorrt(compute_capabilities)
     loaded = load_checkpoint(checkpoint)
-    outputs = choose_outputs(loaded.info, include_stale=include_stale)
     info = loaded.info
-    metadata = OnnxMetadata(
+    outputs = choose_outputs(info, include_stale=include_stale)
+    manifest = ArtifactManifest(
         name=name,
         version=version,
+        clip=info.clip,
         contract_hash=info.clip.contract_hash,
-        contract=info.clip,
+        view_plan=info.view_plan,
+        model=info.model,
         labels=info.labels if "logits" in outputs else (),
-        outputs=outputs,
+        outputs=tuple(OutputSpec(name=output, shape=()) for output in outputs),
+        training=info.training,
+        variants=(),
+        files=(),
+        provenance=_with_export_versions(info.provenance),
         ivdr_version=__version__,
     )
-    with atomic_directory(out) as folder:
-        expected, parity = _write_onnx(folder, loaded, metadata)
-        shutil.copyfile(loaded.path, folder / CHECKPOINT_FILE)
-        write_golden(folder, loaded.golden, expected)
-        files = [
-            file_entry(folder, ONNX_FILE, kind="model", runtime="onnxruntime", precision="fp32"),
-            file_entry(folder, CHECKPOINT_FILE, kind="model", runtime="torch", precision="fp32"),
-            file_entry(folder, GOLDEN_FILE, kind="golden"),
-        ]
+    with new_bundle(out, manifest) as draft:
+        add_reference(draft, loaded)
+        add_onnx(draft)
         if tensorrt:
-            engine_parity = _write_engine(folder, loaded.golden, expected, metadata, compute_capabilities)
-            parity += engine_parity
-            files += [
-                file_entry(folder, ENGINE_FILE, kind="model", runtime="tensorrt", precision="fp32"),
-                file_entry(folder, f"{ENGINE_FILE}.json", kind="sidecar"),
-            ]
-        manifest = ArtifactManifest(
-            name=name,
-            version=version,
-            clip=info.clip,
-            contract_hash=info.clip.contract_hash,
-            model=info.model,
-            labels=metadata.labels,
-            outputs=tuple(OutputSpec(name=output, shape=expected[output].shape[1:]) for output in outputs),
-            training=info.training,
-            files=tuple(files),
-            parity=parity,
-            provenance=_with_export_versions(info.provenance),
-            ivdr_version=__version__,
-        )
-        _write_card(folder, manifest, golden_clips=len(loaded.golden))
+            add_tensorrt(draft, compute_capabilities)
     return open_bundle(out)
+
+
+def add_plan(path: str | Path, *, compute_capabilities: Sequence[str] | None = None) -> Bundle:
+    """Add a TensorRT plan to an existing bundle, or replace the one for the same GPUs.
+
+    Raises:
+        ArtifactError: if the bundle is damaged, or has no ONNX variant to build from.
+        FolderError: if it holds files that are not its own, or was changed meanwhile.
+        ExportError: if the plan cannot be built; ``ParityError`` if it computes something else.
+        MissingDependencyError: if no TensorRT is installed.
+    """
+    _require_tensorrt(compute_capabilities)
+    bundle = open_bundle(path)
+    with changed_bundle(bundle) as draft:
+        add_tensorrt(draft, compute_capabilities)
+    return open_bundle(path)
 
 
 def choose_outputs(info: CheckpointInfo, *, include_stale: bool) -> tuple[str, ...]:
@@ -151,61 +144,129 @@ def choose_outputs(info: CheckpointInfo, *, include_stale: bool) -> tuple[str, .
     return tuple(chosen)
 
 
-def _write_onnx(
-    folder: Path, checkpoint: Checkpoint, metadata: OnnxMetadata
-) -> tuple[dict[str, np.ndarray], tuple[OutputParity, ...]]:
-    """Write the ONNX file; return torch's golden outputs, and how far ONNX Runtime is from them."""
-    from ivdr_deploy.export.to_onnx import export_onnx
-    from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
+def add_reference(draft: Draft, checkpoint: Checkpoint) -> None:
+    """Add the checkpoint, which the other variants are held against, and the golden clips and videos."""
     from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
 
-    clip = metadata.contract
-    with TorchRuntime(checkpoint.model, clip=clip, output_names=metadata.outputs) as reference:
+    clip, outputs = draft.manifest.clip, draft.manifest.output_names
+    with TorchRuntime(checkpoint.model, clip=clip, output_names=outputs) as reference:
         expected = reference_outputs(reference, checkpoint.golden)
-    path = folder / ONNX_FILE
-    export_onnx(checkpoint.model, path, clip=clip, metadata=metadata)
+    shutil.copyfile(checkpoint.path, draft.add_file(CHECKPOINT_FILE, kind="model"))
+    videos = make_golden_videos(draft.folder)
+    for video in videos:
+        draft.kinds[video] = "golden"
+    clips = {video: load_clips(draft.folder / video, clip, GOLDEN_PLAN).video for video in videos}
+    draft.add_file(GOLDEN_FILE, kind="golden")
+    write_golden(draft.folder, Golden(video=checkpoint.golden, expected=expected, clips=clips))
+    draft.manifest = replace(
+        draft.manifest,
+        outputs=tuple(OutputSpec(name=name, shape=expected[name].shape[1:]) for name in outputs),
+    )
+    draft.add_variant(Variant(id=REFERENCE_ID, runtime="torch", precision="fp32", files=(CHECKPOINT_FILE,)))
+
+
+def add_onnx(draft: Draft) -> None:
+    """Add the ONNX file, exported from the checkpoint in the draft.
+
+    Raises:
+        ExportError: if the network cannot be exported; ``ParityError`` if the file computes something else.
+    """
+    from ivdr_deploy.export.to_onnx import export_onnx
+    from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
+
+    metadata = onnx_metadata(draft.manifest)
+    clip, path = metadata.contract, draft.add_file(ONNX_FILE, kind="model")
+    export_onnx(load_checkpoint(draft.folder / CHECKPOINT_FILE).model, path, clip=clip, metadata=metadata)
     with OrtRuntime(path, clip=clip, output_names=metadata.outputs) as candidate:
         if candidate.metadata != metadata:
             raise ExportError(f"the metadata of {ONNX_FILE} did not survive: {candidate.metadata}")
-        return expected, check_parity(expected, candidate, checkpoint.golden)
+        parity = check_parity(_golden(draft), candidate)
+    draft.add_variant(
+        Variant(
+            id=ONNX_ID,
+            runtime="onnxruntime",
+            precision="fp32",
+            files=(ONNX_FILE,),
+            derived_from=REFERENCE_ID,
+            parity=parity,
+        )
+    )
 
 
-def _write_engine(
-    folder: Path,
-    golden: np.ndarray,
-    expected: dict[str, np.ndarray],
-    metadata: OnnxMetadata,
-    compute_capabilities: Sequence[str] | None,
-) -> tuple[OutputParity, ...]:
-    """Write the plan and its sidecar; return its parity, which is empty where the plan cannot run."""
+def add_tensorrt(draft: Draft, compute_capabilities: Sequence[str] | None) -> None:
+    """Add a TensorRT plan, built from the ONNX file in the draft; its parity is empty where it cannot run.
+
+    Raises:
+        ExportError: if it cannot be built; ``ParityError`` if it computes something else.
+    """
     import torch
 
-    from ivdr_deploy.export.to_tensorrt import build_engine
+    from ivdr_deploy.export.to_tensorrt import build_engine, choose_targets
     from ivdr_deploy.runtimes.trt_runtime import TrtRuntime
 
-    path = folder / ENGINE_FILE
+    if ONNX_ID not in [variant.id for variant in draft.variants]:
+        raise ExportError(
+            f"the bundle has no variant {ONNX_ID} to build a plan from",
+            hint="export the checkpoint again: `ivdr export CHECKPOINT -o BUNDLE --trt`",
+        )
+    provider, _, targets = choose_targets(compute_capabilities)
+    variant_id = f"trt-fp32-sm{'-'.join(target.replace('.', '') for target in targets)}"
+    path = draft.add_file(f"{variant_id}.engine", kind="model")
+    sidecar = draft.add_file(f"{variant_id}.engine.json", kind="sidecar")
+    metadata = onnx_metadata(draft.manifest)
     info = build_engine(
-        folder / ONNX_FILE, path, metadata=metadata, compute_capabilities=compute_capabilities
+        draft.folder / ONNX_FILE, path, metadata=metadata, compute_capabilities=compute_capabilities
     )
+    parity: tuple[OutputParity, ...] = ()
     here = "{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else ""
-    if here not in info.compute_capabilities:
+    if here in info.compute_capabilities:
+        with TrtRuntime(path, clip=metadata.contract, onnx_sha256=info.onnx_sha256) as candidate:
+            parity = check_parity(_golden(draft), candidate)
+    else:
         _log.warning("the TensorRT plan was built but not run: this machine has no GPU it is for")
-        return ()
-    with TrtRuntime(path, clip=metadata.contract, onnx_sha256=info.onnx_sha256) as candidate:
-        return check_parity(expected, candidate, golden)
+    draft.add_variant(
+        Variant(
+            id=variant_id,
+            runtime="tensorrt",
+            precision="fp32",
+            provider=provider,
+            target=Target(device="cuda", compute_capabilities=targets),
+            files=(path.name, sidecar.name),
+            derived_from=ONNX_ID,
+            parity=parity,
+        )
+    )
 
 
-def _write_card(folder: Path, manifest: ArtifactManifest, *, golden_clips: int) -> None:
-    """Write the model card and, last, the manifest that lists it."""
-    card = render_model_card(manifest, golden_clips=golden_clips)
-    (folder / MODEL_CARD_FILE).write_text(card, encoding="utf-8")
-    document = file_entry(folder, MODEL_CARD_FILE, kind="document")
-    write_manifest(folder, replace(manifest, files=(*manifest.files, document)))
+def onnx_metadata(manifest: ArtifactManifest) -> OnnxMetadata:
+    """Return what the ONNX file of a bundle says about itself."""
+    return OnnxMetadata(
+        name=manifest.name,
+        version=manifest.version,
+        contract_hash=manifest.contract_hash,
+        contract=manifest.clip,
+        view_plan=manifest.view_plan,
+        labels=manifest.labels,
+        outputs=manifest.output_names,
+        ivdr_version=__version__,
+    )
+
+
+def _golden(draft: Draft) -> Golden:
+    return read_golden(draft.folder, clip=draft.manifest.clip, outputs=draft.manifest.outputs)
+
+
+def _require_tensorrt(compute_capabilities: Sequence[str] | None) -> None:
+    from ivdr_deploy.export.to_tensorrt import choose_targets
+
+    choose_targets(compute_capabilities)
 
 
 def _with_export_versions(provenance: Provenance) -> Provenance:
     """Add the time of this export, and the packages that shaped the exported files."""
-    versions = {f"export:{name}": _installed(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
+    versions = {
+        f"export:{name}": _installed(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "av")
+    }
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return replace(provenance, created_at=now, packages={**provenance.packages, **versions})
 
@@ -217,24 +278,6 @@ def _installed(name: str) -> str:
 def _check_name(what: str, value: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
         raise ConfigError(
-            f"the model's {what} {value!r} cannot be served under a URL",
-            hint="use letters, digits, '_', '-' and '.', beginning with a letter or digit",
+            f"the model's {what} {value[:60]!r} cannot be served under a URL",
+            hint="use letters, digits, '_', '-' and '.', beginning with a letter or digit; give it with --name",
         )
-
-
-def _check_replaceable(out: Path) -> None:
-    """Refuse to replace anything but an empty folder or a bundle with nothing else in it."""
-    if not out.exists():
-        return
-    hint = "give another -o, or remove it yourself"
-    if not out.is_dir():
-        raise ConfigError(f"{out} exists and is a file", hint=hint)
-    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
-    if not found:
-        return
-    try:
-        manifest = read_manifest((out / MANIFEST_FILE).read_bytes(), where=str(out / MANIFEST_FILE))
-    except (OSError, ArtifactError) as error:
-        raise ConfigError(f"{out} exists and is not a bundle", hint=hint) from error
-    if foreign := sorted(found - {MANIFEST_FILE, *(entry.path for entry in manifest.files)}):
-        raise ConfigError(f"{out} holds files that are not the bundle's: {', '.join(foreign[:5])}", hint=hint)

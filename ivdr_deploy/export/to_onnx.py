@@ -53,11 +53,21 @@ def export_onnx(model: VideoModel, path: Path, *, clip: ClipSpec, metadata: Onnx
     if program is None:
         raise ExportError("torch.onnx.export returned no program")
     proto = program.model_proto
+    _forget_origin(proto.graph)
     # Last, because every tool that rewrites a graph may drop these; export_bundle reads them back through
     # ONNX Runtime.
     onnx.helper.set_model_props(proto, metadata.to_props())
     _check_interface(proto, clip, metadata.outputs)
     onnx.save_model(proto, path)
+
+
+def _forget_origin(graph: onnx.GraphProto) -> None:
+    """Drop what the exporter notes about its work: stack traces, with the paths of this machine in them."""
+    graph.ClearField("metadata_props")
+    for parts in (graph.node, graph.value_info, graph.input, graph.output, graph.initializer):
+        for part in parts:
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
 
 
 def _check_interface(proto: onnx.ModelProto, clip: ClipSpec, outputs: Sequence[str]) -> None:

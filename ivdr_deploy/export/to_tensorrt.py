@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from ivdr_deploy._files import sha256_file
+from ivdr_deploy._optional import pip_install
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.artifacts.sidecar import EXTRAS, BatchProfile, EngineInfo, Provider, write_sidecar
 from ivdr_deploy.errors import ConfigError, ExportError, MissingDependencyError
-from ivdr_deploy.runtimes.trt_logger import make_logger
+from ivdr_deploy.runtimes.trt_runtime import make_logger
 from ivdr_deploy.spec import INPUT_NAME, MAX_BATCH
 
 DEFAULT_COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
@@ -51,11 +52,11 @@ def choose_provider() -> tuple[Provider, ModuleType]:
     if modules:
         raise ExportError(
             "tensorrt builds a plan on the GPU it is for, and no NVIDIA driver or GPU was found",
-            hint="build on a machine with the GPU, or without one: pip install 'ivdr-deploy[trt-rtx]'",
+            hint=f"build on a machine with the GPU, or without one: {pip_install('trt-rtx')}",
         )
     raise MissingDependencyError(
         f"neither tensorrt nor tensorrt_rtx can be imported ({'; '.join(reasons)})",
-        hint="pip install 'ivdr-deploy[trt-rtx]' (builds without a GPU) or 'ivdr-deploy[trt]'",
+        hint=f"{pip_install('trt-rtx', 'trt')}; trt-rtx builds without a GPU",
     )
 
 
@@ -117,7 +118,7 @@ def build_engine(
     config.clear_flag(trt.BuilderFlag.TF32)
     if provider == "tensorrt_rtx":
         _set_targets(trt, config, targets)
-    batch = BatchProfile(min=1, opt=min(metadata.contract.num_clips, MAX_BATCH), max=MAX_BATCH)
+    batch = BatchProfile(min=1, opt=min(metadata.view_plan.max_views, MAX_BATCH), max=MAX_BATCH)
     profile = builder.create_optimization_profile()
     shape = metadata.contract.clip_shape
     profile.set_shape(INPUT_NAME, (batch.min, *shape), (batch.opt, *shape), (batch.max, *shape))

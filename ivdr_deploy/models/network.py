@@ -35,8 +35,12 @@ class VideoModel(nn.Module):
         self.spec = spec
         self.feature_dim = entry.feature_dim
         self.backbone = entry.build()
-        self.clip_head = ClipHead(self.feature_dim, clip_dim=spec.clip_dim)
-        self.series_head = SeriesHead(self.feature_dim, num_slots=spec.num_slots, slot_dim=spec.slot_dim)
+        self.clip_head: ClipHead | None = None
+        if spec.clip_dim:
+            self.clip_head = ClipHead(self.feature_dim, clip_dim=spec.clip_dim)
+        self.series_head: SeriesHead | None = None
+        if spec.num_slots:
+            self.series_head = SeriesHead(self.feature_dim, num_slots=spec.num_slots, slot_dim=spec.slot_dim)
         self.classifier: ClassifierHead | None = None
         if spec.num_classes:
             self.classifier = ClassifierHead(
@@ -72,16 +76,16 @@ class VideoModel(nn.Module):
             feature: (N, F) from ``encode``.
 
         Returns:
-            ``feature`` (N, F); ``clip`` (N, clip_dim), unit; ``inter`` (N, D), the mean of the slots, unit;
-            ``intra`` (N, S, D), the slots, each unit; ``logits`` (N, K), given a classifier. All float32.
+            ``feature`` (N, F); with a clip head ``clip`` (N, clip_dim), unit; with a series head ``inter`` (N, D), the
+            mean of the slots, unit, and ``intra`` (N, S, D), the slots, each unit; with a classifier ``logits`` (N, K).
+            All float32.
         """
-        slots = self.series_head(feature)
-        outputs = {
-            "feature": feature.float(),
-            "clip": self.clip_head(feature),
-            "inter": F.normalize(slots.mean(dim=1), dim=-1),
-            "intra": slots,
-        }
+        outputs = {"feature": feature.float()}
+        if self.clip_head is not None:
+            outputs["clip"] = self.clip_head(feature)
+        if self.series_head is not None:
+            slots = self.series_head(feature)
+            outputs |= {"inter": F.normalize(slots.mean(dim=1), dim=-1), "intra": slots}
         if self.classifier is not None:
             outputs["logits"] = self.classifier(feature)
         return outputs
@@ -120,7 +124,7 @@ def build_model(spec: ModelSpec, clip: ClipSpec) -> VideoModel:
     Raises:
         ConfigError: if the backbone is unknown, or the clip cannot be cut into the slots' segments.
     """
-    if clip.num_frames % spec.num_slots:
+    if spec.num_slots and clip.num_frames % spec.num_slots:
         raise ConfigError(
             f"num_slots {spec.num_slots} does not divide num_frames {clip.num_frames}",
             hint="every slot stands for an equal part of the clip; change one of the two",

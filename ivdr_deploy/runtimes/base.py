@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from ivdr_deploy.errors import ClipShapeError
-from ivdr_deploy.spec import ClipSpec, Precision, RuntimeName
+from ivdr_deploy.spec import MAX_BATCH, ClipSpec, Device, Precision, RuntimeName, ViewPlan
+
+CALL_CLIPS: dict[Device, int] = {"cpu": 20, "cuda": MAX_BATCH}
+"""Two videos of ten clips on a CPU, which is busy with one; as much as there is on a GPU, which is not."""
 
 
 class Runtime(Protocol):
@@ -23,6 +26,9 @@ class Runtime(Protocol):
     """What really runs, for people: library, version, device, provider, precision."""
 
     output_names: tuple[str, ...]
+
+    call_clips: int
+    """Clips that a call should hold where there are enough: what fills the device without using much memory."""
 
     def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
         """Run one batch.
@@ -50,23 +56,63 @@ class Runtime(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OpenRequest:
+    """What a runtime needs to open one variant."""
+
+    path: Path
+    """The variant's first file."""
+
+    clip: ClipSpec
+    output_names: tuple[str, ...]
+    precision: Precision = "fp32"
+    device: Device = "cpu"
+    threads: int | None = None
+    """Threads of one operator on the CPU; None leaves the choice to the runtime."""
+
+    source_sha256: str = ""
+    """Digest of the file that the variant was derived from, where the bundle holds it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedModel:
-    """A checkpoint or bundle that is open, checked and ready to run."""
+    """A checkpoint, an ONNX file or a bundle that is open, checked and ready to run."""
 
     path: Path
     name: str
     version: str
     clip: ClipSpec
+    view_plan: ViewPlan
     labels: tuple[str, ...]
     output_names: tuple[str, ...]
     runtime: Runtime
+    variant: str
+    """Id of the bundle's variant; for a single file the name of its runtime and its precision."""
+
+    reason: str
+    """Why this variant runs, for people."""
+
+    sha256: str
+    """Of the file that the runtime executes."""
+
+    manifest: Mapping[str, Any]
+    """What the artifact says about itself, as JSON can hold it."""
+
     golden_max_abs_diff: Mapping[str, float]
-    """What the replay of the golden clips gave, per output; empty for a single file, which records none."""
+    """What the replay of the golden clips gave, per output; empty where there are none."""
+
+    decode_mean_diff: Mapping[str, float]
+    """How far the decoder is from the recorded clips of each golden video, in levels; empty where there are none."""
 
     @property
     def contract_hash(self) -> str:
         """Hash of the contract."""
         return self.clip.contract_hash
+
+
+def infer_all(runtime: Runtime, video: np.ndarray) -> dict[str, np.ndarray]:
+    """Run any number of clips in as few calls as ``MAX_BATCH`` allows; see ``Runtime.infer``."""
+    parts = [runtime.infer(video[start : start + MAX_BATCH]) for start in range(0, len(video), MAX_BATCH)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def check_batch(video: np.ndarray, clip: ClipSpec) -> None:

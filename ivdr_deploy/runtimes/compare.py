@@ -1,4 +1,4 @@
-"""How far apart the outputs of two runtimes may be: the rule for export, verify and every loader."""
+"""How far apart the outputs of two runtimes may be: the rule for export, verify and every loader, and the gate."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ivdr_deploy.spec import OutputParity, Precision, RuntimeName
+from ivdr_deploy.artifacts.golden import Golden
+from ivdr_deploy.artifacts.manifest import OutputParity
+from ivdr_deploy.errors import ExportError, ParityError
+from ivdr_deploy.runtimes.base import Runtime, infer_all
+from ivdr_deploy.spec import Precision
 
 TOLERANCE: dict[Precision, float] = {
     # Reordering the sums of an 18-layer network moves its outputs by some 1e-5 of their size, as does going from
     # fp32 to fp64. A wrong weight, a wrong normalisation or TF32 arithmetic moves them by more than 1e-4.
     "fp32": 1e-4,
-    # Half precision keeps 11 bits of every number.
+    # Half precision keeps 11 bits of every number, bfloat16 8.
     "fp16": 2e-2,
+    "bf16": 1e-1,
     # Eight bits; whether that is good enough is judged by the labels, not by this bound.
     "int8": 2e-1,
 }
@@ -24,7 +29,6 @@ def compare_outputs(
     expected: Mapping[str, np.ndarray],
     found: Mapping[str, np.ndarray],
     *,
-    runtime: RuntimeName,
     precision: Precision,
 ) -> tuple[OutputParity, ...]:
     """Compare the outputs of one runtime with those of torch.
@@ -32,7 +36,6 @@ def compare_outputs(
     Args:
         expected: float32 array per output, first axis clips; every one is compared.
         found: The same from the other runtime.
-        runtime: Which one that is.
         precision: Of its model; picks the tolerance.
 
     Returns:
@@ -41,8 +44,6 @@ def compare_outputs(
     """
     return tuple(
         OutputParity(
-            runtime=runtime,
-            precision=precision,
             output=name,
             max_abs_diff=_max_abs_diff(value, found.get(name)),
             min_cosine=_min_cosine(value, found.get(name)),
@@ -78,3 +79,42 @@ def _min_cosine(expected: np.ndarray, found: np.ndarray | None) -> float:
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     cosine = np.where(norms > 0, (a * b).sum(axis=-1) / np.where(norms > 0, norms, 1.0), 1.0)
     return float(min(cosine.min(initial=1.0), 1.0))
+
+
+def reference_outputs(reference: Runtime, video: np.ndarray) -> dict[str, np.ndarray]:
+    """Run the trained network on the golden clips.
+
+    Raises:
+        ExportError: if an output holds NaN or infinity: nothing could be compared with it.
+    """
+    outputs = reference.infer(video)
+    broken = [name for name, value in outputs.items() if not np.isfinite(value).all()]
+    if broken:
+        raise ExportError(
+            f"the trained network gives NaN or infinity in {', '.join(broken)} on its golden clips",
+            hint="the training diverged; export an earlier checkpoint, or train with a lower learning rate",
+        )
+    return outputs
+
+
+def check_parity(golden: Golden, candidate: Runtime) -> tuple[OutputParity, ...]:
+    """Compare a runtime with what the reference gave for the golden clips: the gate of every export.
+
+    Returns:
+        The measured differences, all within tolerance.
+
+    Raises:
+        ParityError: if one is not, or an output is missing or not finite.
+        ExportError: if there are no golden clips to compare on.
+    """
+    if golden.video is None:
+        raise ExportError("there are no golden clips, so nothing can be compared")
+    parity = compare_outputs(
+        golden.expected, infer_all(candidate, golden.video), precision=candidate.precision
+    )
+    if failures := describe_failures(parity):
+        raise ParityError(
+            f"{candidate.description} does not compute what the trained network computes: {failures}",
+            hint="nothing was written; please report this with the versions that `ivdr doctor` prints",
+        )
+    return parity

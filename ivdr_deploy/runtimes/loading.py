@@ -2,121 +2,108 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
+from ivdr_deploy._files import sha256_file
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
-from ivdr_deploy.errors import ArtifactError, ConfigError, ContractMismatchError, GoldenMismatchError
+from ivdr_deploy.artifacts.kinds import Kind, identify
+from ivdr_deploy.artifacts.manifest import OutputParity, Variant
+from ivdr_deploy.errors import (
+    ArtifactError,
+    ConfigError,
+    ContractMismatchError,
+    GoldenMismatchError,
+    IvdrError,
+)
+from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.base import LoadedModel, Runtime
-from ivdr_deploy.runtimes.compare import compare_outputs, describe_failures
-from ivdr_deploy.spec import ClipSpec, Device, OutputParity, Precision, RuntimeName
+from ivdr_deploy.runtimes.compare import describe_failures
+from ivdr_deploy.runtimes.proof import prove_decoder, replay_golden
+from ivdr_deploy.runtimes.registry import load_runtime
+from ivdr_deploy.runtimes.variants import choose_variant, open_variant
+from ivdr_deploy.spec import ClipSpec, DecoderName, Device
 
 
 def open_model(
     path: str | Path,
     *,
-    runtime: RuntimeName | None = None,
-    precision: Precision = "fp32",
-    device: Device = "cpu",
+    variant: str | None = None,
+    device: Device | None = None,
     threads: int | None = None,
+    decoder: DecoderName = "pyav",
     expected_contract: ClipSpec | str | None = None,
 ) -> LoadedModel:
     """Open a model and check it.
 
     Args:
         path: A bundle, a checkpoint (``.safetensors``) or an exported ``.onnx`` file.
-        runtime: What executes it; by default ONNX Runtime for a bundle and torch for a checkpoint.
-        precision: Which of a bundle's models.
-        device: Where to run; never another one in its place.
+        variant: Which of a bundle's variants; None takes the best verified one that fits this machine.
+        device: Where to run; never another one in its place. None: the GPU where the variant can use it.
         threads: Threads of one operator on the CPU; None leaves the choice to the runtime.
+        decoder: The decoder that will read videos; it is held against the golden videos.
         expected_contract: Contract that the model must have, or its hash.
 
     Returns:
-        The model, ready to run. A bundle's golden clips have been replayed on it.
+        The model, ready to run. A bundle's golden clips have been replayed on it, and its golden videos decoded.
 
     Raises:
         ArtifactError: if the file or folder is not usable.
         CheckpointError: if the checkpoint is not usable.
         ContractMismatchError: if it has another contract; names the fields when the expected contract is
             known.
-        GoldenMismatchError: if the golden clips do not give the recorded outputs.
-        ConfigError: if the device is not there, or the choice makes no sense for this kind of file.
+        GoldenMismatchError: if the golden clips do not give the recorded outputs, or the golden videos not the
+            recorded clips.
+        EngineIncompatibleError: if no variant can run here.
+        DeviceError: if the device is not there.
+        ConfigError: if the choice makes no sense for this kind of file.
         MissingDependencyError: if the runtime is not installed.
     """
-    path = Path(path)
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1, found {threads}")
-    if path.is_dir():
+    kind, path = identify(path)
+    if kind is Kind.BUNDLE:
         bundle = open_bundle(path)
         _check_contract(path, bundle.manifest.clip, expected_contract)
-        return _open_from_bundle(bundle, runtime or "onnxruntime", precision, device=device, threads=threads)
-    kinds: dict[str, RuntimeName] = {".safetensors": "torch", ".onnx": "onnxruntime"}
-    if path.suffix not in kinds:
+        return _open_from_bundle(bundle, variant, device=device, threads=threads, decoder=decoder)
+    if kind not in (Kind.CHECKPOINT, Kind.ONNX):
         raise ArtifactError(
-            f"{path} is {'no model' if path.exists() else 'absent'}",
+            f"{path} is {'an' if kind is Kind.ARCHIVE else 'a'} {kind}, which cannot be run by itself",
             hint="give a bundle folder, a checkpoint (.safetensors) or an exported .onnx file",
         )
-    if runtime not in (None, kinds[path.suffix]) or precision != "fp32":
+    if variant is not None:
         raise ConfigError(
-            f"{path} runs on {kinds[path.suffix]} in fp32, asked for {runtime or 'default'} {precision}",
-            hint="export it with `ivdr export` and give the bundle",
+            f"{path} is a single file without variants, asked for {variant[:60]!r}",
+            hint="leave the variant out, or export it with `ivdr export` and give the bundle",
         )
-    opened = _open_checkpoint if path.suffix == ".safetensors" else _open_onnx
-    model = opened(path, device=device, threads=threads)
-    _check_contract(path, model.clip, expected_contract)
+    opened = _open_checkpoint if kind is Kind.CHECKPOINT else _open_onnx
+    model = opened(path, device=device or "cpu", threads=threads)
+    try:
+        _check_contract(path, model.clip, expected_contract)
+    except ContractMismatchError:
+        model.runtime.close()
+        raise
     return model
 
 
-def open_runtime(
+def bundle_model(
     bundle: Bundle,
-    runtime: RuntimeName,
-    precision: Precision = "fp32",
+    runtime: Runtime,
+    variant: Variant,
     *,
-    device: Device = "cpu",
-    threads: int | None = None,
-) -> Runtime:
-    """Open one of a bundle's models without replaying the golden clips; raises as ``open_model`` does."""
-    manifest, path = bundle.manifest, bundle.model_file(runtime, precision)
-    if runtime == "torch":
-        from ivdr_deploy.artifacts.checkpoint import load_checkpoint
-        from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
-
-        model = load_checkpoint(path, expected_clip=manifest.clip).model
-        return TorchRuntime(
-            model, clip=manifest.clip, output_names=manifest.output_names, device=device, threads=threads
-        )
-    if runtime == "onnxruntime":
-        from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
-
-        return OrtRuntime(
-            path,
-            clip=manifest.clip,
-            output_names=manifest.output_names,
-            precision=precision,
-            device=device,
-            threads=threads,
-        )
-    from ivdr_deploy.runtimes.trt_runtime import TrtRuntime
-
-    sources = ("onnxruntime", precision)
-    onnx = next(
-        (entry.sha256 for entry in manifest.files if (entry.runtime, entry.precision) == sources), None
-    )
-    return TrtRuntime(path, clip=manifest.clip, device=device, onnx_sha256=onnx)
-
-
-def replay_golden(bundle: Bundle, runtime: Runtime) -> tuple[OutputParity, ...]:
-    """Run the golden clips and compare with what torch gave when the bundle was exported."""
-    video, expected = bundle.golden()
-    return compare_outputs(expected, runtime.infer(video), runtime=runtime.name, precision=runtime.precision)
-
-
-def bundle_model(bundle: Bundle, runtime: Runtime, parity: tuple[OutputParity, ...]) -> LoadedModel:
-    """Describe one of a bundle's models that is open.
+    reason: str = "",
+    parity: tuple[OutputParity, ...] = (),
+    decode_mean_diff: dict[str, float] | None = None,
+) -> LoadedModel:
+    """Describe one of a bundle's variants that is open.
 
     Args:
         bundle: Where it comes from.
         runtime: What executes it.
+        variant: Which one it is.
+        reason: Why it runs, for people.
         parity: What ``replay_golden`` gave.
+        decode_mean_diff: What ``prove_decoder`` gave.
     """
     manifest = bundle.manifest
     return LoadedModel(
@@ -124,29 +111,56 @@ def bundle_model(bundle: Bundle, runtime: Runtime, parity: tuple[OutputParity, .
         name=manifest.name,
         version=manifest.version,
         clip=manifest.clip,
+        view_plan=manifest.view_plan,
         labels=manifest.labels,
         output_names=manifest.output_names,
         runtime=runtime,
+        variant=variant.id,
+        reason=reason,
+        sha256=manifest.entry(variant.files[0]).sha256,
+        manifest=to_dict(manifest),
         golden_max_abs_diff={entry.output: entry.max_abs_diff for entry in parity},
+        decode_mean_diff=decode_mean_diff or {},
     )
 
 
 def _open_from_bundle(
-    bundle: Bundle, runtime: RuntimeName, precision: Precision, *, device: Device, threads: int | None
+    bundle: Bundle,
+    wanted: str | None,
+    *,
+    device: Device | None,
+    threads: int | None,
+    decoder: DecoderName,
 ) -> LoadedModel:
-    opened = open_runtime(bundle, runtime, precision, device=device, threads=threads)
-    parity = replay_golden(bundle, opened)
-    if failures := describe_failures(parity):
-        opened.close()
+    variant, place, reason = choose_variant(bundle, wanted, device=device)
+    golden = bundle.golden()
+    decode_mean_diff = prove_decoder(bundle, golden, decoder)
+    opened = open_variant(bundle, variant, device=place, threads=threads)
+    try:
+        parity = replay_golden(golden, opened)
+        if failures := describe_failures(parity):
+            raise GoldenMismatchError(
+                f"{bundle.path}: the golden clips do not give the recorded outputs on {opened.description}:"
+                f" {failures}",
+                hint="this variant must not be used here; export it again on this machine, or see `ivdr doctor`",
+            )
+    except BaseException as error:
+        with suppress(Exception):  # the first error is the one to know
+            opened.close()
+        if isinstance(error, IvdrError) or not isinstance(error, Exception):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise GoldenMismatchError(
-            f"{bundle.path}: the golden clips do not give the recorded outputs on {opened.description}:"
-            f" {failures}",
-            hint="this model must not be used here; export it again on this machine, or see `ivdr doctor`",
-        )
-    return bundle_model(bundle, opened, parity)
+            f"{bundle.path}: {opened.description} fails on the golden clips ({reason})",
+            hint="this variant must not be used here; export it again on this machine, or see `ivdr doctor`",
+        ) from error
+    return bundle_model(
+        bundle, opened, variant, reason=reason, parity=parity, decode_mean_diff=decode_mean_diff
+    )
 
 
 def _open_checkpoint(path: Path, *, device: Device, threads: int | None) -> LoadedModel:
+    load_runtime("torch")  # says which extra is missing
     from ivdr_deploy.artifacts.checkpoint import load_checkpoint
     from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
 
@@ -161,18 +175,21 @@ def _open_checkpoint(path: Path, *, device: Device, threads: int | None) -> Load
         name=path.stem,
         version="checkpoint",
         clip=info.clip,
+        view_plan=info.view_plan,
         labels=info.labels if "logits" in names else (),
         output_names=names,
         runtime=runtime,
+        variant="torch-fp32",
+        reason="a checkpoint runs on torch",
+        sha256=sha256_file(path),
+        manifest=to_dict(info),
         golden_max_abs_diff={},
+        decode_mean_diff={},
     )
 
 
 def _open_onnx(path: Path, *, device: Device, threads: int | None) -> LoadedModel:
-    if not path.is_file():
-        raise ArtifactError(
-            f"{path} is absent", hint="`ivdr export CHECKPOINT -o BUNDLE` makes a bundle with one"
-        )
+    load_runtime("onnxruntime")
     from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
 
     runtime = OrtRuntime(path, device=device, threads=threads)
@@ -182,10 +199,16 @@ def _open_onnx(path: Path, *, device: Device, threads: int | None) -> LoadedMode
         name=metadata.name,
         version=metadata.version,
         clip=metadata.contract,
+        view_plan=metadata.view_plan,
         labels=metadata.labels,
         output_names=runtime.output_names,
         runtime=runtime,
+        variant="onnx-fp32",
+        reason="an ONNX file runs on ONNX Runtime",
+        sha256=sha256_file(path),
+        manifest=to_dict(metadata),
         golden_max_abs_diff={},
+        decode_mean_diff={},
     )
 
 

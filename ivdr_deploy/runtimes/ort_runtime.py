@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
+from ivdr_deploy._optional import import_onnxruntime, pip_install
+from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
-from ivdr_deploy.errors import ArtifactError, ConfigError, ContractMismatchError, MissingDependencyError
-from ivdr_deploy.runtimes.base import Runtime, check_batch
+from ivdr_deploy.errors import ArtifactError, ClosedError, ContractMismatchError, DeviceError
+from ivdr_deploy.runtimes.base import CALL_CLIPS, OpenRequest, Runtime, check_batch
 from ivdr_deploy.spec import INPUT_NAME, ClipSpec, Device, Precision
+
+ort = import_onnxruntime()
 
 _PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -31,8 +34,7 @@ class OrtRuntime(Runtime):
     Raises:
         ArtifactError: if the file cannot be loaded, or lacks an output.
         ContractMismatchError: if it was exported under another contract than ``clip``.
-        MissingDependencyError: if this ONNX Runtime was built without the provider.
-        ConfigError: if the session fell back to another provider.
+        DeviceError: if this ONNX Runtime was built without the provider, or the session fell back to another one.
     """
 
     def __init__(
@@ -68,14 +70,15 @@ class OrtRuntime(Runtime):
         if not set(self.output_names) <= set(held):
             raise ArtifactError(f"{path} has the outputs {held}, expected {list(self.output_names)}")
         self.description = f"onnxruntime {ort.__version__}, {provider}, {precision}"
+        self.call_clips = CALL_CLIPS[device]
         self._clip = clip or self.metadata.contract
-        self._session: ort.InferenceSession | None = session
+        self._session: Any = session
 
     def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
         """Run one batch; see ``Runtime.infer``."""
         check_batch(video, self._clip)
         if self._session is None:
-            raise ConfigError("this ONNX Runtime session was closed", hint="open the model again")
+            raise ClosedError("this ONNX Runtime session was closed", hint="open the model again")
         values = self._session.run(list(self.output_names), {INPUT_NAME: video})
         return dict(zip(self.output_names, values, strict=True))
 
@@ -92,23 +95,45 @@ def require_provider(providers: Sequence[str], provider: str) -> None:
         provider: The one that was asked for.
 
     Raises:
-        ConfigError: if it is not the first.
+        DeviceError: if it is not the first.
     """
     if list(providers[:1]) != [provider]:
-        raise ConfigError(
+        raise DeviceError(
             f"{provider} was asked for, but ONNX Runtime would run on {', '.join(providers)}",
             hint="its libraries (CUDA, cuDNN) or the GPU are missing: see `ivdr doctor`, or use device 'cpu'",
         )
 
 
+def misfit(variant: Variant, device: Device) -> str:
+    """Say why a variant cannot run here on ``device``; empty when it can."""
+    return _not_built_with(_PROVIDERS[device])
+
+
+def open_variant(request: OpenRequest) -> Runtime:
+    """Open an ONNX file; raises as ``OrtRuntime`` does."""
+    return OrtRuntime(
+        request.path,
+        clip=request.clip,
+        output_names=request.output_names,
+        precision=request.precision,
+        device=request.device,
+        threads=request.threads,
+    )
+
+
 def _require_built_with(provider: str) -> None:
-    available = ort.get_available_providers()
-    if provider not in available:
-        raise MissingDependencyError(
-            f"this onnxruntime {ort.__version__} has no {provider} (it has {', '.join(available)})",
-            hint="pip uninstall onnxruntime, then pip install --force-reinstall --no-deps onnxruntime-gpu; "
-            "or use device 'cpu'",
+    if reason := _not_built_with(provider):
+        raise DeviceError(
+            reason,
+            hint=f"pip uninstall onnxruntime, then {pip_install('gpu')}; or use device 'cpu'",
         )
+
+
+def _not_built_with(provider: str) -> str:
+    available = ort.get_available_providers()
+    if provider in available:
+        return ""
+    return f"this onnxruntime {ort.__version__} has no {provider} (it has {', '.join(available)})"
 
 
 def _with_options(provider: str, precision: Precision) -> Any:

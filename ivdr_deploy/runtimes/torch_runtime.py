@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.errors import ClosedError, DeviceError
 from ivdr_deploy.models.network import VideoModel
-from ivdr_deploy.runtimes.base import Runtime, check_batch
+from ivdr_deploy.runtimes.base import CALL_CLIPS, OpenRequest, Runtime, check_batch
 from ivdr_deploy.spec import ClipSpec, Device
 
 
@@ -25,7 +27,7 @@ class TorchRuntime(Runtime):
             leaves it.
 
     Raises:
-        ConfigError: if ``device`` is ``cuda`` and torch sees none.
+        DeviceError: if ``device`` is ``cuda`` and torch sees none.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class TorchRuntime(Runtime):
         self.precision = "fp32"
         self.output_names = tuple(output_names)
         self.description = f"torch {torch.__version__} eager, {describe_device(device)}, fp32"
+        self.call_clips = CALL_CLIPS[device]
         self._clip = clip
         self._device = device
         self._model: VideoModel | None = model.to(device).eval()
@@ -52,7 +55,7 @@ class TorchRuntime(Runtime):
         """Run one batch; see ``Runtime.infer``."""
         check_batch(video, self._clip)
         if self._model is None:
-            raise ConfigError("this torch runtime was closed", hint="open the model again")
+            raise ClosedError("this torch runtime was closed", hint="open the model again")
         # fp32 means fp32: by default cuDNN may compute convolutions in TF32, which keeps 10 bits of each
         # factor.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -69,21 +72,49 @@ def batch_tensor(video: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(video if video.flags.writeable else video.copy())
 
 
+def misfit(variant: Variant, device: Device) -> str:
+    """Say why a variant cannot run here on ``device``; empty when it can."""
+    return "" if device == "cpu" else _no_cuda()
+
+
+def open_variant(request: OpenRequest) -> Runtime:
+    """Open a checkpoint.
+
+    Raises:
+        CheckpointError: if it is not usable.
+        ContractMismatchError: if it has another contract than the request.
+        DeviceError: if the device is not there.
+    """
+    return TorchRuntime(
+        load_checkpoint(request.path, expected_clip=request.clip).model,
+        clip=request.clip,
+        output_names=request.output_names,
+        device=request.device,
+        threads=request.threads,
+    )
+
+
 def require_device(device: Device) -> None:
     """Refuse a device that torch cannot use.
 
     Raises:
-        ConfigError: if ``device`` is ``cuda`` and torch sees none.
+        DeviceError: if ``device`` is ``cuda`` and torch sees none.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        built = (
-            "this torch was built without CUDA"
-            if torch.version.cuda is None
-            else "no NVIDIA driver or GPU was found"
+    if device == "cuda" and (reason := _no_cuda()):
+        raise DeviceError(
+            f"device 'cuda' was asked for, but {reason}", hint="use device 'cpu', or see `ivdr doctor`"
         )
-        raise ConfigError(
-            f"device 'cuda' was asked for, but {built}", hint="use device 'cpu', or see `ivdr doctor`"
-        )
+
+
+def _no_cuda() -> str:
+    """Say why torch has no CUDA device; empty when it has."""
+    if torch.cuda.is_available():
+        return ""
+    return (
+        "this torch was built without CUDA"
+        if torch.version.cuda is None
+        else "no NVIDIA driver or GPU was found"
+    )
 
 
 def describe_device(device: Device) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,20 @@ import numpy as np
 import torch
 
 from ivdr_deploy._optional import require
+from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.artifacts.sidecar import EXTRAS, EngineInfo, read_sidecar
-from ivdr_deploy.errors import ArtifactError, ConfigError, EngineIncompatibleError
-from ivdr_deploy.runtimes.base import Runtime, check_batch
+from ivdr_deploy.errors import (
+    ArtifactError,
+    ClosedError,
+    ConfigError,
+    DeviceError,
+    EngineIncompatibleError,
+)
+from ivdr_deploy.runtimes.base import CALL_CLIPS, OpenRequest, Runtime, check_batch
 from ivdr_deploy.runtimes.torch_runtime import batch_tensor
-from ivdr_deploy.runtimes.trt_logger import make_logger
 from ivdr_deploy.spec import INPUT_NAME, ClipSpec, Device
+
+_log = logging.getLogger(__name__)
 
 _REBUILD = "build it again here: `ivdr export CHECKPOINT -o BUNDLE --trt`"
 
@@ -30,7 +39,7 @@ class TrtRuntime(Runtime):
             hand.
 
     Raises:
-        ConfigError: if ``device`` is not ``cuda``.
+        DeviceError: if ``device`` is not ``cuda``.
         ArtifactError: if the sidecar is missing or not readable, or the plan was built from another model.
         EngineIncompatibleError: if the plan was built by another version of the library or for other GPUs, or
             there is no GPU.
@@ -41,7 +50,7 @@ class TrtRuntime(Runtime):
         self, path: Path, *, clip: ClipSpec, device: Device = "cuda", onnx_sha256: str | None = None
     ) -> None:
         if device != "cuda":
-            raise ConfigError(f"a TensorRT plan cannot run on device {device!r}", hint="use device 'cuda'")
+            raise DeviceError(f"a TensorRT plan cannot run on device {device!r}", hint="use device 'cuda'")
         info = read_sidecar(path)
         _check_origin(path, info, clip, onnx_sha256)
         trt = require(info.provider, extra=EXTRAS[info.provider])
@@ -55,6 +64,7 @@ class TrtRuntime(Runtime):
         self._context: Any = self._engine.create_execution_context()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._logger, self._info, self._clip = logger, info, clip
+        self.call_clips = min(CALL_CLIPS[device], info.batch.max)
         self.name = "tensorrt"
         self.precision = info.precision
         self.output_names = info.outputs
@@ -67,7 +77,8 @@ class TrtRuntime(Runtime):
 
         Raises:
             ClipShapeError: if the batch is not what the network takes.
-            ConfigError: if it has more clips than the plan was built for, or the runtime was closed.
+            ConfigError: if it has more clips than the plan was built for.
+            ClosedError: if the runtime was closed.
             ArtifactError: if TensorRT reports a failure.
         """
         check_batch(video, self._clip)
@@ -76,7 +87,7 @@ class TrtRuntime(Runtime):
                 f"{len(video)} clips in one call; this plan takes at most {self._info.batch.max}"
             )
         if self._context is None:
-            raise ConfigError("this TensorRT runtime was closed", hint="open the model again")
+            raise ClosedError("this TensorRT runtime was closed", hint="open the model again")
         with torch.cuda.stream(self._stream):
             # Allocated, filled and read on the one stream that also executes, so nothing else has to be
             # ordered.
@@ -100,8 +111,29 @@ class TrtRuntime(Runtime):
         self._runtime = None
 
 
+def misfit(variant: Variant, device: Device) -> str:
+    """Say why a plan cannot run here on ``device``; empty when it can. Version and digest are checked on opening."""
+    if not torch.cuda.is_available():
+        return "a TensorRT plan needs an NVIDIA GPU, and no NVIDIA driver was found"
+    here = "{}.{}".format(*torch.cuda.get_device_capability())
+    wanted = variant.target.compute_capabilities
+    if wanted and here not in wanted:
+        return f"it was built for compute capability {', '.join(wanted)}, this GPU has {here}"
+    return ""
+
+
+def open_variant(request: OpenRequest) -> Runtime:
+    """Open a plan; raises as ``TrtRuntime`` does."""
+    return TrtRuntime(
+        request.path,
+        clip=request.clip,
+        device=request.device,
+        onnx_sha256=request.source_sha256 or None,
+    )
+
+
 def _check_origin(path: Path, info: EngineInfo, clip: ClipSpec, onnx_sha256: str | None) -> None:
-    if info.contract_hash != clip.contract_hash:
+    if info.contract_hash != clip.contract_hash and info.format_version > 1:  # 1 hashed the view plan along
         raise ArtifactError(
             f"{path} was built under the contract {info.contract_hash[:12]},"
             f" expected {clip.contract_hash[:12]}",
@@ -133,3 +165,29 @@ def _check_machine(path: Path, info: EngineInfo, installed: str) -> None:
             f" this GPU has {here}",
             hint=f"{_REBUILD} --compute-capability {here}",
         )
+
+
+def make_logger(trt: Any) -> Any:
+    """Make a logger for ``tensorrt`` or ``tensorrt_rtx``.
+
+    Args:
+        trt: The module; its logger class can only be derived from once it is imported.
+
+    Returns:
+        A ``trt.ILogger`` whose ``last_error`` is the last error it was told, on one line, or an empty string.
+    """
+    errors = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last_error = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            # An error is raised, with this text, by whoever made the failing call; as a warning it would be
+            # said twice.
+            if severity in errors:
+                self.last_error = " ".join(message.split())
+            _log.log(logging.WARNING if severity == trt.ILogger.WARNING else logging.DEBUG, "%s", message)
+
+    return Logger()

@@ -12,9 +12,9 @@ from typing import Any
 
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import to_dict
-from ivdr_deploy.spec import Precision, RuntimeName, canonical_json
+from ivdr_deploy.spec import ViewPlan, canonical_json
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 """Raised whenever the columns or their meaning change."""
 
 VECTOR_OUTPUTS = ("feature", "inter", "intra")
@@ -34,8 +34,8 @@ class ScoreOptions:
     outputs: tuple[str, ...] = ()
     """Vectors to store: any of ``VECTOR_OUTPUTS`` that the model has."""
 
-    num_clips: int | None = None
-    """Clips per video instead of the contract's number."""
+    view_plan: ViewPlan | None = None
+    """Clips of a video instead of those of the model's own plan."""
 
     hash_files: bool = False
     """Whether to store the SHA-256 of every file, which reads it once more."""
@@ -82,12 +82,14 @@ class RunPlan:
     model_sha256: str
     """Of the file that the runtime executes."""
 
-    runtime: RuntimeName
-    precision: Precision
+    variant: str
+    runtime: str
+    """What executes it: library, version, device, precision."""
+
     contract_hash: str
+    view_plan: ViewPlan
     top_k: int
     outputs: tuple[str, ...] = ()
-    num_clips: int
     hash_files: bool
     decoder: str
     limits: dict[str, Any] = field(default_factory=dict)

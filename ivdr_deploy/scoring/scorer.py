@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ivdr_deploy import __version__
+from ivdr_deploy._console import Track, untracked
 from ivdr_deploy._files import sha256_file
-from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.errors import ConfigError
-from ivdr_deploy.pipeline import Outcome, VideoPredictor
+from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.records import to_dict
-from ivdr_deploy.runtimes.base import LoadedModel
+from ivdr_deploy.results import Outcome
 from ivdr_deploy.scoring.plan import RunPlan, ScoreOptions, shard_videos, video_id
 from ivdr_deploy.scoring.sink import open_sink
-from ivdr_deploy.spec import MAX_BATCH
 
 Row = Mapping[str, Any]
-Track = Callable[[Iterator[Row], int], Iterable[Row]]
-"""Wraps the rows of a run to show progress: takes them and their number, gives the same rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +50,8 @@ def score(
     folder: str | Path,
     *,
     options: ScoreOptions | None = None,
-    decode_threads: int = 1,
     videos_per_shard: int | None = None,
-    track: Track | None = None,
+    track: Track = untracked,
 ) -> ScoreSummary:
     """Score every video of a list into a folder, going on where an earlier call stopped.
 
@@ -67,13 +63,12 @@ def score(
         videos: The list.
         folder: Where the table goes; see ``scoring.sink``.
         options: What a row holds.
-        decode_threads: Decoders that run beside the network.
         videos_per_shard: Rows per file, what a kill can lose; None chooses by the length of the list.
         track: Shows progress.
 
     Raises:
-        ConfigError: if the model does not have what the options ask for, or the folder belongs to something
-            else.
+        ConfigError: if the model does not have what the options ask for.
+        FolderError: if the folder belongs to something else, or another process writes to it.
         DataError: if the table in the folder is damaged.
     """
     started = time.perf_counter()
@@ -82,10 +77,8 @@ def score(
     )
     with open_sink(Path(folder), plan, manifest=manifest) as sink:
         positions = [position for shard in sink.pending for position in range(shard.start, shard.stop)]
-        rows: Iterable[Row] = _rows(predictor, videos, positions, plan=plan, decode_threads=decode_threads)
-        if track is not None and positions:
-            rows = track(iter(rows), len(positions))
-        source = iter(rows)
+        rows: Iterable[Row] = _rows(predictor, videos, positions, plan=plan)
+        source = iter(track(rows, len(positions), "scoring") if positions else rows)
         for shard in sink.pending:
             sink.write(shard, list(islice(source, shard.size)))
         counts = sink.outcomes()
@@ -115,9 +108,6 @@ def plan_run(
         ConfigError: if the model does not have what the options ask for.
     """
     model = predictor.model
-    num_clips = options.num_clips if options.num_clips is not None else model.clip.num_clips
-    if not 1 <= num_clips <= MAX_BATCH:
-        raise ConfigError(f"num_clips must be between 1 and {MAX_BATCH}, found {num_clips}")
     if videos_per_shard is not None and videos_per_shard < 1:
         raise ConfigError(f"videos_per_shard must be at least 1, found {videos_per_shard}")
     if absent := [name for name in options.outputs if name not in model.output_names]:
@@ -130,41 +120,25 @@ def plan_run(
             f"{model.path} has no classifier, so there are no labels to score",
             hint=f"ask for vectors: {' '.join(f'--output {name}' for name in model.output_names)}",
         )
-    digest, manifest = _describe(model)
     plan = RunPlan(
         ivdr_version=__version__,
         videos=len(videos.items),
         videos_sha256=videos.data_hash,
         model=model.name,
         model_version=model.version,
-        model_sha256=digest,
-        runtime=model.runtime.name,
-        precision=model.runtime.precision,
+        model_sha256=model.sha256,
+        variant=model.variant,
+        runtime=model.runtime.description,
         contract_hash=model.contract_hash,
+        view_plan=options.view_plan or model.view_plan,
         top_k=options.top_k,
         outputs=tuple(dict.fromkeys(options.outputs)),
-        num_clips=num_clips,
         hash_files=options.hash_files,
         decoder=predictor.decoder,
         limits=to_dict(predictor.limits),
         shard_videos=videos_per_shard or shard_videos(len(videos.items)),
     )
-    return plan, manifest
-
-
-def _describe(model: LoadedModel) -> tuple[str, dict[str, Any]]:
-    """Return the SHA-256 of the file that runs, and the manifest; a single file gives its part of one."""
-    if model.path.is_dir():
-        bundle = open_bundle(model.path)
-        entry = bundle.model_entry(model.runtime.name, model.runtime.precision)
-        return entry.sha256, to_dict(bundle.manifest)
-    facts = {"name": model.name, "version": model.version, "clip": to_dict(model.clip)}
-    facts |= {
-        "contract_hash": model.contract_hash,
-        "labels": list(model.labels),
-        "outputs": list(model.output_names),
-    }
-    return sha256_file(model.path), facts
+    return plan, dict(model.manifest)
 
 
 def _rows(
@@ -173,25 +147,27 @@ def _rows(
     positions: list[int],
     *,
     plan: RunPlan,
-    decode_threads: int,
 ) -> Iterator[Row]:
+    starts = {shard.start for shard in plan.shards}
     outcomes = predictor.predict_many(
-        (videos.items[position].path for position in positions),
-        num_clips=plan.num_clips,
-        decode_threads=decode_threads,
+        (videos.items[position].source for position in positions),
+        plan=plan.view_plan,
+        # A call never reaches over the edge of a shard: the rows of a shard do not depend on what was scored before.
+        call_starts={place for place, position in enumerate(positions) if position in starts},
     )
     constants = {
         "model": plan.model,
         "model_version": plan.model_version,
+        "variant": plan.variant,
         "contract_hash": plan.contract_hash,
+        "view_plan": str(plan.view_plan),
         "run_id": plan.run_id,
     }
     for position, outcome in zip(positions, outcomes, strict=True):
-        item, labels = videos.items[position], predictor.model.labels
-        yield {"position": position, **_row(item, outcome, plan=plan, labels=labels), **constants}
+        yield {"position": position, **_row(videos.items[position], outcome, plan=plan), **constants}
 
 
-def _row(item: VideoItem, outcome: Outcome, *, plan: RunPlan, labels: tuple[str, ...]) -> Row:
+def _row(item: VideoItem, outcome: Outcome, *, plan: RunPlan) -> Row:
     row: dict[str, Any] = {"video_id": video_id(item.uri), "uri": _text(item.uri), "label": item.label}
     if plan.hash_files and item.path.is_file():
         row["sha256"] = sha256_file(item.path)
@@ -200,7 +176,7 @@ def _row(item: VideoItem, outcome: Outcome, *, plan: RunPlan, labels: tuple[str,
         assert error is not None, "an outcome without a result carries the reason"
         return row | {"status": "error", "error_code": error.code, "error_message": _text(error.message)}
     if result.probabilities is not None:
-        top = result.top(labels, plan.top_k)
+        top = result.top(plan.top_k)
         row |= {"labels": [label for label, _ in top], "scores": [value for _, value in top]}
     row |= {name: getattr(result, name).tolist() for name in plan.outputs}
     return row | {

@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from ivdr_deploy._files import atomic_path, fsync_directory
-from ivdr_deploy.errors import ConfigError, DataError
+from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE as LEDGER_FILE
+from ivdr_deploy.errors import ConfigError, DataError, FolderError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.scoring.plan import TABLE_VERSION, RunPlan, Shard
 from ivdr_deploy.spec import canonical_json
 
-LEDGER_FILE = "_run.json"
 LOCK_FILE = "_run.lock"
 METADATA_KEY = b"ivdr"
 """Key of the schema metadata: canonical JSON ``{"run_id", "plan", "manifest"}``."""
 
-_TEMPORARY = re.compile(r"\.(_run\.json|part-.*\.parquet)\.\d+\.tmp")
+_TEMPORARY = re.compile(r"\.(_run\.json|part-.*\.parquet)\.[0-9a-f]+\.tmp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,12 +77,7 @@ class ScoreSink:
 
     def outcomes(self) -> Counter[str]:
         """Count the rows written so far by error code; ``"ok"`` stands for no error."""
-        counts: Counter[str] = Counter()
-        for shard in self.plan.shards:
-            if (self.folder / shard.name).exists():
-                codes = _read_shard(self.folder, shard, columns=["error_code"])["error_code"].to_pylist()
-                counts.update("ok" if code is None else code for code in codes)
-        return counts
+        return summarise_shards(self.folder, self.plan)[1]
 
 
 @contextmanager
@@ -99,12 +94,12 @@ def open_sink(folder: Path, plan: RunPlan, *, manifest: Mapping[str, Any]) -> It
         manifest: What the model says about itself, for the schema metadata.
 
     Raises:
-        ConfigError: if the folder holds other files or the shards of another run, or another process is
+        FolderError: if the folder holds other files or the shards of another run, or another process is
             writing.
         DataError: if the ledger or a shard is damaged.
     """
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(
+        raise FolderError(
             f"{folder} is a file; expected a folder for the score table", hint="choose another name"
         )
     if folder.is_dir() and not (folder / LEDGER_FILE).exists():
@@ -115,7 +110,7 @@ def open_sink(folder: Path, plan: RunPlan, *, manifest: Mapping[str, Any]) -> It
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(
+            raise FolderError(
                 f"another process is writing scores to {folder}", hint="wait for it, or choose another folder"
             ) from error
         for path in folder.iterdir():
@@ -141,7 +136,7 @@ def read_scores(folder: str | Path) -> Any:
     import pyarrow as pa
 
     folder = Path(folder)
-    plan = _read_ledger(folder).plan
+    plan = read_ledger(folder).plan
     _refuse_foreign(folder, plan, error=DataError)
     if absent := _absent(folder, plan):
         raise DataError(
@@ -151,6 +146,20 @@ def read_scores(folder: str | Path) -> Any:
     for shard in plan.shards:
         _check_shard(folder, shard, plan)
     return pa.concat_tables([_read_shard(folder, shard) for shard in plan.shards])
+
+
+def summarise_shards(folder: Path, plan: RunPlan) -> tuple[int, Counter[str]]:
+    """Count the rows of the shards that are there, and how they ended; ``"ok"`` stands for no error.
+
+    Raises:
+        DataError: if a shard is damaged.
+    """
+    counts: Counter[str] = Counter()
+    for shard in plan.shards:
+        if (folder / shard.name).exists():
+            codes = _read_shard(folder, shard, columns=["error_code"])["error_code"].to_pylist()
+            counts.update("ok" if code is None else code for code in codes)
+    return counts.total(), counts
 
 
 def table_schema(plan: RunPlan) -> Any:
@@ -182,7 +191,9 @@ def table_schema(plan: RunPlan) -> Any:
         pa.field("infer_ms", real),
         pa.field("model", text, nullable=False),
         pa.field("model_version", text, nullable=False),
+        pa.field("variant", text, nullable=False),
         pa.field("contract_hash", text, nullable=False),
+        pa.field("view_plan", text, nullable=False),  # in words; the schema metadata has its fields
         pa.field("run_id", text, nullable=False),
     ]
     return pa.schema(columns)
@@ -193,7 +204,7 @@ def _require_empty(folder: Path) -> None:
     found = sorted(path.name for path in folder.iterdir())
     foreign = [name for name in found if name != LOCK_FILE and not _TEMPORARY.fullmatch(name)]
     if foreign:
-        raise ConfigError(
+        raise FolderError(
             f"{folder} is not empty and is no score table (it holds {', '.join(foreign[:3])})",
             hint="choose another folder with -o",
         )
@@ -202,12 +213,12 @@ def _require_empty(folder: Path) -> None:
 def _claim(folder: Path, plan: RunPlan) -> None:
     """Write the ledger, or check that the one that is there is of the same run."""
     if (folder / LEDGER_FILE).exists():
-        ledger = _read_ledger(folder)
+        ledger = read_ledger(folder)
         if ledger.plan == plan:
-            _refuse_foreign(folder, plan, error=ConfigError)
+            _refuse_foreign(folder, plan, error=FolderError)
             return
         if any(folder.rglob("*.parquet")):
-            raise ConfigError(
+            raise FolderError(
                 f"{folder} holds the scores of another run ({'; '.join(ledger.plan.differences(plan))})",
                 hint="choose another folder with -o, or delete this one if its scores are not needed",
             )
@@ -218,7 +229,8 @@ def _claim(folder: Path, plan: RunPlan) -> None:
         )
 
 
-def _read_ledger(folder: Path) -> Ledger:
+def read_ledger(folder: Path) -> Ledger:
+    """Read which run a folder belongs to; ``DataError`` if it is no score table, or the ledger is damaged."""
     path = folder / LEDGER_FILE
     if not path.is_file():
         raise DataError(f"{folder} is no score table: it has no {LEDGER_FILE}", hint="`ivdr score` makes one")
@@ -238,7 +250,7 @@ def _read_ledger(folder: Path) -> Ledger:
     return ledger
 
 
-def _refuse_foreign(folder: Path, plan: RunPlan, *, error: type[ConfigError] | type[DataError]) -> None:
+def _refuse_foreign(folder: Path, plan: RunPlan, *, error: type[FolderError] | type[DataError]) -> None:
     """Refuse Parquet files of other origin: a reader of the folder would take them for rows of this run."""
     ours = {folder / shard.name for shard in plan.shards}
     foreign = sorted(str(path) for path in folder.rglob("*.parquet") if path not in ours)

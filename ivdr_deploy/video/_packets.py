@@ -22,6 +22,23 @@ _BAD_DATA = (av.FFmpegError, ValueError, IndexError)
 """What PyAV raises for bad data; IndexError when a stream turns up on the way (damaged transport streams)."""
 
 
+def open_arguments(source: CheckedSource, *, pyav_version: str = av.__version__) -> dict[str, Any]:
+    """Return the arguments of ``av.open`` for a source, for the PyAV that is installed.
+
+    The container is named, so that FFmpeg never guesses one, and nothing but the file itself may be opened. PyAV 18
+    raises on metadata that are not UTF-8 unless told otherwise; PyAV 19 never does, and knows no such argument.
+    """
+    data = source.data
+    arguments: dict[str, Any] = {
+        "file": io.BytesIO(data) if isinstance(data, bytes) else str(data),
+        "format": source.container,
+        "options": {"protocol_whitelist": "" if isinstance(data, bytes) else "file"},
+    }
+    if int(pyav_version.partition(".")[0]) < 19:
+        arguments["metadata_errors"] = "ignore"
+    return arguments
+
+
 class PacketSource:
     """The first video stream marked as default, or the first of all; a cover picture does not count."""
 
@@ -57,15 +74,9 @@ class PacketSource:
             NoVideoStreamError: if it holds no moving pictures.
         """
         self.close()
-        data = self._source.data
         try:
             with self._budget.charged():
-                self._container = av.open(
-                    io.BytesIO(data) if isinstance(data, bytes) else str(data),
-                    format=self._source.container,
-                    metadata_errors="ignore",
-                    options={"protocol_whitelist": "" if isinstance(data, bytes) else "file"},
-                )
+                self._container = av.open(**open_arguments(self._source))
             self.stream = self._pick_stream()
         except _BAD_DATA as error:
             self.close()

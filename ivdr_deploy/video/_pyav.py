@@ -12,6 +12,7 @@ from ivdr_deploy.errors import VideoDecodeError
 from ivdr_deploy.video._frame_table import EntryPoint, FrameTable, build_table
 from ivdr_deploy.video._packets import PacketSource
 from ivdr_deploy.video._source import DAMAGED_HINT, Budget, CheckedSource
+from ivdr_deploy.video.preprocess import resize_frame
 from ivdr_deploy.video.reader import VideoInfo, VideoLimits, VideoReader
 
 _KEPT_BYTES = 64 << 20
@@ -63,6 +64,10 @@ class PyAvReader(VideoReader):
             kept = self._kept
             return ((index, kept[index]) for index in indices)
         return self._frames_by_count(indices)
+
+    def to_rgb(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+        """See ``VideoReader.to_rgb``."""
+        return resize_frame(frame, size, rotation=self.info.rotation)
 
     def _describe(self, source: CheckedSource, first: av.VideoFrame) -> VideoInfo:
         stream = self._packets.stream

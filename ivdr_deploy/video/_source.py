@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ivdr_deploy.errors import VideoLimitError, VideoOpenError, VideoTimeoutError
 from ivdr_deploy.video.containers import HEAD_BYTES, sniff_container
-from ivdr_deploy.video.reader import VideoInfo, VideoLimits, VideoSource
+from ivdr_deploy.video.reader import VideoInfo, VideoLimits
+from ivdr_deploy.video.source import VideoSource, as_source
 
 DAMAGED_HINT = "the file is damaged or incomplete: copy or encode it again"
 
@@ -101,11 +102,12 @@ def check_source(source: VideoSource, limits: VideoLimits) -> CheckedSource:
         NoVideoStreamError: if it is a sound file.
         VideoLimitError: if it is larger than ``limits.max_bytes``.
     """
-    data: Path | bytes
-    if isinstance(source, bytes):
-        data, name, size, head = source, "the video", len(source), source[:HEAD_BYTES]
+    source = as_source(source)
+    data, name = source.local(), source.uri
+    if isinstance(data, bytes):
+        size, head = len(data), data[:HEAD_BYTES]
     else:
-        data, name = Path(source).absolute(), str(source)
+        data = data.absolute()
         size, head = _look_into(data, name)
     if size > limits.max_bytes:
         raise VideoLimitError(

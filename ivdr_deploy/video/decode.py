@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import get_args
 
+from ivdr_deploy._optional import require
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import DecoderName
 from ivdr_deploy.video._source import check_source
-from ivdr_deploy.video.reader import VideoLimits, VideoReader, VideoSource
+from ivdr_deploy.video.reader import VideoLimits, VideoReader
+from ivdr_deploy.video.source import VideoSource
 
 
 def open_video(
@@ -23,11 +25,12 @@ def open_video(
 
     Raises:
         VideoOpenError: if the source is not a readable video file of an allowed container.
-        NoVideoStreamError: if it holds no pictures.
+        NoVideoStreamError: if it holds no pictures; OpenCV says ``VideoOpenError`` of most such files.
         VideoLimitError: if it is larger, longer or wider than the limits.
-        VideoDecodeError: if its first frame cannot be decoded.
+        VideoDecodeError: if its first frame cannot be decoded, or OpenCV cannot convert its frames (interlaced video).
         VideoTimeoutError: if indexing takes longer than the limit.
         ConfigError: on an unknown decoder, or bytes for OpenCV.
+        MissingDependencyError: if the decoder is not installed.
     """
     limits = limits or VideoLimits()
     if decoder == "pyav":
@@ -35,6 +38,7 @@ def open_video(
 
         return PyAvReader(check_source(source, limits), limits)
     if decoder == "opencv":
+        require("cv2", extra="opencv")
         from ivdr_deploy.video._opencv import OpenCvReader
 
         return OpenCvReader(check_source(source, limits), limits)

@@ -1,4 +1,4 @@
-"""THE preprocessing: a decoded frame becomes uint8 RGB at the network's size; the network normalises."""
+"""The one preprocessing: a decoded frame becomes uint8 RGB at the network's size; the network normalises."""
 
 from __future__ import annotations
 
@@ -56,15 +56,26 @@ def resize_frame(frame: av.VideoFrame, size: tuple[int, int], *, rotation: int =
     return np.rot90(rgb, rotation // 90) if rotation else rgb
 
 
-def center_crop(frames: np.ndarray, crop_size: int) -> np.ndarray:
-    """Cut the central square out of frames (..., H, W, C), rounding the offsets down.
+def crops(frames: np.ndarray, crop_size: int, *, count: int = 1) -> tuple[np.ndarray, ...]:
+    """Cut squares out of frames (..., H, W, C), rounding the offsets down.
+
+    Args:
+        frames: Of any leading shape.
+        crop_size: Side of a square.
+        count: 1: the centre. 3: the start, the centre and the end of the longer side, each centred on the other.
 
     Returns:
-        A view of shape (..., crop_size, crop_size, C).
+        ``count`` views of shape (..., crop_size, crop_size, C).
     """
-    height, width = frames.shape[-3:-1]
-    top, left = (height - crop_size) // 2, (width - crop_size) // 2
-    return frames[..., top : top + crop_size, left : left + crop_size, :]
+    spare = [extent - crop_size for extent in frames.shape[-3:-1]]
+    middle = [extra // 2 for extra in spare]
+    if count == 1:
+        offsets = [middle]
+    elif spare[0] > spare[1]:
+        offsets = [[top, middle[1]] for top in (0, middle[0], spare[0])]
+    else:
+        offsets = [[middle[0], left] for left in (0, middle[1], spare[1])]
+    return tuple(frames[..., top : top + crop_size, left : left + crop_size, :] for top, left in offsets)
 
 
 def _reformatter() -> VideoReformatter:

@@ -5,23 +5,15 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 import numpy as np
 
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import DecoderName
 from ivdr_deploy.video.containers import CONTAINER_NAMES, DEFAULT_CONTAINERS
-from ivdr_deploy.video.preprocess import resize_frame
 from ivdr_deploy.video.sampling import is_constant_rate
-
-if TYPE_CHECKING:
-    import av
-
-VideoSource = str | Path | bytes
-"""A path, or the encoded file itself. A string is always a local path, never a URL."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,19 +128,32 @@ class VideoReader(abc.ABC):
     """float64 (num_frames,): presentation times in display order; the first is 0."""
 
     @abc.abstractmethod
-    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
         """Decode some frames in one pass, holding one at a time.
 
         Args:
             indices: Strictly increasing, each in [0, num_frames).
 
         Yields:
-            Each index with its frame as decoded: stored size and pixel format, not rotated. It is exactly the
-            frame that decoding the whole file would give at this position.
+            Each index with its frame as this decoder gives it, for ``to_rgb``: stored size, not rotated. It is
+            exactly the frame that decoding the whole file would give at this position.
 
         Raises:
             VideoDecodeError: if one of the frames cannot be decoded.
             VideoTimeoutError: if decoding takes longer than the limit.
+        """
+
+    @abc.abstractmethod
+    def to_rgb(self, frame: Any, size: tuple[int, int]) -> np.ndarray:
+        """Turn a frame of this reader into a picture for display: resize, convert, rotate.
+
+        Args:
+            frame: From ``frames``.
+            size: (height, width) of the result.
+
+        Returns:
+            uint8 RGB, shape (height, width, 3), upright. PyAV's is that of ``preprocess.resize_frame``, the
+            resize that a contract names; OpenCV's is near it (``OpenCvReader`` says how near).
         """
 
     @abc.abstractmethod
@@ -160,7 +165,7 @@ class VideoReader(abc.ABC):
 
         Args:
             indices: In any order, with repetitions, each in [0, num_frames).
-            size: (height, width) to resize to with ``preprocess.resize_frame``; the display size when None.
+            size: (height, width) to resize to with ``to_rgb``; the display size when None.
 
         Returns:
             uint8 RGB, shape (len(indices), height, width, 3), upright.
@@ -177,7 +182,7 @@ class VideoReader(abc.ABC):
         height, width = size or (self.info.height, self.info.width)
         out = np.empty((unique.size, height, width, 3), np.uint8)
         for row, (_, frame) in enumerate(self.frames(unique.tolist())):
-            out[row] = resize_frame(frame, (height, width), rotation=self.info.rotation)
+            out[row] = self.to_rgb(frame, (height, width))
         return out if np.array_equal(unique, wanted) else out[inverse]
 
     def __enter__(self) -> Self:

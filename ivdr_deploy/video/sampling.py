@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from ivdr_deploy.spec import ClipSpec
+from ivdr_deploy.spec import ClipSpec, ViewPlan
 
 _TICK_SECONDS = 1e-3
 """Containers round times, Matroska to the millisecond: times closer than this count as the same."""
@@ -55,30 +55,48 @@ def clip_at(start: int, length: int, spec: ClipSpec) -> np.ndarray:
     return np.clip(places, 0, length - 1)
 
 
-def uniform_clips(length: int, spec: ClipSpec) -> np.ndarray:
-    """Place ``spec.num_clips`` clips evenly over a video: the test protocol of the paper's code.
+def count_clips(length: int, spec: ClipSpec, plan: ViewPlan) -> int:
+    """Return how many clips a plan takes from a video of ``length`` grid frames, spatial crops not counted.
 
-    With a clip of W = T * stride grid frames, the centres are evenly spaced from min(W/2, L) to max(that, L -
-    W/2), ends included; a single clip takes the middle of the two. A clip starts at floor(centre - W/2), not
-    before 0.
+    With ``sliding`` that may be more than ``plan.num_clips``.
+    """
+    if plan.placement == "uniform":
+        return plan.num_clips
+    window = spec.num_frames * spec.frame_stride
+    return 1 + max(0, -(-(length - window) // (plan.hop or window)))
+
+
+def place_clips(length: int, spec: ClipSpec, plan: ViewPlan) -> np.ndarray:
+    """Choose the frames of every clip that a plan takes from a video.
+
+    With a clip of W = T * stride grid frames:
+
+    * ``uniform``, the test protocol of the paper's code: the centres are evenly spaced from min(W/2, L) to max(that,
+      L - W/2), ends included; a single clip takes the middle of the two. A clip starts at floor(centre - W/2), not
+      before 0.
+    * ``sliding``: starts 0, hop, 2 hop, ... until a clip reaches the end.
 
     Args:
         length: Grid frames (L).
         spec: The contract.
+        plan: How many clips, and where.
 
     Returns:
-        int64 (num_clips, T), each in [0, length).
+        int64 (clips, T), each in [0, length); ``count_clips`` rows.
     """
     window = spec.num_frames * spec.frame_stride
+    if plan.placement == "sliding":
+        hop = plan.hop or window
+        return np.stack([clip_at(k * hop, length, spec) for k in range(count_clips(length, spec, plan))])
     # Twice the centres, so that half a window stays an integer.
     low = min(window, 2 * length)
     high = max(low, 2 * length - window)
-    steps = spec.num_clips - 1
+    steps = plan.num_clips - 1
     if steps == 0:
         starts = [(low + high - 2 * window) // 4]
     else:
         starts = [
-            (low * steps + (high - low) * k - window * steps) // (2 * steps) for k in range(spec.num_clips)
+            (low * steps + (high - low) * k - window * steps) // (2 * steps) for k in range(plan.num_clips)
         ]
     return np.stack([clip_at(max(0, start), length, spec) for start in starts])
 

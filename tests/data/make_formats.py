@@ -1,6 +1,7 @@
 """Write one small checkpoint and one bundle in the present format: ``python tests/data/make_formats.py``.
 
-Run it once for every format version and keep what it wrote: ``tests/test_old_formats.py`` reads them all for ever.
+Run it once for every format version and keep what it wrote: ``test_old_formats.py`` reads them all for ever. What is
+asserted there is written here, so keep to it.
 The weights are a repeating pattern, not trained and not random, so that a few kilobytes hold them.
 """
 
@@ -20,9 +21,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from ivdr_deploy.artifacts.checkpoint import save_checkpoint  # noqa: E402
 from ivdr_deploy.export.bundle_export import export_bundle  # noqa: E402
 from ivdr_deploy.models.network import build_model  # noqa: E402
-from ivdr_deploy.spec import FORMAT_VERSION, CheckpointInfo, ClipSpec, ModelSpec, TrainingState  # noqa: E402
+from ivdr_deploy.spec import (  # noqa: E402
+    FORMAT_VERSION,
+    CheckpointInfo,
+    ClipSpec,
+    ModelSpec,
+    TrainingState,
+    ViewPlan,
+)
 
-CLIP = ClipSpec(num_frames=4, frame_stride=2, num_clips=3, short_side=36, crop_size=32)
+CLIP = ClipSpec(num_frames=4, frame_stride=2, short_side=36, crop_size=32)
+PLAN = ViewPlan(num_clips=3)
 LABELS = ("bow", "jump", "sit", "stand")
 
 
@@ -40,7 +49,7 @@ def main() -> None:
                 value.copy_((pattern / (6 * max(1, value[0].numel()) ** 0.5)).view(value.shape))
         heads = ("clip_head", "series_head", "classifier")
         training = TrainingState(backbone_step=7, head_steps=dict.fromkeys(heads, 7))
-        info = CheckpointInfo(clip=CLIP, model=spec, labels=LABELS, training=training)
+        info = CheckpointInfo(clip=CLIP, view_plan=PLAN, model=spec, labels=LABELS, training=training)
         ramp = np.arange(int(np.prod(CLIP.clip_shape)))
         golden = np.stack([(ramp * step % 256).astype(np.uint8).reshape(CLIP.clip_shape) for step in (3, 5)])
         save_checkpoint(checkpoint, model=model, info=info, golden=golden)

@@ -7,7 +7,7 @@ import pytest
 
 from examples.demo.figures import ACTIONS, FPS, HEIGHT, WIDTH, Actor, make_figures, render
 from ivdr_deploy.datasets.lists import read_video_list
-from ivdr_deploy.spec import ClipSpec
+from ivdr_deploy.spec import ClipSpec, ViewPlan
 from ivdr_deploy.video.clips import load_clips
 
 
@@ -27,7 +27,7 @@ def test_lists_hold_every_action_of_every_actor_and_no_actor_is_in_both(folder: 
 
 
 def test_files_are_real_videos(folder: Path) -> None:
-    info = load_clips(folder / "wave" / "actor00.mp4", ClipSpec(short_side=72, crop_size=64)).info
+    info = load_clips(folder / "wave" / "actor00.mp4", ClipSpec(), ViewPlan(num_clips=1)).info
     assert (info.width, info.height, info.fps, info.codec) == (WIDTH, HEIGHT, FPS, "h264")
 
 

@@ -10,14 +10,15 @@ import pytest
 from examples.demo.figures import ACTIONS, make_figures
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.cli import main as ivdr
-from ivdr_deploy.errors import EngineIncompatibleError, MissingDependencyError
+from ivdr_deploy.errors import DeviceError, EngineIncompatibleError
 from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.runtimes.registry import misfit
 from ivdr_deploy.scoring import read_scores
 from train.__main__ import main as train
 
 SMALL = (
     "clip.num_frames=4",
-    "clip.num_clips=2",
+    "view_plan.num_clips=2",
     "clip.short_side=36",
     "clip.crop_size=32",
     "optim.epochs=1",
@@ -64,13 +65,22 @@ def test_from_training_to_a_verified_bundle_with_a_plan_and_a_score_table(
     manifest = open_bundle(bundle).manifest
     assert manifest.output_names == ("logits", "feature", "inter", "intra")
     assert manifest.labels == tuple(sorted(ACTIONS))
-    (plan,) = (entry for entry in manifest.files if entry.runtime == "tensorrt")
-    assert plan.size_bytes > 100_000  # a real plan holds the weights
-
-    with pytest.raises((EngineIncompatibleError, MissingDependencyError), match=r"driver|GPU|CUDA"):
-        open_model(bundle, runtime="tensorrt", device="cuda")
-
-    assert run("verify", bundle, "--data", data) == 0
+    (plan,) = (variant for variant in manifest.variants if variant.runtime == "tensorrt")
+    assert manifest.entry(plan.files[0]).size_bytes > 100_000  # a real plan holds the weights
+    reason = misfit(plan, "cuda")
+    if reason:  # no GPU that it is for: it says so, and is not judged
+        with pytest.raises((EngineIncompatibleError, DeviceError), match=r"driver|GPU|CUDA"):
+            open_model(bundle, variant=plan.id)
+        assert run("verify", bundle, "--data", data) == 1
+    else:
+        open_model(bundle, variant=plan.id).runtime.close()
+    judged = [
+        word
+        for variant in manifest.variants
+        if not (variant is plan and reason)
+        for word in ("--variant", variant.id)
+    ]
+    assert run("verify", bundle, "--data", data, *judged) == 0
     capsys.readouterr()
     videos = sorted((data.parent).glob("*/actor02.mp4"))
     assert run("predict", bundle, *videos, "--json", "--top-k", 1) == 0

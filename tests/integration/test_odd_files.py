@@ -56,10 +56,10 @@ def test_predict_score_and_the_endpoint_agree_on_every_odd_file(
     rows = read_scores(tmp_path / "scores").to_pylist()
     assert {Path(row["uri"]).name: row["error_code"] for row in rows} == codes
 
-    service = InferenceService.open(tiny_bundle, ServiceSettings())
     statuses = {None: 200, "unreadable": 400, "no_video_stream": 415, "decode_failed": 422}
-    for path in files:
-        (answer,) = service.handle([{"body": path.read_bytes()}])
+    with InferenceService.open(tiny_bundle, ServiceSettings()) as service:
+        answers = [service.submit({"body": path.read_bytes()}).result() for path in files]
+    for path, answer in zip(files, answers, strict=True):
         assert answer.status == statuses[codes[path.name]], path.name
         if answer.status == 200:
             first = answer.body["predictions"][0]

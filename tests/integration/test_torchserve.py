@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,14 +23,17 @@ import psutil
 import pytest
 from videos import numbered_video
 
-from ivdr_deploy.artifacts.bundle import open_bundle, write_manifest
-from ivdr_deploy.errors import ServerError
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.manifest import write_manifest
+from ivdr_deploy.errors import FolderError, ServerError
 from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.loading import open_model
-from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, EndpointSettings, ServiceSettings
+from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
 from ivdr_deploy.serving.torchserve.archive import build_archive
 from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig
 from ivdr_deploy.serving.torchserve.process import TorchServeProcess, serve
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 
@@ -37,7 +41,9 @@ SETTINGS = EndpointSettings(
     batch_size=4,
     max_batch_delay_ms=150,
     queue_size=8,
-    service=ServiceSettings(threads=1, limits=replace(ENDPOINT_LIMITS, max_bytes=2_000_000, max_frames=100)),
+    service=ServiceSettings(
+        threads=1, device="cpu", limits=replace(ENDPOINT_LIMITS, max_bytes=2_000_000, max_frames=100)
+    ),
 )
 
 
@@ -54,8 +60,9 @@ def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def predictor(tiny_bundle: Path) -> Iterator[VideoPredictor]:
-    with open_model(tiny_bundle, threads=1).runtime as runtime:
-        yield VideoPredictor(replace(open_model(tiny_bundle, threads=1), runtime=runtime))
+    model = open_model(tiny_bundle, threads=1)
+    with model.runtime, VideoPredictor(model) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +78,15 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def processes_using(run_dir: Path) -> list[str]:
-    """Command lines of the processes that were started for this run folder."""
+def processes_using(run_dir: Path) -> list[psutil.Process]:
+    """The processes that were started for this run folder."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("TMPDIR", "").startswith(
                 str(run_dir)
             ):
-                found.append(" ".join(process.cmdline()))
+                found.append(process)
         except psutil.Error:
             continue
     return found
@@ -88,7 +95,7 @@ def processes_using(run_dir: Path) -> list[str]:
 def test_each_form_of_request_gets_the_answer_of_the_predictor(
     server: TorchServeProcess, predictor: VideoPredictor, videos: list[Path]
 ) -> None:
-    labels = predictor.model.labels
+    model = predictor.model
     for path in videos:
         result = predictor.predict(path)
         body = {
@@ -103,8 +110,11 @@ def test_each_form_of_request_gets_the_answer_of_the_predictor(
         for status, answer in answers:
             assert status == 200
             assert answer["predictions"] == [
-                {"label": n, "score": pytest.approx(s, abs=1e-6)} for n, s in result.top(labels, 5)
+                {"label": n, "score": pytest.approx(s, abs=1e-6)} for n, s in result.top(5)
             ]
+            assert answer["model"]["variant"] == "onnx-fp32"
+            assert answer["model"]["contract_hash"] == model.contract_hash
+            assert answer["view_plan"] == to_dict(model.view_plan)
             assert answer["video"]["num_frames"] == result.info.num_frames
         assert result.inter is not None
         assert (
@@ -117,22 +127,19 @@ def test_batch_with_bad_items_answers_each_by_itself(server: TorchServeProcess, 
     expected = [server.client.predict(path)[1]["predictions"][0]["label"] for path in videos]
     sent = [videos[0].read_bytes(), b"hello", videos[1].read_bytes(), videos[2].read_bytes()]
 
-    def batch_sizes() -> tuple[float, float]:
-        metrics = server.client.metrics()
-        total = {
-            name: sum(value for key, value in metrics.items() if key.startswith(f"ivdr_batch_size_{name}"))
-            for name in ("sum", "count")
-        }
-        return total["sum"], total["count"]
+    def value(name: str) -> float:
+        return sum(value for key, value in server.client.metrics().items() if key.startswith(name))
 
-    before = batch_sizes()
+    before = value("ivdr_clips_total"), value('ivdr_requests_total{outcome="unreadable"')
     with ThreadPoolExecutor(len(sent)) as pool:
         answers = list(pool.map(server.client.predict, sent))
     assert [status for status, _ in answers] == [200, 400, 200, 200]
     assert [answers[i][1]["predictions"][0]["label"] for i in (0, 2, 3)] == expected
     assert answers[1][1]["code"] == "unreadable"
-    wait_for(lambda: batch_sizes()[0] - before[0] == len(sent))
-    assert batch_sizes()[1] - before[1] < len(sent), "the requests did not share a batch"
+    wait_for(lambda: value("ivdr_clips_total") == before[0] + 3 * answers[0][1]["view_plan"]["num_clips"])
+    assert value('ivdr_requests_total{outcome="unreadable"') == before[1] + 1
+    busy = re.findall(r"ivdr_busy\.Count:([\d.]+)", (server.config.logs / "ts_log.log").read_text())
+    assert max(map(float, busy)) > 1, "the requests did not share a batch"
 
 
 @pytest.mark.parametrize(
@@ -172,19 +179,29 @@ def test_metrics_endpoint_counts_requests_and_stages(server: TorchServeProcess, 
 
     before = {
         name: value(name)
-        for name in ('ivdr_requests{Outcome="ok"', "ivdr_clips", "ivdr_decode_seconds_count")
+        for name in (
+            'ivdr_requests_total{outcome="ok"',
+            "ivdr_clips_total",
+            "ivdr_decode_seconds_count",
+            'ivdr_batch_clips_bucket{le="8"',
+            'ivdr_batch_clips_bucket{le="4"',
+        )
     }
     assert server.client.predict(videos[0], options={"num_clips": 5})[0] == 200
-    wait_for(lambda: value("ivdr_clips") == before["ivdr_clips"] + 5)
-    wait_for(lambda: value("ivdr_decode_seconds_count") == before["ivdr_decode_seconds_count"] + 1)
-    assert value('ivdr_requests{Outcome="ok"') == before['ivdr_requests{Outcome="ok"'] + 1
+    wait_for(lambda: value("ivdr_clips_total") == before["ivdr_clips_total"] + 5)
+    added = dict.fromkeys(before, 1) | {"ivdr_clips_total": 5, 'ivdr_batch_clips_bucket{le="4"': 0}
+    for name, more in added.items():
+        wait_for(lambda name=name, more=more: value(name) == before[name] + more)  # type: ignore[misc]
     assert value("ivdr_infer_seconds_sum") > 0
+    assert value("ivdr_busy") == 0
 
 
 def test_ready_worker_has_replayed_the_golden_clips(
     server: TorchServeProcess, predictor: VideoPredictor
 ) -> None:
     assert server.worker_facts["contract_hash"] == predictor.model.contract_hash
+    assert server.worker_facts["variant"] == "onnx-fp32"
+    assert max(server.worker_facts["decode_mean_diff"].values()) < 2.5
     assert 0 <= max(server.worker_facts["golden_max_abs_diff"].values()) < 1e-4
     assert server.client.ready()
 
@@ -212,10 +229,31 @@ def test_requests_beyond_the_queue_are_refused_and_the_others_answered(
     assert server.client.predict(videos[0])[0] == 200
 
 
+def test_decode_workers_are_small_and_end_with_their_worker(
+    server: TorchServeProcess, videos: list[Path]
+) -> None:
+    def workers() -> list[psutil.Process]:
+        (described,) = server.client.describe()["workers"]
+        return psutil.Process(int(described["pid"])).children(recursive=True)
+
+    before = workers()
+    assert len(before) == SETTINGS.service.decode_workers + 2
+    for process in before:
+        assert process.memory_info().rss < 100 << 20
+        assert not any("libtorch" in mapped.path for mapped in process.memory_maps())
+    (described,) = server.client.describe()["workers"]
+    os.kill(int(described["pid"]), signal.SIGKILL)
+    _, alive = psutil.wait_procs(before, timeout=20)
+    assert not alive
+    wait_for(server.client.ready)  # TorchServe starts another one
+    assert server.client.predict(videos[0])[0] == 200
+    assert not set(before) & set(workers())
+
+
 def test_run_folder_in_use_is_refused_with_the_line_that_stops_it(
     server: TorchServeProcess, archive: Path
 ) -> None:
-    with pytest.raises(ServerError, match="already uses the run folder") as caught:
+    with pytest.raises(FolderError, match="already uses the run folder") as caught:
         serve(archive, run_dir=server.config.run_dir).start()
     assert "--stop" in caught.value.hint
     assert server.client.ready()
@@ -288,7 +326,10 @@ def test_command_answers_what_is_in_flight_and_leaves_nothing_running(
             assert process.stdout is not None
             assert process.stderr is not None
             assert json.loads(process.stdout.readline())["url"] == client.predict_url
-            assert len(processes_using(run_dir)) == 3  # torchserve, Java, the worker
+            # torchserve, Java, the worker; then the decode workers, what forks them and what cleans up after them
+            commands = [" ".join(process.cmdline()) for process in processes_using(run_dir)]
+            decoding = [command for command in commands if "multiprocessing" in command]
+            assert (len(commands) - len(decoding), len(decoding)) == (3, settings.service.decode_workers + 2)
             request = threading.Thread(target=lambda: answers.append(client.predict(videos[0])[0]))
             request.start()
             wait_for(lambda: "ts_inference_requests_total" in " ".join(client.metrics()))

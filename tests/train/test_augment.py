@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.augment import augment, color_jitter, gaussian_blur
+from train.augment import Changes, apply_changes, color_change, draw_changes, gaussian_blur
 from train.config import AugmentConfig
 
 OFF = AugmentConfig(jitter_probability=0.0)
@@ -20,7 +20,15 @@ def clips(count: int = 3, *, low: int = 0, high: int = 256) -> Tensor:
 
 def jitter(video: Tensor, **changes: float) -> Tensor:
     values = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0} | changes
-    return color_jitter(video.float(), **{name: torch.full((len(video),), v) for name, v in values.items()})
+    color, grey = color_change(**{name: np.full(len(video), value) for name, value in values.items()})
+    changes = Changes(torch.from_numpy(color).float(), torch.from_numpy(grey).float(), None, None)
+    return apply_changes(video, changes)
+
+
+def augment(
+    video: Tensor, config: AugmentConfig, *, rng: np.random.Generator, plain: np.ndarray | None = None
+) -> Tensor:
+    return apply_changes(video, draw_changes(config, len(video), rng=rng, plain=plain))
 
 
 def grey(video: Tensor) -> Tensor:
@@ -110,6 +118,25 @@ def test_plain_clips_stay_as_they_are() -> None:
     out = augment(video, config, rng=np.random.default_rng(0), plain=plain)
     changed = [(o - v).abs().max() > 1 for o, v in zip(out, video.float(), strict=True)]
     assert changed == [False, True, False]
+
+
+def test_what_the_settings_never_do_is_not_computed_and_the_rest_has_fixed_shapes() -> None:
+    never = draw_changes(OFF, 5, rng=np.random.default_rng(0))
+    assert (never.blur_sigma, never.flip) == (None, None)
+    config = AugmentConfig(blur_probability=0.5, flip_probability=0.5)
+    drawn = draw_changes(config, 40, rng=np.random.default_rng(0))
+    assert [tuple(part.shape) for part in drawn if part is not None] == [(40, 3, 3), (40, 3), (40,), (40,)]
+    assert drawn.blur_sigma is not None
+    assert 8 <= int((drawn.blur_sigma == 0).sum()) <= 32
+
+
+def test_clips_that_chance_leaves_sharp_keep_every_pixel() -> None:
+    config = AugmentConfig(jitter_probability=0.0, blur_probability=0.5, blur_sigma=(1.0, 2.0))
+    video = clips(20)
+    changes = draw_changes(config, 20, rng=np.random.default_rng(0))
+    assert changes.blur_sigma is not None
+    difference = (apply_changes(video, changes) - video.float()).abs().amax(dim=(1, 2, 3, 4))
+    assert torch.equal(difference < 0.1, changes.blur_sigma == 0.0)
 
 
 def test_same_generator_state_gives_the_same_pixels() -> None:

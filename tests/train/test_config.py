@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from ivdr_deploy.errors import ConfigError
-from train.config import FinetuneConfig, PretrainConfig, RunConfig, load_config
+from ivdr_deploy.spec import ViewPlan
+from train.config import FinetuneConfig, PretrainConfig, RunConfig
+from train.config_file import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
 
@@ -56,6 +58,7 @@ def test_overrides_beat_the_file_which_beats_the_default(minimal: Path) -> None:
         ('optim.name="adamw"', lambda config: config.optim.name == "adamw"),
         ("optim.name=adamw", lambda config: config.optim.name == "adamw"),
         ("clip.target_fps=12.5", lambda config: config.clip.target_fps == 12.5),
+        ("view_plan.spatial_crops=3", lambda config: config.view_plan == ViewPlan(spatial_crops=3)),
     ],
 )
 def test_override_values_are_toml_or_plain_text(minimal: Path, override: str, read) -> None:  # type: ignore[no-untyped-def]
@@ -69,6 +72,8 @@ def test_override_values_are_toml_or_plain_text(minimal: Path, override: str, re
         ("optimm.lr=1", r"unknown key 'optimm'.* did you mean 'optim'"),
         ("optim.lr=fast", "lr: expected float, found 'fast'"),
         ("optim.lr=-1", "lr must be at least 0"),
+        ("optim.lr=inf", "lr must be at least 0.*, found inf"),
+        ("optim.lr=nan", "lr must be at least 0.*, found nan"),
         ("optim.epochs=0", "epochs must be at least 1"),
         ("optim.batch_size=1", "batch_size must be at least 2"),
         ("optim.name=lion", "expected one of 'sgd', 'adamw', found 'lion'"),
@@ -81,7 +86,10 @@ def test_override_values_are_toml_or_plain_text(minimal: Path, override: str, re
         ("model.num_classes=4", "num_classes is not a setting"),
         ("augment.reverse_probability=0.5", "reverse_probability must be 0"),
         ("linear_probe=true", "linear_probe needs a trained backbone"),
-        ("clip.crop_size=500", "crop_size 500 is larger than short_side"),
+        ("clip.crop_size=500", "crop_size 500 is larger than the resized frame"),
+        ("clip.num_clips=5", "unknown key 'num_clips'"),
+        ("view_plan.num_clips=0", "num_clips must be between 1 and"),
+        ("data.decode_workers=0", "decode_workers must be at least 1"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(minimal: Path, override: str, message: str) -> None:
@@ -101,6 +109,15 @@ def test_ranking_needs_two_slots_unless_it_is_off(minimal: Path) -> None:
     assert (
         load_config(PretrainConfig, minimal, ["model.num_slots=1", "dual.rank_weight=0"]).model.num_slots == 1
     )
+
+
+@pytest.mark.parametrize("override", ["model.clip_dim=0", "model.num_slots=0"])
+def test_heads_may_be_left_out_where_no_dual_loss_is_trained(minimal: Path, override: str) -> None:
+    load_config(FinetuneConfig, minimal, [override])
+    with pytest.raises(ConfigError, match="is 0, and the dual losses train the head"):
+        load_config(PretrainConfig, minimal, [override])
+    with pytest.raises(ConfigError, match="is 0, and the dual losses train the head"):
+        load_config(FinetuneConfig, minimal, [override, "dual_weight=0.1"])
 
 
 def test_missing_key_missing_file_and_bad_toml_are_named(tmp_path: Path) -> None:

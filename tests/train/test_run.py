@@ -1,6 +1,7 @@
 """Batches that depend on the seed and the step alone."""
 
 import numpy as np
+import pytest
 
 from train.config import OptimConfig
 from train.run import training_steps
@@ -9,7 +10,7 @@ OPTIM = OptimConfig(epochs=3, batch_size=4)
 
 
 def steps(seed: int) -> list[tuple[int, list[int], float]]:
-    taken = training_steps(OPTIM, count=9, seed=seed, description="test")
+    taken = training_steps(OPTIM, count=9, seed=seed)
     return [(step, rows.tolist(), rng.random()) for step, rows, rng in taken]
 
 
@@ -20,6 +21,12 @@ def test_steps_repeat_for_a_seed_and_differ_between_seeds_epochs_and_steps() -> 
     assert [step for step, _, _ in one] == list(range(6))
     assert len({tuple(rows) for _, rows, _ in one}) == 6
     assert len({drawn for _, _, drawn in one}) == 6
+
+
+@pytest.mark.parametrize("start", range(7))
+def test_steps_from_the_middle_are_those_of_the_whole_run(start: int) -> None:
+    rest = training_steps(OPTIM, count=9, seed=0, start=start)
+    assert [(step, rows.tolist(), rng.random()) for step, rows, rng in rest] == steps(0)[start:]
 
 
 def test_neither_order_nor_draws_depend_on_the_global_state_of_numpy() -> None:

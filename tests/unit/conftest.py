@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import TINY_CLIP, TINY_LABELS, spread
+from bundles import TINY_CLIP, TINY_LABELS, TINY_PLAN, spread
 from videos import numbered_video
 
 from ivdr_deploy.artifacts.checkpoint import save_checkpoint
@@ -23,6 +23,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = spread(build_model(spec, TINY_CLIP), golden)
     info = CheckpointInfo(
         clip=TINY_CLIP,
+        view_plan=TINY_PLAN,
         model=spec,
         labels=TINY_LABELS,
         training=TrainingState(backbone_step=20, head_steps={"classifier": 20, "series_head": 10}),

@@ -75,3 +75,37 @@ def test_an_int_is_taken_for_a_float_and_becomes_one() -> None:
     rate = from_dict(Inner, {"rate": 2}, where="test").rate
     assert isinstance(rate, float)
     assert rate == 2.0
+
+
+def test_a_choice_is_the_one_that_was_declared() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Choice:
+        crops: Literal[1, 3] = 1
+
+    assert isinstance(from_dict(Choice, {"crops": 3.0}, where="test").crops, int)
+    for wrong in (True, 2, "1"):
+        with pytest.raises(ConfigError, match="expected one of 1, 3"):
+            from_dict(Choice, {"crops": wrong}, where="test")
+
+
+def test_a_number_too_large_for_a_float_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is too large"):
+        from_dict(Inner, {"rate": 10**400}, where="test")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"x" * 10_000_000: 1},
+        {"name": ["x" * 10_000]},
+        {"name": "a", "mode": "x" * 10_000_000},
+        {"name": "a", "counts": {"x" * 10_000_000: "1"}},
+        {"name": "a", "inner": list(range(100_000))},
+        {"name": "a", "inner": {"pair": ["x"] * 100_000}},
+    ],
+    ids=["key", "type", "choice", "place", "table", "list"],
+)
+def test_a_message_shows_little_of_what_was_sent(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(Outer, values, where="test")
+    assert len(str(caught.value)) < 400

@@ -1,25 +1,50 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import get_args
 
 import pytest
 
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.spec import (
-    ArtifactManifest,
+    MAX_CLIPS,
     CheckpointInfo,
     ClipSpec,
     ModelSpec,
+    Precision,
     TrainingState,
-    canonical_json,
+    ViewPlan,
+)
+
+HALF = (0.5, 0.5, 0.5)
+I3D = ClipSpec(
+    num_frames=64, frame_stride=1, target_fps=25, short_side=256, crop_size=224, mean=HALF, std=HALF
+)
+TORCHVISION = ClipSpec(
+    frame_stride=1,
+    target_fps=15,
+    short_side=0,
+    exact_size=(128, 171),
+    crop_size=112,
+    mean=(0.43216, 0.394666, 0.37645),
+    std=(0.22803, 0.22145, 0.216989),
 )
 
 
-def test_contract_hash_is_pinned() -> None:
-    """A change of this value makes every artifact in the world refuse its neighbours: never by accident."""
-    assert ClipSpec().contract_hash == "01074ed2e6731a9f353eb6fc9022bafb23fac9c96a79991ad75456a4fc1d4609"
+@pytest.mark.parametrize(
+    ("clip", "pinned"),
+    [
+        (ClipSpec(), "fe869c1d539860e4362f18a3b967bb58268c18c776ada5b25487ad6d73f2ac8c"),
+        (I3D, "04d81117b693c36b67c53be8ed08be07b2df79d7825d28f193f0b9a72cbc11c2"),
+        (TORCHVISION, "9a3bebfbddad6595292ce45502b1c9ff9444e762c5c8410fde5d741bbf833362"),
+    ],
+    ids=["default", "i3d", "torchvision"],
+)
+def test_contract_hash_is_pinned(clip: ClipSpec, pinned: str) -> None:
+    """A change of these values makes every artifact in the world refuse its neighbours: never by accident."""
+    assert clip.contract_hash == pinned
 
 
 @pytest.mark.parametrize(
@@ -28,11 +53,10 @@ def test_contract_hash_is_pinned() -> None:
         {"num_frames": 8},
         {"frame_stride": 2},
         {"target_fps": 25.0},
-        {"num_clips": 5},
         {"short_side": 144},
         {"crop_size": 96},
-        {"mean": (0.5, 0.5, 0.5)},
-        {"std": (0.5, 0.5, 0.5)},
+        {"mean": HALF},
+        {"std": HALF},
     ],
 )
 def test_every_field_of_the_contract_changes_its_hash(change: dict[str, object]) -> None:
@@ -42,25 +66,104 @@ def test_every_field_of_the_contract_changes_its_hash(change: dict[str, object])
     assert difference.startswith(next(iter(change)))
 
 
-def test_contract_hash_does_not_depend_on_how_a_number_was_written() -> None:
-    written = from_dict(ClipSpec, json.loads('{"target_fps": 25}'), where="test")
-    assert written.contract_hash == ClipSpec(target_fps=25.0).contract_hash
+def test_a_field_added_later_counts_only_where_it_says_something() -> None:
+    """The hash of a contract that was written before ``exact_size`` existed is taken without it."""
+    (later,) = [item.name for item in fields(ClipSpec) if item.metadata.get("added_later")]
+    assert later == "exact_size"
+    older = {name: value for name, value in to_dict(ClipSpec()).items() if name != later}
+    assert from_dict(ClipSpec, older, where="test").contract_hash == ClipSpec().contract_hash
+    sizes = [(128, 171), (171, 128), (129, 171)]
+    hashes = {ClipSpec(short_side=0, exact_size=size).contract_hash for size in sizes}
+    assert len(hashes) == 3
+    assert ClipSpec(short_side=128).contract_hash not in hashes
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"mean": (0, 0, 0), "std": (1, 1, 1)}, {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}),
+        ({"mean": (-0.0, 0.0, 0.0)}, {"mean": (0.0, 0.0, 0.0)}),
+        ({"mean": [0.5, 0.5, 0.5]}, {"mean": HALF}),
+        ({"target_fps": 25}, {"target_fps": 25.0}),
+        ({"num_frames": 8.0, "frame_stride": True}, {"num_frames": 8, "frame_stride": 1}),
+        ({"short_side": 0, "exact_size": [128, 171]}, {"short_side": 0, "exact_size": (128, 171)}),
+    ],
+    ids=["ints", "minus zero", "list", "rate", "whole", "size"],
+)
+def test_equal_contracts_have_one_hash_however_the_numbers_were_written(one: dict, other: dict) -> None:
+    first, second = ClipSpec(**one), ClipSpec(**other)
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first.contract_hash == second.contract_hash
+    read = from_dict(ClipSpec, json.loads(json.dumps(to_dict(first))), where="test")
+    assert read.contract_hash == first.contract_hash
 
 
 @pytest.mark.parametrize(
     "bad",
     [
         {"num_frames": 0},
+        {"num_frames": 7.5},
         {"frame_stride": 0},
-        {"num_clips": 0},
+        {"crop_size": 0},
         {"crop_size": 129},
+        {"short_side": 0},
+        {"short_side": -1, "exact_size": (128, 171)},
+        {"short_side": 128, "exact_size": (128, 171)},
+        {"exact_size": (128, 171)},
+        {"crop_size": 129, "short_side": 0, "exact_size": (128, 171)},
+        {"crop_size": 129, "short_side": 0, "exact_size": (171, 128)},
         {"target_fps": 0.0},
+        {"target_fps": float("inf")},
+        {"target_fps": float("nan")},
+        {"mean": (0.5, float("nan"), 0.5)},
         {"std": (0.1, 0.0, 0.1)},
+        {"std": (0.1, float("inf"), 0.1)},
     ],
+    ids=str,
 )
 def test_impossible_contracts_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad)).split("_")[0]):
         ClipSpec(**bad)  # type: ignore[arg-type]
+
+
+def test_the_view_plan_is_beside_the_contract() -> None:
+    """Nothing that says which clips are looked at is a field of the contract, so none can enter its hash."""
+    assert not {item.name for item in fields(ClipSpec)} & {item.name for item in fields(ViewPlan)}
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        ({"num_clips": 0}, "num_clips"),
+        ({"num_clips": MAX_CLIPS + 1}, "num_clips"),
+        ({"num_clips": MAX_CLIPS // 3 + 1, "spatial_crops": 3}, "num_clips"),
+        ({"hop": -1, "placement": "sliding"}, "hop"),
+        ({"hop": 8}, "sliding"),
+        ({"spatial_crops": 2}, "spatial_crops"),
+    ],
+    ids=str,
+)
+def test_impossible_view_plans_are_refused(bad: dict[str, object], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        ViewPlan(**bad)  # type: ignore[arg-type]
+
+
+def test_a_view_plan_says_how_many_views_it_gives_and_what_it_is() -> None:
+    assert ViewPlan(num_clips=MAX_CLIPS).max_views == MAX_CLIPS
+    assert ViewPlan(num_clips=10, spatial_crops=3).max_views == 30
+    assert str(ViewPlan(num_clips=1)) == "1 clip, centre crop"
+    assert str(ViewPlan(num_clips=10, spatial_crops=3)) == "10 clips, 3 crops each"
+    assert (
+        str(ViewPlan(placement="sliding", num_clips=9))
+        == "sliding clips one after the other, at most 9, centre crop"
+    )
+    assert "every 8 frames" in str(ViewPlan(placement="sliding", hop=8))
+
+
+def test_a_choice_written_as_another_number_becomes_the_choice() -> None:
+    plan = from_dict(ViewPlan, {"spatial_crops": 3.0}, where="test")
+    assert isinstance(plan.spatial_crops, int)
 
 
 def test_a_head_is_valid_only_up_to_the_last_change_of_the_backbone() -> None:
@@ -76,22 +179,13 @@ def test_labels_must_match_the_classifier() -> None:
         CheckpointInfo(clip=ClipSpec(), model=ModelSpec(num_classes=2), labels=("a",))
 
 
-def test_a_manifest_whose_contract_was_edited_is_refused() -> None:
-    clip = ClipSpec()
-    manifest = ArtifactManifest(
-        name="a",
-        version="1",
-        clip=clip,
-        contract_hash=clip.contract_hash,
-        model=ModelSpec(),
-        labels=(),
-        outputs=(),
-        training=TrainingState(),
-        files=(),
-        ivdr_version="0.1.0",
-    )
-    values = to_dict(manifest)
-    assert from_dict(ArtifactManifest, json.loads(canonical_json(values)), where="test") == manifest
-    values["clip"]["short_side"] = 144
-    with pytest.raises(ConfigError, match="contract hash"):
-        from_dict(ArtifactManifest, values, where="manifest.json")
+@pytest.mark.parametrize(
+    "bad", [{"num_slots": -1}, {"clip_dim": -1}, {"slot_dim": 0}, {"dropout": 1.0}], ids=str
+)
+def test_impossible_networks_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        ModelSpec(**bad)  # type: ignore[arg-type]
+
+
+def test_bf16_is_a_precision() -> None:
+    assert "bf16" in get_args(Precision)

@@ -1,4 +1,4 @@
-"""What a request may look like, and what the answers look like. Nothing here knows TorchServe."""
+"""What a request may look like, and what the answers look like, whatever server carries them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from ivdr_deploy.errors import ConfigError, OptionError, RequestError
-from ivdr_deploy.pipeline import VideoResult
 from ivdr_deploy.records import from_dict, to_dict
+from ivdr_deploy.results import VideoResult
 from ivdr_deploy.runtimes.base import LoadedModel
-from ivdr_deploy.spec import MAX_BATCH
+from ivdr_deploy.spec import ViewPlan
 
 OutputChoice = Literal["labels", "feature", "inter", "intra"]
 
@@ -33,7 +33,7 @@ class Options:
     """Predictions wanted, best first; None takes the endpoint's number."""
 
     num_clips: int | None = None
-    """Clips taken from the video, 1 to 64; None takes the endpoint's number."""
+    """Clips taken from the video; None takes the endpoint's number. The endpoint's ``max_clips`` bounds it."""
 
     outputs: tuple[OutputChoice, ...] | None = None
     """What to answer; None is the labels, or all there is where the model has no classifier."""
@@ -42,10 +42,10 @@ class Options:
     """Whether to answer how long each stage took."""
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k must be at least 1, found {self.top_k}")
-        if self.num_clips is not None and not 1 <= self.num_clips <= MAX_BATCH:
-            raise ConfigError(f"num_clips must be between 1 and {MAX_BATCH}, found {self.num_clips}")
+        for name in ("top_k", "num_clips"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, found {str(value)[:20]}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,21 +60,12 @@ class PredictRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Response:
-    """One answer, with what is worth counting about it."""
+    """One answer."""
 
     status: int
     """HTTP status."""
 
     body: dict[str, Any]
-
-    outcome: str
-    """``ok``, or the code of the error."""
-
-    clips: int = 0
-    """Clips that went through the network."""
-
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-    """Time by stage (``decode``, ``preprocess``, ``infer``)."""
 
     def to_json(self) -> str:
         """Serialise the body; every number in it is finite."""
@@ -146,6 +137,28 @@ def chosen_outputs(options: Options, model: LoadedModel) -> tuple[OutputChoice, 
     return options.outputs
 
 
+def chosen_plan(options: Options, plan: ViewPlan, *, max_clips: int) -> ViewPlan:
+    """Return which clips of the video are looked at.
+
+    Args:
+        options: Of the request.
+        plan: The endpoint's.
+        max_clips: Most clips that a request may cost, spatial crops included.
+
+    Raises:
+        OptionError: if the request asks for more.
+    """
+    if options.num_clips is None:
+        return plan
+    most = max_clips // plan.spatial_crops
+    if options.num_clips > most:
+        raise OptionError(
+            f"options: num_clips must be between 1 and {most}, found {str(options.num_clips)[:20]}",
+            hint="ask for fewer clips",
+        )
+    return replace(plan, num_clips=options.num_clips)
+
+
 def describe_result(
     result: VideoResult, model: LoadedModel, *, options: Options, top_k: int
 ) -> dict[str, Any]:
@@ -160,7 +173,7 @@ def describe_result(
     outputs = chosen_outputs(options, model)
     body: dict[str, Any] = {}
     if "labels" in outputs:
-        top = result.top(model.labels, options.top_k or top_k)
+        top = result.top(options.top_k or top_k)
         body["predictions"] = [{"label": label, "score": score} for label, score in top]
     for name in ("feature", "inter", "intra"):
         if name in outputs:
@@ -174,13 +187,19 @@ def describe_result(
             "preprocess_ms": result.preprocess_ms,
             "infer_ms": result.infer_ms,
         }
-    body["model"] = {"name": model.name, "version": model.version, "contract_hash": model.contract_hash}
+    body["view_plan"] = to_dict(result.view_plan)
+    body["model"] = {
+        "name": model.name,
+        "version": model.version,
+        "variant": model.variant,
+        "contract_hash": model.contract_hash,
+    }
     return body
 
 
 def is_finite(result: VideoResult) -> bool:
     """Whether every number of a result can be answered; JSON has no NaN."""
-    arrays = (result.probabilities, result.feature, result.inter, result.intra)
+    arrays = (result.probabilities, result.feature, result.inter, result.intra, result.clip_seconds)
     return all(bool(np.isfinite(array).all()) for array in arrays if array is not None)
 
 

@@ -1,30 +1,37 @@
-"""The endpoint without a server: requests in, one answer for each out. A server only carries them."""
+"""The endpoint without a server: a request in, its answer out. A server only carries them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from ivdr_deploy import __version__, errors
-from ivdr_deploy.artifacts.bundle import MANIFEST_FILE, read_manifest
-from ivdr_deploy.errors import ArtifactError, IvdrError, ServerError, VideoError
-from ivdr_deploy.pipeline import VideoPredictor, VideoResult
-from ivdr_deploy.records import from_dict
+from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, read_manifest
+from ivdr_deploy.decoding import DecodeOptions
+from ivdr_deploy.errors import ArtifactError, IvdrError, ServerError, VideoOpenError
+from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.results import Outcome
+from ivdr_deploy.runtimes.base import LoadedModel, Runtime
 from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.serving.core import metrics as counted
+from ivdr_deploy.serving.core.metrics import Metrics
 from ivdr_deploy.serving.core.schema import (
     Options,
     Response,
     chosen_outputs,
+    chosen_plan,
     describe_result,
     is_finite,
     parse_request,
 )
 from ivdr_deploy.serving.core.settings import ServiceSettings
-from ivdr_deploy.video.clips import Clips
 
 logger = logging.getLogger(__name__)
 
@@ -34,140 +41,183 @@ STATUS: tuple[tuple[type[IvdrError], int], ...] = (
     (errors.VideoLimitError, 413),
     (errors.NoVideoStreamError, 415),
     (errors.VideoDecodeError, 422),  # a readable file, but its pictures are damaged
+    (errors.VideoCrashError, 422),  # it is the file, as far as anyone knows: others are decoded beside it
     (errors.VideoTimeoutError, 504),
     (errors.VideoError, 400),
 )
-"""HTTP status of every error one request can cause; the first match counts, and 500 is what is left. A full
-queue is answered by the server itself, with 503."""
+"""HTTP status of every error one request can cause; the first match counts, and 500 is what is left: the network failed
+on this video, or a defect of ours. A full queue is answered by the server itself."""
 
 
 class InferenceService:
-    """Answers batches of requests with one loaded model. ``handle`` is called from one thread at a time."""
+    """Answers requests with one loaded model. Safe to use from many threads; a context manager.
 
-    def __init__(self, predictor: VideoPredictor, settings: ServiceSettings) -> None:
-        self.predictor = predictor
+    Args:
+        model: Open and checked; ``close`` closes it.
+        settings: What to do with it.
+        metrics: Where to count; new ones when None.
+
+    Raises:
+        ConfigError: if the model's view plan takes more clips than a request may cost.
+    """
+
+    def __init__(
+        self, model: LoadedModel, settings: ServiceSettings, *, metrics: Metrics | None = None
+    ) -> None:
         self.settings = settings
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self.view_plan = settings.view_plan(model.view_plan)
+        self.metrics = metrics or Metrics()
+        self.model = replace(model, runtime=_CountedRuntime(model.runtime, self.metrics))
+        self._predictor = VideoPredictor(
+            self.model,
+            limits=settings.limits,
+            decode=DecodeOptions(
+                workers=settings.decode_workers, memory_bytes=settings.decode_memory_mib << 20
+            ),
+        )
 
     @classmethod
-    def open(cls, bundle: Path, settings: ServiceSettings) -> Self:
-        """Load a bundle; its golden clips have been replayed when this returns.
+    def open(cls, bundle: Path, settings: ServiceSettings, *, metrics: Metrics | None = None) -> Self:
+        """Load a bundle. When this returns, its golden clips and videos agree and the decode workers answer.
 
         Raises:
-            ArtifactError: if the bundle is damaged, was exported by an incompatible ``ivdr_deploy``, or its
-                golden clips do not agree.
+            ArtifactError: if the bundle is damaged, was exported by an incompatible ``ivdr_deploy``, or its golden
+                clips or videos do not agree.
+            ConfigError: if the settings do not fit the bundle.
+            VideoError: if the decode workers do not work.
         """
         source = bundle / MANIFEST_FILE
         if source.is_file():
             _check_version(read_manifest(source.read_bytes(), where=str(source)).ivdr_version)
-        model = open_model(
-            bundle,
-            runtime=settings.runtime,
-            precision=settings.precision,
-            device=settings.device,
-            threads=settings.threads,
-        )
-        service = cls(VideoPredictor(model, limits=settings.limits), settings)
-        # The decoder is imported when a video is opened: a broken one must show now, not in some answer.
-        with suppress(VideoError):
-            service.predictor.load(b"no video")
+        model = open_model(bundle, variant=settings.variant, device=settings.device, threads=settings.threads)
+        try:
+            service = cls(model, settings, metrics=metrics)
+        except BaseException:
+            model.runtime.close()
+            raise
+        try:
+            with suppress(VideoOpenError):  # starts the decode workers; a broken one says something else
+                service._predictor.load(b"no video")
+        except BaseException:
+            service.close()
+            raise
         return service
 
-    @classmethod
-    def from_config(cls, bundle: Path, values: Mapping[str, Any]) -> Self:
-        """Load a bundle with the settings of the ``handler`` table of ``model-config.yaml``.
-
-        Raises:
-            ConfigError: if a setting is unknown or wrong.
-            ArtifactError: as ``open``.
-        """
-        return cls.open(bundle, from_dict(ServiceSettings, values, where="model-config.yaml: handler"))
-
-    def handle(self, requests: Sequence[Mapping[str, Any] | None]) -> list[Response]:
-        """Answer a batch: decode at the same time, run the network once, answer each by itself.
+    def submit(self, parts: Mapping[str, Any]) -> Future[Response]:
+        """Answer a request in the background.
 
         Args:
-            requests: The named parts of each (see ``schema.parse_request``); None asks for ``describe``.
+            parts: Its named parts; see ``schema.parse_request``.
 
         Returns:
-            One response per request, in order. A request that fails changes no other answer.
+            The answer. A request that fails is an answer too: the future has no exception.
         """
-        waiting = {
-            i: self._decoders.submit(self._prepare, parts)
-            for i, parts in enumerate(requests)
-            if parts is not None
-        }
-        answers: dict[int, Response] = {}
-        good: list[tuple[int, Options, Clips]] = []
-        for i, future in waiting.items():
-            error = future.exception()
-            if error is None:
-                good.append((i, *future.result()))
-            else:
-                answers[i] = _failure(error)
-        results = self.predictor.infer([clips for _, _, clips in good]) if good else []
-        for (i, options, clips), result in zip(good, results, strict=True):
-            answers[i] = self._success(result, options, num_clips=len(clips.video))
-        described = Response(status=200, body=self.describe(), outcome="described")
-        return [answers.get(i, described) for i in range(len(requests))]
+        answer: Future[Response] = Future()
+        answer.set_running_or_notify_cancel()
+        self.metrics.add(counted.BUSY)
+        try:
+            request = parse_request(parts)
+            chosen_outputs(request.options, self.model)  # refused before the work of decoding
+            plan = chosen_plan(request.options, self.view_plan, max_clips=self.settings.max_clips)
+            inferring = self._predictor.submit(request.video, plan=plan)
+        except Exception as error:  # noqa: BLE001  # a defect of ours must not take other requests along
+            self._finish(answer, error)
+        else:
+            inferring.add_done_callback(lambda done: self._inferred(done, request.options, answer))
+        return answer
 
     def describe(self) -> dict[str, Any]:
-        """Return what is loaded, and how closely the golden clips agreed when it was loaded."""
-        model = self.predictor.model
+        """Return what is loaded, and how closely the golden clips and videos agreed when it was loaded."""
+        model = self.model
         return {
             "name": model.name,
             "version": model.version,
+            "variant": model.variant,
+            "reason": model.reason,
             "contract_hash": model.contract_hash,
             "labels": list(model.labels),
             "outputs": list(model.output_names),
             "runtime": model.runtime.description,
             "golden_max_abs_diff": dict(model.golden_max_abs_diff),
+            "decode_mean_diff": dict(model.decode_mean_diff),
             "ivdr_version": __version__,
         }
 
     def close(self) -> None:
-        """Stop the decoders and free the model."""
-        self._decoders.shutdown()
-        self.predictor.model.runtime.close()
+        """Stop the decode workers and free the model."""
+        self._predictor.close()
+        self.model.runtime.close()
 
-    def _prepare(self, parts: Mapping[str, Any]) -> tuple[Options, Clips]:
-        request = parse_request(parts)
-        chosen_outputs(request.options, self.predictor.model)  # refuse before the work of decoding
-        num_clips = request.options.num_clips or self.settings.num_clips
-        return request.options, self.predictor.load(request.video, num_clips=num_clips)
+    def __enter__(self) -> Self:
+        return self
 
-    def _success(self, result: VideoResult, options: Options, *, num_clips: int) -> Response:
-        if not is_finite(result):
-            return _failure(ServerError("the network gave values that are not finite numbers"))
-        return Response(
-            status=200,
-            body=describe_result(result, self.predictor.model, options=options, top_k=self.settings.top_k),
-            outcome="ok",
-            clips=num_clips,
-            stage_seconds={
-                "decode": result.decode_ms / 1000.0,
-                "preprocess": result.preprocess_ms / 1000.0,
-                "infer": result.infer_ms / 1000.0,
-            },
-        )
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _inferred(self, done: Future[Outcome], options: Options, answer: Future[Response]) -> None:
+        """Turn what the pipeline gave into an answer; runs in one of its threads."""
+        try:
+            outcome = done.result()
+            if outcome.error is not None:
+                raise outcome.error
+            result = outcome.result
+            assert result is not None
+            if not is_finite(result):
+                raise ServerError("the network gave values that are not finite numbers")
+            body = describe_result(result, self.model, options=options, top_k=self.settings.top_k)
+        except Exception as error:  # noqa: BLE001  # as in submit
+            self._finish(answer, error)
+            return
+        self.metrics.add(counted.CLIPS, len(result.clip_seconds))
+        self.metrics.observe(counted.DECODE_SECONDS, result.decode_ms / 1000.0)
+        self.metrics.observe(counted.PREPROCESS_SECONDS, result.preprocess_ms / 1000.0)
+        self.metrics.observe(counted.INFER_SECONDS, result.infer_ms / 1000.0)
+        self._finish(answer, body)
+
+    def _finish(self, answer: Future[Response], found: dict[str, Any] | Exception) -> None:
+        """Give an answer and count it, before anyone sees it."""
+        if isinstance(found, Exception):
+            response = Response(status=status_of(found), body=_error_body(found))
+            outcome = response.body["code"]
+        else:
+            response, outcome = Response(status=200, body=found), "ok"
+        self.metrics.add(counted.REQUESTS, label=outcome)
+        self.metrics.add(counted.BUSY, -1.0)
+        answer.set_result(response)
 
 
-def status_of(error: IvdrError) -> int:
+def status_of(error: Exception) -> int:
     """Return the HTTP status of an error, from the table above."""
     return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
 
 
-def _failure(error: BaseException) -> Response:
+def _error_body(error: Exception) -> dict[str, Any]:
     if isinstance(error, IvdrError):
-        return Response(status=status_of(error), body=error.to_dict(), outcome=error.code)
-    # A defect of ours that one video brings to light must not take the other requests of the batch with it.
+        return error.to_dict()
     logger.error("a request failed unexpectedly", exc_info=error)
-    body = {
-        "code": "internal",
-        "message": f"unexpected {type(error).__name__}",
-        "hint": "see the log of the worker",
-    }
-    return Response(status=500, body=body, outcome="internal")
+    message = f"unexpected {type(error).__name__}"
+    return {"code": "internal", "message": message, "hint": "see the log of the service"}
+
+
+class _CountedRuntime(Runtime):
+    """A runtime whose calls are counted."""
+
+    def __init__(self, runtime: Runtime, metrics: Metrics) -> None:
+        self.name = runtime.name
+        self.precision = runtime.precision
+        self.description = runtime.description
+        self.output_names = runtime.output_names
+        self.call_clips = runtime.call_clips
+        self._runtime = runtime
+        self._metrics = metrics
+
+    def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = self._runtime.infer(video)
+        self._metrics.observe(counted.BATCH_CLIPS, len(video))
+        return outputs
+
+    def close(self) -> None:
+        self._runtime.close()
 
 
 def _check_version(recorded: str) -> None:

@@ -10,23 +10,30 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import ivdr_deploy
 from ivdr_deploy._files import atomic_path
-from ivdr_deploy.artifacts.bundle import MANIFEST_FILE, open_bundle, read_manifest
-from ivdr_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
-from ivdr_deploy.serving.core.settings import EndpointSettings, from_model_config, to_model_config
-from ivdr_deploy.spec import ArtifactManifest
+from ivdr_deploy._optional import pip_install
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, ArtifactManifest, read_manifest
+from ivdr_deploy.errors import ArtifactError, MissingDependencyError
+from ivdr_deploy.runtimes.variants import choose_variant
+from ivdr_deploy.serving.torchserve.settings import (
+    PACK_AGAIN,
+    EndpointSettings,
+    from_model_config,
+    to_model_config,
+)
 
 HANDLER_FILE = "ivdr_handler.py"
 BUNDLE_FOLDER = "bundle"
-"""Where the bundle lies inside the archive; the handler looks for it there."""
+"""Where the bundle lies inside the archive; the worker looks for it there."""
 
-_MODEL_CONFIG_FILE = "model-config.yaml"
+MODEL_CONFIG_FILE = "model-config.yaml"
 _ARCHIVE_MANIFEST = "MAR-INF/MANIFEST.json"
-_PACK_AGAIN = "make it again with `ivdr archive BUNDLE`"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +42,11 @@ class Archive:
 
     path: Path
     manifest: ArtifactManifest
-    """Of the bundle inside."""
+    """Of the bundle inside, which holds one variant."""
 
     settings: EndpointSettings
+    reason: str = ""
+    """Why this variant was packed, for people; empty for an archive that was read."""
 
 
 def handler_source() -> Path:
@@ -56,27 +65,39 @@ def build_archive(bundle: Path, *, model_store: Path, settings: EndpointSettings
     """Pack what serving needs of a bundle into ``model_store/NAME.mar``.
 
     Args:
-        bundle: The bundle; ``settings.service`` says which of its models is packed.
+        bundle: The bundle.
         model_store: Folder for the archive; made when absent. An older archive there is replaced as a whole.
-        settings: Packed with it; nothing has to be typed again to serve it.
+        settings: Packed with it; nothing has to be typed again to serve it. A variant or device that they leave open is
+            decided here, for this machine, and packed as decided.
 
     Raises:
-        ArtifactError: if the bundle is damaged or lacks the model, or the archive holds something else.
+        ArtifactError: if the bundle is damaged or lacks the variant, or the archive holds something else.
+        EngineIncompatibleError: if the settings leave the variant open and no verified one runs here.
+        ConfigError: if the bundle's view plan takes more clips than a request may cost.
+        MissingDependencyError: if a package of the extra ``torchserve`` is not installed.
     """
+    if find_spec("model_archiver") is None:  # it runs in a process of its own, so it is not imported here
+        raise MissingDependencyError(
+            "the package 'torch-model-archiver' is not installed",
+            hint=f"install it with: {pip_install('torchserve')}",
+        )
     opened = open_bundle(bundle)
     name, service = opened.manifest.name, settings.service
+    service.view_plan(opened.manifest.view_plan)  # refused here, not by every worker
+    variant, device, reason = choose_variant(opened, service.variant, device=service.device)
+    settings = replace(settings, service=replace(service, variant=variant.id, device=device))
     target = model_store / f"{name}.mar"
     with tempfile.TemporaryDirectory(prefix="ivdr-archive-") as folder, atomic_path(target) as temporary:
         scratch = Path(folder)
         inside = scratch / "files" / BUNDLE_FOLDER
         inside.mkdir(parents=True)
-        packed = opened.copy_serving_files(inside, runtime=service.runtime, precision=service.precision)
-        (scratch / _MODEL_CONFIG_FILE).write_text(to_model_config(settings), encoding="utf-8")
+        packed = opened.copy_serving_files(inside, variant)
+        (scratch / MODEL_CONFIG_FILE).write_text(to_model_config(settings), encoding="utf-8")
         archive = open_archive(_run_archiver(scratch, name=name, version=opened.manifest.version))
         if (archive.manifest, archive.settings) != (packed.manifest, settings):
             raise ArtifactError(f"{target.name} holds another manifest or other settings than were packed")
         shutil.move(archive.path, temporary)
-    return Archive(path=target, manifest=archive.manifest, settings=archive.settings)
+    return replace(archive, path=target, reason=reason)
 
 
 def open_archive(path: Path) -> Archive:
@@ -89,17 +110,15 @@ def open_archive(path: Path) -> Archive:
         with zipfile.ZipFile(path) as archive:
             return _check_archive(path, archive)
     except (OSError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"{path} cannot be read as an archive ({error})", hint=_PACK_AGAIN) from error
+        raise ArtifactError(f"{path} cannot be read as an archive ({error})", hint=PACK_AGAIN) from error
     except KeyError as error:
         raise ArtifactError(
-            f"{path} is not an archive of `ivdr archive`: {error.args[0]}", hint=_PACK_AGAIN
+            f"{path} is not an archive of `ivdr archive`: {error.args[0]}", hint=PACK_AGAIN
         ) from error
-    except ConfigError as error:
-        raise ArtifactError(error.message, hint=error.hint or _PACK_AGAIN) from error
 
 
 def _check_archive(path: Path, archive: zipfile.ZipFile) -> Archive:
-    settings = from_model_config(archive.read(_MODEL_CONFIG_FILE), where=f"{path}: {_MODEL_CONFIG_FILE}")
+    settings = from_model_config(archive.read(MODEL_CONFIG_FILE), where=f"{path}: {MODEL_CONFIG_FILE}")
     where = f"{BUNDLE_FOLDER}/{MANIFEST_FILE}"
     manifest = read_manifest(archive.read(where), where=f"{path}: {where}")
     for entry in manifest.files:
@@ -109,7 +128,7 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> Archive:
             raise ArtifactError(
                 f"{path}: {entry.path} was changed: its SHA-256 begins {digest[:12]}, the manifest says "
                 f"{entry.sha256[:12]}",
-                hint=_PACK_AGAIN,
+                hint=PACK_AGAIN,
             )
     described = json.loads(archive.read(_ARCHIVE_MANIFEST))["model"]
     archive.getinfo(HANDLER_FILE)
@@ -117,13 +136,11 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> Archive:
         "modelName": manifest.name,
         "modelVersion": manifest.version,
         "handler": HANDLER_FILE,
-        "configFile": _MODEL_CONFIG_FILE,
+        "configFile": MODEL_CONFIG_FILE,
     }
     if wrong := [key for key, value in expected.items() if described.get(key) != value]:
         found = {key: described.get(key) for key in wrong}
-        raise ArtifactError(
-            f"{path}: {_ARCHIVE_MANIFEST} says {found}, expected {expected}", hint=_PACK_AGAIN
-        )
+        raise ArtifactError(f"{path}: {_ARCHIVE_MANIFEST} says {found}, expected {expected}", hint=PACK_AGAIN)
     return Archive(path=path, manifest=manifest, settings=settings)
 
 
@@ -133,9 +150,10 @@ def _run_archiver(scratch: Path, *, name: str, version: str) -> Path:
     out.mkdir()
     # In a process of its own: it deletes the folder NAME of the temporary directory, and TMPDIR moves that.
     # Stored, not deflated: weights hardly shrink, and packing would take ten times longer.
-    command = [sys.executable, "-m", "model_archiver.model_packaging"]
+    # -P: with -m alone a file in the working directory, torch.py say, would be imported in a package's place.
+    command = [sys.executable, "-P", "-m", "model_archiver.model_packaging"]
     command += ["--model-name", name, "--version", version, "--handler", str(handler_source())]
-    command += ["--extra-files", str(scratch / "files"), "--config-file", str(scratch / _MODEL_CONFIG_FILE)]
+    command += ["--extra-files", str(scratch / "files"), "--config-file", str(scratch / MODEL_CONFIG_FILE)]
     command += ["--archive-format", "zip-store", "--export-path", str(out)]
     temporary = scratch / "tmp"
     temporary.mkdir()

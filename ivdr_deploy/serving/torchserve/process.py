@@ -1,4 +1,4 @@
-"""The real TorchServe, started, watched and stopped: ready means proven, stopped means gone."""
+"""The real TorchServe, started, watched and stopped."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any, Self
 
 import psutil
 
-from ivdr_deploy.errors import ServerError
+from ivdr_deploy.errors import FolderError, ServerError
 from ivdr_deploy.serving.client import EndpointClient
-from ivdr_deploy.serving.core.settings import EndpointSettings
 from ivdr_deploy.serving.torchserve.archive import build_archive, open_archive
 from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _END_SECONDS = 20.0
 
 
 class TorchServeProcess:
-    """One TorchServe in a process group of its own. A context manager: ready inside, gone after."""
+    """One TorchServe in a process group of its own. A context manager: started on entry, stopped on exit."""
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
@@ -67,17 +67,18 @@ class TorchServeProcess:
         self.stop()
 
     def start(self) -> None:
-        """Start it and wait until every worker is READY, which each is only after replaying the golden clips.
+        """Start it and wait until every worker is READY, which each is only when golden clips and videos agree.
 
-        A worker is then asked what it has loaded and how closely the golden clips agreed.
+        A worker is then asked what it has loaded.
 
         Raises:
+            FolderError: if another TorchServe uses the run folder.
             ServerError: if a port is taken, TorchServe ends, or a worker cannot load the model; says why, as
                 soon as it is known. Nothing is left running.
         """
         config = self.config
         if (pid := _running_server(config.temporary)) is not None:
-            raise ServerError(
+            raise FolderError(
                 f"a TorchServe (process {pid}) already uses the run folder {config.run_dir}",
                 hint=f"stop it with: {config.shell_line(config.stop_command())}",
             )
@@ -152,14 +153,15 @@ class TorchServeProcess:
             _wait(process, _POLL_SECONDS)
 
     def _ask_worker(self) -> None:
-        """The canary: what answers must be what was packed, with its golden clips replayed."""
+        """Ask a worker what it has loaded, and hold it against what was packed."""
         facts = self.client.describe(ask_worker=True).get("customizedMetadata")
-        expected = self.config.archive.manifest
-        if not isinstance(facts, dict) or not facts.get("golden_max_abs_diff"):
-            raise ServerError(f"the worker does not say that it replayed golden clips; it says {facts!r}")
-        if facts["contract_hash"] != expected.contract_hash:
-            found = facts["contract_hash"][:12]
-            raise ServerError(f"the worker serves the contract {found}, not {expected.contract_hash[:12]}")
+        archive = self.config.archive
+        expected = {
+            "contract_hash": archive.manifest.contract_hash,
+            "variant": archive.settings.service.variant,
+        }
+        if not isinstance(facts, dict) or any(facts.get(name) != value for name, value in expected.items()):
+            raise ServerError(f"the worker says {str(facts)[:200]}, expected {expected}")
         self.worker_facts = facts
 
     def _drain(self, process: subprocess.Popen[bytes]) -> None:
@@ -179,7 +181,7 @@ class TorchServeProcess:
 
     def _is_idle(self) -> bool:
         described, metrics = self.client.describe(), self.client.metrics()
-        workers = [f'ivdr_busy{{Worker="{worker["pid"]}"' for worker in described["workers"]]
+        workers = [f'ivdr_busy{{worker="{worker["pid"]}"' for worker in described["workers"]]
         busy = any(value and name.startswith(tuple(workers)) for name, value in metrics.items())
         return not busy and described["jobQueueStatus"]["pendingRequests"] == 0
 

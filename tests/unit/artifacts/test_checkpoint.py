@@ -19,11 +19,12 @@ from ivdr_deploy.artifacts.checkpoint import (
 )
 from ivdr_deploy.errors import CheckpointError, ClipShapeError, ContractMismatchError
 from ivdr_deploy.models.network import build_model
-from ivdr_deploy.spec import CheckpointInfo, ClipSpec, ModelSpec, Provenance, TrainingState
+from ivdr_deploy.spec import CheckpointInfo, ClipSpec, ModelSpec, Provenance, TrainingState, ViewPlan
 
 CLIP = ClipSpec(num_frames=4, short_side=36, crop_size=32)
 INFO = CheckpointInfo(
     clip=CLIP,
+    view_plan=ViewPlan(num_clips=3, spatial_crops=3),
     model=ModelSpec(backbone="tiny", num_classes=2),
     labels=("jump", "läuft"),
     training=TrainingState(backbone_step=7, head_steps={"classifier": 7, "series_head": 5}),
@@ -128,7 +129,7 @@ def test_other_safetensors_files_are_refused(path: Path) -> None:
 
 def test_newer_format_is_refused_by_number(path: Path) -> None:
     edit(path, lambda _, info: info.update(format_version=99))
-    assert "checkpoint format 99" in refusal(path)
+    assert "format version 99, this ivdr reads 1 to 2" in refusal(path)
 
 
 def test_unknown_metadata_is_refused_by_key(path: Path) -> None:
@@ -164,3 +165,49 @@ def test_missing_or_foreign_golden_clips_are_refused(path: Path) -> None:
     assert "golden clips have dtype uint8 and shape (1, 4, 8, 8, 3)" in refusal(path)
     edit(path, lambda tensors, _: tensors.pop("golden.video"))
     assert "no golden clips" in refusal(path)
+
+
+def test_golden_clips_of_another_kind_of_number_are_refused(path: Path) -> None:
+    edit(
+        path, lambda tensors, _: tensors.update({"golden.video": tensors["golden.video"].to(torch.bfloat16)})
+    )
+    assert "does not fit its own description" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", "{}", "[" * 100_000, '{"format_version": 2, "clip": ' + "[" * 500 + "]" * 500 + "}"],
+    ids=["empty", "list", "number", "nothing", "deep", "deeper"],
+)
+def test_a_description_that_is_none_is_refused(path: Path, text: str) -> None:
+    save_file(load_file(path), path, metadata={"ivdr": text})
+    message = refusal(path)
+    assert path.name in message
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda info: info["clip"].update(mean=[float("nan")] * 3), "mean must be finite"),
+        (lambda info: info["view_plan"].update(num_clips=0), "num_clips"),
+        (lambda info: info.update(labels=["one"]), "1 labels for a classifier of 2"),
+    ],
+    ids=["nan", "plan", "labels"],
+)
+def test_a_description_of_something_impossible_is_refused(path: Path, change, word: str) -> None:
+    edit(path, lambda _, info: change(info))
+    assert word in refusal(path)
+
+
+def test_a_network_without_slots_or_clip_head_comes_back(tmp_path: Path) -> None:
+    info = replace(
+        INFO,
+        model=ModelSpec(backbone="tiny", num_slots=0, clip_dim=0, num_classes=2),
+        training=TrainingState(backbone_step=7, head_steps={"classifier": 7}),
+    )
+    path = tmp_path / "bare.safetensors"
+    save_checkpoint(path, model=build_model(info.model, CLIP), info=info, golden=GOLDEN)
+    loaded = load_checkpoint(path)
+    assert loaded.info == info
+    assert set(loaded.model(torch.from_numpy(GOLDEN))) == {"feature", "logits"}

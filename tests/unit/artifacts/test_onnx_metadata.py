@@ -5,7 +5,7 @@ import pytest
 
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.errors import ArtifactError
-from ivdr_deploy.spec import ClipSpec
+from ivdr_deploy.spec import ClipSpec, ViewPlan
 
 CLIP = ClipSpec(num_frames=8, target_fps=12.5)
 METADATA = OnnxMetadata(
@@ -13,6 +13,7 @@ METADATA = OnnxMetadata(
     version="1.0",
     contract_hash=CLIP.contract_hash,
     contract=CLIP,
+    view_plan=ViewPlan(placement="sliding", hop=4),
     labels=("sit down", 'été, "so"'),
     outputs=("logits", "inter"),
     ivdr_version="0.1.0",
@@ -29,9 +30,21 @@ def test_props_are_readable_without_this_package() -> None:
     assert props["ivdr.contract_hash"] == CLIP.contract_hash
     assert json.loads(props["ivdr.labels"]) == ["sit down", 'été, "so"']
     assert json.loads(props["ivdr.contract"])["num_frames"] == 8
+    assert json.loads(props["ivdr.view_plan"])["placement"] == "sliding"
 
 
-@pytest.mark.parametrize("props", [{}, {"ivdr.name": "x"}, {**METADATA.to_props(), "ivdr.labels": "{"}])
+@pytest.mark.parametrize(
+    "props",
+    [
+        {},
+        {"ivdr.name": "x"},
+        {**METADATA.to_props(), "ivdr.labels": "{"},
+        {**METADATA.to_props(), "ivdr.labels": "[" * 100_000},
+        {**METADATA.to_props(), "ivdr.format_version": "[" * 500 + "]" * 500},
+        {**METADATA.to_props(), "ivdr.contract": '{"mean": [NaN, 0, 0]}'},
+    ],
+    ids=["none", "few", "cut", "deep", "deeper", "nan"],
+)
 def test_missing_or_broken_metadata_is_refused(props) -> None:
     with pytest.raises(ArtifactError, match=r"m\.onnx"):
         OnnxMetadata.from_props(props, where="m.onnx")
@@ -40,4 +53,10 @@ def test_missing_or_broken_metadata_is_refused(props) -> None:
 def test_a_contract_that_is_not_the_one_of_its_hash_is_refused() -> None:
     props = replace(METADATA, contract=ClipSpec(num_frames=4)).to_props()
     with pytest.raises(ArtifactError, match="not the one of its hash"):
+        OnnxMetadata.from_props(props, where="m.onnx")
+
+
+def test_a_later_format_is_refused_by_name() -> None:
+    props = {**METADATA.to_props(), "ivdr.format_version": "99", "ivdr.invented_later": "1"}
+    with pytest.raises(ArtifactError, match=r"m\.onnx has format version 99, this ivdr reads 1 to 2"):
         OnnxMetadata.from_props(props, where="m.onnx")

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,17 @@ def test_missing_or_damaged_sidecar_says_how_to_rebuild(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"model\.engine\.json is missing") as caught:
         read_sidecar(engine)
     assert "--trt" in caught.value.hint
-    for content in ("{", "{}", '{"provider": "openvino"}'):
+    for content in ("{", "[]", "3", '{"format_version": 2}', "[" * 100_000):
         sidecar_path(engine).write_text(content)
         with pytest.raises(ArtifactError, match="cannot be read"):
             read_sidecar(engine)
+    for version in ("99", "{}", "null"):
+        sidecar_path(engine).write_text(f'{{"format_version": {version}, "provider": "openvino"}}')
+        with pytest.raises(ArtifactError, match=r"has format version .*, this ivdr reads 1 to 2"):
+            read_sidecar(engine)
+
+
+def test_a_sidecar_of_version_1_has_the_same_fields(tmp_path: Path) -> None:
+    former = replace(INFO, format_version=1)
+    write_sidecar(tmp_path / "model.engine", former)
+    assert read_sidecar(tmp_path / "model.engine") == former

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,13 @@ from ivdr_deploy.runtimes.loading import open_model
 
 SAMPLES = Samples(
     videos=2,
-    clips=3,
+    clips=6,
     rounds=2,
     failed={"bad.mp4": "unreadable"},
     decode_ms=[20.0, 20.0, 20.0, 20.0],
     preprocess_ms=[1.0, 2.0, 3.0, 4.0],
     infer_ms=[10.0, 10.0, 10.0, 10.0],
-    torch_ms=[20.0, 30.0, 40.0, 50.0],
+    reference_ms=[20.0, 30.0, 40.0, 50.0],
     pipeline_seconds=0.05,
     max_abs_diff={"logits": 1e-6},
 )
@@ -36,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedModel]:
 
 @pytest.fixture
 def report(model: LoadedModel) -> dict:
-    return build_report(SAMPLES, engine=model, torch=model, threads=2)
+    return build_report(SAMPLES, engine=model, reference=model, threads=2)
 
 
 def test_figures_follow_from_the_samples(report):
@@ -47,7 +48,7 @@ def test_figures_follow_from_the_samples(report):
         "total_ms_p50": 32.0,
         "total_ms_p95": 34.0,
         "total_ms_mean": 32.5,
-        "torch_infer_ms_p95": 50.0,
+        "reference_infer_ms_p95": 50.0,
         "videos_per_s": 40.0,
         "videos_per_s_serial": 1000.0 / 32.5,
         "roof_decode_videos_per_s": 50.0,
@@ -64,6 +65,17 @@ def test_figures_follow_from_the_samples(report):
     }
 
     assert {name: report[name] for name in expected} == pytest.approx(expected)
+
+
+def test_without_a_reference_there_is_no_ratio(model):
+    report = build_report(replace(SAMPLES, reference_ms=[]), engine=model, reference=None, threads=None)
+
+    assert report["reference"] is None
+    assert not [name for name in report if name.startswith(("speedup", "reference_infer"))]
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(render_report(report))
+    assert "speed-up" not in capture.get()
 
 
 def test_figures_are_flat_and_the_environment_lies_beside_them(report, model):
@@ -91,4 +103,4 @@ def test_table_shows_stages_roofs_and_speedup(report):
     cells = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in lines if line.startswith("│")}
     assert [cell.strip() for cell in cells["preprocess"]] == ["2.0", "4.0", "4.0", "2.5"]
     assert cells["roof: decoding alone, one thread"][0].strip() == "50.0"
-    assert cells["speed-up over torch eager (half: 2.00 to 4.00)"][0].strip() == "3.00x"
+    assert cells["speed-up over the reference (half: 2.00 to 4.00)"][0].strip() == "3.00x"

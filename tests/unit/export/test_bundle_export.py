@@ -2,18 +2,22 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
-from bundles import TINY_CLIP, TINY_LABELS
+from bundles import TINY_CLIP, TINY_LABELS, keep_variants, reseal
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, read_checkpoint_info, save_checkpoint
-from ivdr_deploy.errors import CheckpointError, ConfigError, ExportError, ParityError
+from ivdr_deploy.artifacts.golden import GOLDEN_PLAN
+from ivdr_deploy.errors import CheckpointError, ConfigError, ExportError, FolderError, ParityError
 from ivdr_deploy.export.bundle_export import choose_outputs, export_bundle
+from ivdr_deploy.models.network import build_model
 from ivdr_deploy.runtimes import compare
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.spec import CheckpointInfo, ModelSpec, TrainingState
+from ivdr_deploy.video.clips import load_clips
 
 
 def info_with(**head_steps: int) -> CheckpointInfo:
@@ -29,29 +33,39 @@ def test_the_manifest_says_what_was_trained_and_what_was_measured(bundle: Path, 
     manifest = open_bundle(bundle).manifest
     info = read_checkpoint_info(checkpoint)
     assert (manifest.clip, manifest.model, manifest.labels) == (info.clip, info.model, info.labels)
-    assert manifest.training == info.training
-    assert {entry.output: entry.runtime for entry in manifest.parity} == {
-        "logits": "onnxruntime",
-        "feature": "onnxruntime",
-    }
-    assert all(0 < entry.max_abs_diff <= 1e-4 <= entry.tolerance for entry in manifest.parity)
-    assert all(entry.min_cosine > 0.99999 for entry in manifest.parity)
+    assert (manifest.view_plan, manifest.training) == (info.view_plan, info.training)
+    reference, exported = manifest.variants
+    assert (reference.id, reference.derived_from, reference.parity) == ("torch-fp32", None, ())
+    assert (exported.id, exported.derived_from, exported.verified) == ("onnx-fp32", "torch-fp32", True)
+    assert [entry.output for entry in exported.parity] == ["logits", "feature"]
+    assert all(0 < entry.max_abs_diff <= 1e-4 <= entry.tolerance for entry in exported.parity)
+    assert all(entry.min_cosine > 0.99999 for entry in exported.parity)
     assert (manifest.provenance.git_revision, manifest.provenance.seed) == ("abc123", 7)
     assert manifest.provenance.packages["torch"] == "1.0"  # of the training
     assert manifest.provenance.packages["export:torch"] == torch.__version__
+    assert manifest.provenance.packages["export:av"] == av.__version__
 
 
 def test_the_bundle_holds_the_checkpoint_itself_and_what_it_gives(bundle: Path, checkpoint: Path) -> None:
     opened = open_bundle(bundle)
-    assert opened.model_file("torch").read_bytes() == checkpoint.read_bytes()
-    video, expected = opened.golden()
+    assert opened.variant_file(opened.variant("torch-fp32")).read_bytes() == checkpoint.read_bytes()
+    golden = opened.golden()
     loaded = load_checkpoint(checkpoint)
-    np.testing.assert_array_equal(video, loaded.golden)
+    np.testing.assert_array_equal(golden.video, loaded.golden)
     with torch.inference_mode():
-        outputs = loaded.model(torch.from_numpy(video))
-    assert set(expected) == {"logits", "feature"}
-    for name, value in expected.items():
+        outputs = loaded.model(torch.from_numpy(golden.video))
+    assert set(golden.expected) == {"logits", "feature"}
+    for name, value in golden.expected.items():
         np.testing.assert_allclose(value, outputs[name].numpy(), atol=1e-6)
+
+
+def test_the_golden_videos_are_there_with_the_clips_that_this_contract_makes_of_them(bundle: Path) -> None:
+    clips = open_bundle(bundle).golden().clips
+    assert set(clips) == {"golden_h264.mp4", "golden_mpeg4.avi"}
+    for name, recorded in clips.items():
+        assert np.array_equal(load_clips(bundle / name, TINY_CLIP, GOLDEN_PLAN).video, recorded)
+        assert recorded.std() > 20  # there is something to see
+    assert not np.array_equal(*clips.values())
 
 
 def test_the_model_card_tells_what_was_measured(bundle: Path) -> None:
@@ -61,7 +75,9 @@ def test_the_model_card_tells_what_was_measured(bundle: Path) -> None:
         "# lively 1.0",
         manifest.contract_hash,
         "[N, 4, 32, 32, 3]",
-        f"{manifest.parity[0].max_abs_diff:.1e}",
+        f"{manifest.variants[1].parity[0].max_abs_diff:.1e}",
+        "From a video: 2 clips, centre crop",
+        "the reference is `torch-fp32`",
         "Over 4 golden clips",
         "video_accuracy: 0.75",
         "abc123",
@@ -70,6 +86,7 @@ def test_the_model_card_tells_what_was_measured(bundle: Path) -> None:
     ]:
         assert fact in card
     assert "stale" not in card
+    assert "Not verified" not in card
 
 
 @pytest.mark.parametrize(
@@ -139,7 +156,7 @@ def test_what_is_not_a_bundle_is_never_replaced(checkpoint: Path, bundle: Path, 
         ("folder", "exists and is not a bundle"),
         ("bundle", r"files that are not the bundle's: notes\.txt"),
     ]:
-        with pytest.raises(ConfigError, match=reason):
+        with pytest.raises(FolderError, match=reason):
             export_bundle(checkpoint, tmp_path / name)
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
     assert (tmp_path / "bundle" / "notes.txt").read_text() == "mine"
@@ -161,3 +178,30 @@ def test_an_absent_checkpoint_is_named(tmp_path: Path) -> None:
 def test_labels_stay_behind_when_the_classifier_does(bundle: Path) -> None:
     info = replace(info_with(series_head=20))
     assert "logits" not in choose_outputs(info, include_stale=False)
+
+
+def test_a_network_without_slots_or_clip_head_becomes_a_bundle(checkpoint: Path, tmp_path: Path) -> None:
+    """What an imported classifier is: no dual representation, and no golden clips once it is exported."""
+    labels = ("walk", "run")
+    spec = ModelSpec(backbone="tiny", num_slots=0, clip_dim=0, num_classes=2)
+    info = CheckpointInfo(
+        clip=TINY_CLIP, model=spec, labels=labels, training=TrainingState(head_steps={"classifier": 0})
+    )
+    source = tmp_path / "bare.safetensors"
+    golden = load_checkpoint(checkpoint).golden
+    save_checkpoint(source, model=build_model(spec, TINY_CLIP), info=info, golden=golden)
+    bundle = export_bundle(source, tmp_path / "bare")
+    assert bundle.manifest.output_names == ("logits", "feature")
+    for variant in ("torch-fp32", "onnx-fp32"):
+        model = open_model(bundle.path, variant=variant)
+        assert model.labels == labels
+        assert set(model.golden_max_abs_diff) == {"logits", "feature"}
+        assert model.runtime.infer(golden)["logits"].shape == (len(golden), 2)
+    keep_variants(bundle.path, "onnx-fp32")
+    (bundle.path / "golden.npz").unlink()
+    for name in model.decode_mean_diff:
+        (bundle.path / name).unlink()
+    reseal(bundle.path, model=None, training=None)
+    imported = open_model(bundle.path)
+    assert (imported.variant, imported.golden_max_abs_diff) == ("onnx-fp32", {})
+    assert open_bundle(bundle.path).manifest.stale_outputs == ()

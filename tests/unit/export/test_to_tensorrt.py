@@ -41,7 +41,7 @@ def test_a_plan_is_built_with_a_sidecar_that_says_what_it_belongs_to(
     assert info.onnx_sha256 == sha256_file(bundle / "model.onnx")
     assert info.contract_hash == metadata.contract_hash
     assert info.outputs == ("logits", "feature")
-    assert (info.batch.min, info.batch.opt, info.batch.max) == (1, metadata.contract.num_clips, 64)
+    assert (info.batch.min, info.batch.opt, info.batch.max) == (1, metadata.view_plan.max_views, 64)
     assert info.clip_shape == metadata.contract.clip_shape
     assert engine.stat().st_size > 100_000  # the weights are in it
     if provider == "tensorrt_rtx":

@@ -1,18 +1,35 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from ivdr_deploy.runtimes.compare import TOLERANCE, compare_outputs, describe_failures
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from ivdr_deploy.artifacts.golden import Golden
+from ivdr_deploy.errors import ExportError, ParityError
+from ivdr_deploy.runtimes.compare import (
+    TOLERANCE,
+    check_parity,
+    compare_outputs,
+    describe_failures,
+    reference_outputs,
+)
+from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
+from ivdr_deploy.runtimes.variants import open_variant
+from ivdr_deploy.spec import Precision
 
 
 def compare(expected, found):
-    return compare_outputs(expected, found, runtime="onnxruntime", precision="fp32")
+    return compare_outputs(expected, found, precision="fp32")
 
 
 def test_measures_the_largest_difference_and_the_smallest_cosine() -> None:
     expected = {"logits": np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)}
     found = {"logits": np.array([[1.0, 0.0], [2.0, 2.0]], np.float32)}
     (entry,) = compare(expected, found)
-    assert (entry.output, entry.runtime, entry.precision) == ("logits", "onnxruntime", "fp32")
+    assert entry.output == "logits"
     assert entry.max_abs_diff == 2.0
     assert entry.min_cosine == pytest.approx(np.sqrt(0.5))
     assert not entry.passed
@@ -62,3 +79,38 @@ def test_each_slot_has_its_own_cosine() -> None:
 def test_two_zero_vectors_agree() -> None:
     (entry,) = compare({"feature": np.zeros((1, 4))}, {"feature": np.zeros((1, 4))})
     assert (entry.max_abs_diff, entry.min_cosine) == (0.0, 1.0)
+
+
+def test_every_precision_has_a_tolerance_and_fewer_bits_a_larger_one() -> None:
+    assert set(TOLERANCE) == set(get_args(Precision))
+    assert TOLERANCE["fp32"] < TOLERANCE["fp16"] < TOLERANCE["bf16"] < TOLERANCE["int8"]
+
+
+def test_the_gate_opens_for_the_same_network_only(bundle: Path, tiny_bundle: Path) -> None:
+    opened, other = open_bundle(bundle), open_bundle(tiny_bundle)
+    parity = check_parity(opened.golden(), open_variant(opened, opened.variant("onnx-fp32")))
+    assert [entry.output for entry in parity] == ["logits", "feature"]
+    with pytest.raises(ParityError, match="feature differs by"):
+        check_parity(opened.golden(), open_variant(other, other.variant("onnx-fp32")))
+    with pytest.raises(ExportError, match="no golden clips"):
+        check_parity(Golden(), open_variant(other, other.variant("onnx-fp32")))
+
+
+def test_a_wrong_input_cannot_pass(bundle: Path) -> None:
+    """Colour order, frame order and a one-level shift of the pixels all show."""
+    opened = open_bundle(bundle)
+    golden, runtime = opened.golden(), open_variant(opened, opened.variant("onnx-fp32"))
+    for wrong in (golden.video[..., ::-1], golden.video[:, ::-1], golden.video // 2 * 2):
+        with pytest.raises(ParityError):
+            check_parity(replace(golden, video=np.ascontiguousarray(wrong)), runtime)
+
+
+def test_reference_outputs_are_finite(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    golden = opened.golden()
+    model = load_checkpoint(opened.path / "model.safetensors").model
+    runtime = TorchRuntime(model, clip=opened.manifest.clip, output_names=opened.manifest.output_names)
+    assert set(reference_outputs(runtime, golden.video)) == set(golden.expected)
+    next(model.backbone.parameters()).data.fill_(float("inf"))
+    with pytest.raises(ExportError, match="NaN or infinity in logits, feature"):
+        reference_outputs(runtime, golden.video)

@@ -7,70 +7,103 @@ import pytest
 import torch
 from bundles import TINY_CLIP, reseal
 
-from ivdr_deploy.artifacts.bundle import file_entry, open_bundle, write_manifest
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.artifacts.sidecar import EngineInfo, read_sidecar, write_sidecar
-from ivdr_deploy.errors import ArtifactError, ConfigError, EngineIncompatibleError, MissingDependencyError
+from ivdr_deploy.errors import (
+    ArtifactError,
+    ConfigError,
+    DeviceError,
+    EngineIncompatibleError,
+    MissingDependencyError,
+)
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.trt_runtime import TrtRuntime
+from ivdr_deploy.runtimes.variants import choose_variant
 
 pytestmark = pytest.mark.trt
-
-ENGINE = "model.fp32.engine"
 
 
 @pytest.fixture(scope="module")
 def built(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with a real plan."""
-    from ivdr_deploy.export.to_tensorrt import build_engine
-    from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
+    from ivdr_deploy.export.bundle_export import add_plan
 
     folder = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("trt") / "bundle"))
-    build_engine(folder / "model.onnx", folder / ENGINE, metadata=OrtRuntime(folder / "model.onnx").metadata)
-    return with_engine(folder)
+    return add_plan(folder).path
 
 
-def with_engine(folder: Path) -> Path:
-    """List the plan and its sidecar, as they are now, in the manifest."""
-    manifest = open_bundle(folder).manifest
-    others = tuple(entry for entry in manifest.files if not entry.path.startswith(ENGINE))
-    model = file_entry(folder, ENGINE, kind="model", runtime="tensorrt", precision="fp32")
-    write_manifest(
-        folder,
-        replace(manifest, files=(*others, model, file_entry(folder, f"{ENGINE}.json", kind="sidecar"))),
-    )
-    return folder
+def plan_of(folder: Path) -> Variant:
+    (variant,) = [held for held in open_bundle(folder).manifest.variants if held.runtime == "tensorrt"]
+    return variant
+
+
+def engine_of(folder: Path) -> Path:
+    return folder / plan_of(folder).files[0]
 
 
 def change_sidecar(built: Path, tmp_path: Path, **changes: object) -> tuple[Path, EngineInfo]:
-    engine = tmp_path / ENGINE
-    shutil.copyfile(built / ENGINE, engine)
-    info = replace(read_sidecar(built / ENGINE), **changes)
+    engine = tmp_path / engine_of(built).name
+    shutil.copyfile(engine_of(built), engine)
+    info = replace(read_sidecar(engine_of(built)), **changes)
     write_sidecar(engine, info)
     return engine, info
 
 
+def test_adding_a_plan_adds_a_variant_and_keeps_the_rest(built: Path, tiny_bundle: Path) -> None:
+    before, after = open_bundle(tiny_bundle).manifest, open_bundle(built).manifest
+    variant = plan_of(built)
+    assert after.variants == (*before.variants, variant)
+    info = read_sidecar(engine_of(built))
+    assert (variant.runtime, variant.precision, variant.provider) == ("tensorrt", "fp32", info.provider)
+    assert variant.target.device == "cuda"
+    assert variant.target.compute_capabilities == info.compute_capabilities
+    digits = "-".join(target.replace(".", "") for target in info.compute_capabilities)
+    assert variant.id == f"trt-fp32-sm{digits}"
+    assert variant.files == (f"{variant.id}.engine", f"{variant.id}.engine.json")
+    assert variant.derived_from == "onnx-fp32"
+    assert info.onnx_sha256 == after.entry("model.onnx").sha256
+    assert info.contract_hash == TINY_CLIP.contract_hash
+    card = (built / "MODEL_CARD.md").read_text()
+    assert ("Not verified" in card) == (not variant.verified)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_without_a_driver_the_plan_says_so(built: Path) -> None:
+def test_a_plan_that_was_not_run_is_not_verified_and_not_chosen(built: Path) -> None:
+    assert (plan_of(built).parity, plan_of(built).verified) == ((), False)
+    variant, _, reason = choose_variant(open_bundle(built))
+    assert variant.id == "onnx-fp32"
+    assert f"{plan_of(built).id}: not verified" in reason
     with pytest.raises(EngineIncompatibleError, match="no NVIDIA driver was found") as caught:
-        open_model(built, runtime="tensorrt", device="cuda")
+        open_model(built, variant=plan_of(built).id)
     assert "onnxruntime" in caught.value.hint
 
 
 def test_a_plan_never_runs_on_the_cpu(built: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot run on device 'cpu'"):
-        open_model(built, runtime="tensorrt")
+    with pytest.raises(DeviceError, match="cannot run on device 'cpu'"):
+        open_model(built, variant=plan_of(built).id, device="cpu")
 
 
 def test_a_plan_of_another_onnx_file_is_refused(built: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(built, tmp_path / "bundle"))
-    write_sidecar(folder / ENGINE, replace(read_sidecar(folder / ENGINE), onnx_sha256="f" * 64))
+    engine = engine_of(folder)
+    write_sidecar(engine, replace(read_sidecar(engine), onnx_sha256="f" * 64))
     with pytest.raises(ArtifactError, match="SHA-256 ffffffffffff, the bundle's is"):
-        open_model(reseal(folder), runtime="tensorrt", device="cuda")
+        open_model(reseal(folder), variant=plan_of(folder).id, device="cuda")
 
 
 def test_a_plan_of_another_contract_is_refused(built: Path) -> None:
     with pytest.raises(ArtifactError, match="was built under the contract"):
-        TrtRuntime(built / ENGINE, clip=replace(TINY_CLIP, frame_stride=7))
+        TrtRuntime(engine_of(built), clip=replace(TINY_CLIP, frame_stride=7))
+
+
+def test_the_hash_in_a_sidecar_of_version_1_had_the_view_plan_in_it(built: Path, tmp_path: Path) -> None:
+    """It cannot be compared; the digest of the ONNX file says as much."""
+    engine, _ = change_sidecar(
+        built, tmp_path, format_version=1, contract_hash="0" * 64, provider_version="0"
+    )
+    with pytest.raises(EngineIncompatibleError, match="installed is"):
+        TrtRuntime(engine, clip=TINY_CLIP)
 
 
 def test_a_plan_of_another_version_says_which_one_to_install(built: Path, tmp_path: Path) -> None:
@@ -94,15 +127,16 @@ def test_a_plan_of_a_library_that_is_not_installed_names_the_extra(
 
 
 def test_a_plan_without_its_sidecar_is_refused(built: Path, tmp_path: Path) -> None:
-    shutil.copyfile(built / ENGINE, tmp_path / ENGINE)
-    with pytest.raises(ArtifactError, match=r"engine\.json is missing"):
-        TrtRuntime(tmp_path / ENGINE, clip=TINY_CLIP)
+    shutil.copyfile(engine_of(built), tmp_path / "a.engine")
+    with pytest.raises(ArtifactError, match=r"a\.engine\.json is missing"):
+        TrtRuntime(tmp_path / "a.engine", clip=TINY_CLIP)
 
 
 def test_serving_files_of_a_plan_are_the_plan_and_its_sidecar(built: Path, tmp_path: Path) -> None:
-    open_bundle(built).copy_serving_files(tmp_path, runtime="tensorrt")
-    models = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("model"))
-    assert models == [ENGINE, f"{ENGINE}.json"]
+    copied = open_bundle(built).copy_serving_files(tmp_path, plan_of(built))
+    models = [entry.path for entry in copied.manifest.files if entry.kind in ("model", "sidecar")]
+    assert sorted(models) == sorted(plan_of(built).files)
+    assert open_bundle(tmp_path) == copied
 
 
 @pytest.mark.gpu
@@ -115,10 +149,12 @@ def test_a_plan_of_another_gpu_is_refused(built: Path, tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_the_plan_gives_what_torch_gives_at_every_batch(built: Path) -> None:
     here = "{}.{}".format(*torch.cuda.get_device_capability())
-    if here not in read_sidecar(built / ENGINE).compute_capabilities:
+    if here not in plan_of(built).target.compute_capabilities:
         pytest.skip(f"the plan was not built for compute capability {here}")
-    plan = open_model(built, runtime="tensorrt", device="cuda").runtime
-    reference = open_model(built, runtime="torch").runtime
+    assert plan_of(built).verified
+    chosen = open_model(built)
+    assert chosen.variant == plan_of(built).id
+    plan, reference = chosen.runtime, open_model(built, variant="torch-fp32").runtime
     for number in (1, 2, 7, 64):
         video = np.random.default_rng(number).integers(
             0, 256, (number, *TINY_CLIP.clip_shape), dtype=np.uint8

@@ -6,6 +6,7 @@ import pytest
 
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.scoring.plan import RunPlan, ScoreOptions, shard_videos, video_id
+from ivdr_deploy.spec import ViewPlan
 
 PLAN = RunPlan(
     ivdr_version="0.1.0",
@@ -14,11 +15,11 @@ PLAN = RunPlan(
     model="tiny",
     model_version="1.0",
     model_sha256="bb",
-    runtime="onnxruntime",
-    precision="fp32",
+    variant="onnx-fp32",
+    runtime="onnxruntime 1.32.0, CPUExecutionProvider, fp32",
     contract_hash="cc",
+    view_plan=ViewPlan(num_clips=2),
     top_k=5,
-    num_clips=2,
     hash_files=False,
     decoder="pyav",
     limits={"max_bytes": 100},
@@ -39,11 +40,12 @@ def test_equal_plans_have_the_same_run_id_and_shard_names():
         {"ivdr_version": "0.2.0"},
         {"videos_sha256": "ab"},
         {"model_sha256": "bc"},
-        {"runtime": "torch"},
+        {"runtime": "torch 2.14"},
+        {"variant": "torch-fp32"},
         {"contract_hash": "cd"},
         {"top_k": 4},
         {"outputs": ("inter",)},
-        {"num_clips": 3},
+        {"view_plan": ViewPlan(num_clips=3)},
         {"hash_files": True},
         {"decoder": "opencv"},
         {"limits": {"max_bytes": 99}},

@@ -8,9 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ivdr_deploy.errors import ConfigError, DataError
+from ivdr_deploy.errors import DataError, FolderError
 from ivdr_deploy.scoring.plan import RunPlan
 from ivdr_deploy.scoring.sink import LEDGER_FILE, METADATA_KEY, open_sink, read_scores
+from ivdr_deploy.spec import ViewPlan
 
 PLAN = RunPlan(
     ivdr_version="0.1.0",
@@ -19,12 +20,12 @@ PLAN = RunPlan(
     model="tiny",
     model_version="1.0",
     model_sha256="bb",
-    runtime="onnxruntime",
-    precision="fp32",
+    variant="onnx-fp32",
+    runtime="onnxruntime 1.32.0, CPUExecutionProvider, fp32",
     contract_hash="cc",
+    view_plan=ViewPlan(num_clips=1),
     top_k=2,
     outputs=("feature", "intra"),
-    num_clips=1,
     hash_files=False,
     decoder="pyav",
     shard_videos=2,
@@ -40,7 +41,9 @@ def row(position: int) -> dict[str, object]:
         "uri": f"{position}.mp4",
         "model": "tiny",
         "model_version": "1.0",
+        "variant": "onnx-fp32",
         "contract_hash": "cc",
+        "view_plan": "1 clip, centre crop",
         "run_id": PLAN.run_id,
     }
     if position % 2:
@@ -139,7 +142,7 @@ def test_the_scores_of_another_run_are_refused_and_the_difference_is_named(out):
     write(out, shards=1)
 
     with (
-        pytest.raises(ConfigError, match=r"another run.*model_sha256: bb, not other") as caught,
+        pytest.raises(FolderError, match=r"another run.*model_sha256: bb, not other") as caught,
         open_sink(out, replace(PLAN, model_sha256="other"), manifest=MANIFEST),
     ):
         pass
@@ -159,7 +162,7 @@ def test_a_folder_with_other_files_is_refused(out):
     out.mkdir()
     (out / "holiday.jpg").touch()
 
-    with pytest.raises(ConfigError, match=r"is no score table \(it holds holiday.jpg\)"):
+    with pytest.raises(FolderError, match=r"is no score table \(it holds holiday.jpg\)"):
         write(out)
     assert [path.name for path in out.iterdir()] == ["holiday.jpg"]
 
@@ -167,7 +170,7 @@ def test_a_folder_with_other_files_is_refused(out):
 def test_a_file_in_place_of_the_folder_is_refused(out):
     out.touch()
 
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(FolderError, match="is a file"):
         write(out)
 
 
@@ -178,7 +181,7 @@ def test_a_foreign_parquet_file_is_refused_when_writing_and_reading(out, name):
     foreign.parent.mkdir(exist_ok=True)
     foreign.write_bytes(b"garbage")
 
-    with pytest.raises(ConfigError, match=f"{name} is not a part of the run"):
+    with pytest.raises(FolderError, match=f"{name} is not a part of the run"):
         write(out)
     with pytest.raises(DataError, match=f"{name} is not a part of the run"):
         read_scores(out)
@@ -240,7 +243,7 @@ def test_a_damaged_ledger_is_refused(out, damage):
 def test_two_writers_at_once_are_refused(out):
     with (
         open_sink(out, PLAN, manifest=MANIFEST),
-        pytest.raises(ConfigError, match="another process is writing"),
+        pytest.raises(FolderError, match="another process is writing"),
         open_sink(out, PLAN, manifest=MANIFEST),
     ):
         pass

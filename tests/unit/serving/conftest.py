@@ -14,9 +14,8 @@ from ivdr_deploy.serving.core.settings import ServiceSettings
 
 @pytest.fixture(scope="package")
 def service(tiny_bundle: Path) -> Iterator[InferenceService]:
-    opened = InferenceService.open(tiny_bundle, ServiceSettings(threads=1))
-    yield opened
-    opened.close()
+    with InferenceService.open(tiny_bundle, ServiceSettings(threads=1, decode_workers=2)) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="package")

@@ -302,7 +302,7 @@ def test_key_frames_that_are_only_recovery_points_are_not_trusted(videos: Callab
         assert len(flagged) > 1
         container.seek(flagged[1], stream=stream)
         assert next(container.decode(stream)).pts > flagged[1]
-    index = round(flagged[1] * 25 * float(stream.time_base))
+        index = round(flagged[1] * 25 * float(stream.time_base))
     assert frame_bytes(path, [index]) == [sequential[index]]
 
 
@@ -397,10 +397,11 @@ def test_the_frame_limit_holds_while_frames_are_counted(videos: Callable[[str], 
         open_video(videos("mpeg4_bframes.avi"), limits=VideoLimits(max_frames=10))
 
 
-def test_a_sliver_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_sliver_is_refused(tmp_path: Path, decoder: DecoderName) -> None:
     path = write_video(tmp_path / "a.mkv", [np.zeros((16, 16 * 65, 3), np.uint8)], codec="ffv1", bframes=0)
     with pytest.raises(VideoLimitError, match="64 times"):
-        open_video(path)
+        open_video(path, decoder=decoder)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +412,8 @@ def test_senseless_limits_are_refused(limits: dict[str, object]) -> None:
         VideoLimits(**limits)  # type: ignore[arg-type]
 
 
-def test_a_sound_file_with_a_cover_picture_has_no_video(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_sound_file_with_a_cover_picture_has_no_video(tmp_path: Path, decoder: DecoderName) -> None:
     path = tmp_path / "song.m4a"
     with av.open(str(path), "w", format="mp4") as container:
         sound, cover = container.add_stream("aac", rate=16000), container.add_stream("mjpeg", rate=1)
@@ -423,7 +425,7 @@ def test_a_sound_file_with_a_cover_picture_has_no_video(tmp_path: Path) -> None:
         container.mux([*sound.encode(silence), *sound.encode(None)])
         container.mux([*cover.encode(picture), *cover.encode(None)])
     with pytest.raises(NoVideoStreamError):
-        open_video(path)
+        open_video(path, decoder=decoder)
 
 
 def test_a_picture_or_text_named_mp4_is_no_video(tmp_path: Path) -> None:
@@ -477,19 +479,6 @@ def test_damaged_bytes_give_frames_or_a_video_error_and_nothing_else(videos: Cal
     assert good
     assert errors
     assert all(error.message for error in errors)
-
-
-def test_opencv_refuses_bytes_and_interlaced_video(tmp_path: Path) -> None:
-    path = numbered_video(tmp_path / "a.mp4", num_frames=3)
-    with pytest.raises(ConfigError, match="by path"):
-        open_video(path.read_bytes(), decoder="opencv")
-    flagged = write_video(
-        tmp_path / "i.mp4", noisy_frames(3), bframes=0, options={"x264-params": "tff=1", "flags": "+ildct"}
-    )
-    with pytest.raises(VideoDecodeError, match="interlaced"):
-        open_video(flagged, decoder="opencv")
-    with open_video(flagged) as reader:
-        assert [frame_number(rgb) for rgb in reader.read(range(3))] == [0, 1, 2]
 
 
 def test_an_unknown_decoder_is_refused(tmp_path: Path) -> None:

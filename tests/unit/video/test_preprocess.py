@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from ivdr_deploy.video.preprocess import center_crop, resize_frame, resized_size
+from ivdr_deploy.video.preprocess import crops, resize_frame, resized_size
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,32 @@ def test_the_shorter_side_is_fixed_and_the_aspect_kept(
 
 def test_the_crop_is_central_and_rounds_offsets_down() -> None:
     frames = np.arange(2 * 5 * 8).reshape(2, 5, 8, 1)
-    crop = center_crop(frames, 4)
+    (crop,) = crops(frames, 4)
     assert crop.shape == (2, 4, 4, 1)
     assert crop[0, 0, 0, 0] == 2  # top 0, left 2
     assert np.shares_memory(crop, frames)
+
+
+@pytest.mark.parametrize(
+    ("shape", "corners"),
+    [
+        ((5, 9), [(0, 0), (0, 2), (0, 5)]),  # landscape: left, centre, right
+        ((9, 5), [(0, 0), (2, 0), (5, 0)]),  # portrait: top, centre, bottom
+        ((6, 9), [(1, 0), (1, 2), (1, 5)]),  # each centred on the other axis
+        ((9, 6), [(0, 1), (2, 1), (5, 1)]),
+        ((4, 4), [(0, 0)] * 3),
+        ((6, 6), [(1, 0), (1, 1), (1, 2)]),
+    ],
+)
+def test_three_crops_lie_along_the_longer_side(
+    shape: tuple[int, int], corners: list[tuple[int, int]]
+) -> None:
+    height, width = shape
+    frame = np.arange(height * width).reshape(height, width, 1)
+    found = crops(frame, 4, count=3)
+    assert [crop.shape for crop in found] == [(4, 4, 1)] * 3
+    assert [divmod(int(crop[0, 0, 0]), width) for crop in found] == corners
+    assert np.array_equal(found[1], crops(frame, 4)[0])
 
 
 def yuv_frame(

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from ivdr_deploy.errors import IvdrError, NoVideoStreamError, VideoDecodeError, VideoOpenError
-from ivdr_deploy.spec import ClipSpec
-from ivdr_deploy.video import load_clips, open_video
+from ivdr_deploy.spec import ClipSpec, ViewPlan
+from ivdr_deploy.video import VideoLimits, load_clips, open_video
+from ivdr_deploy.video._packets import open_arguments
+from ivdr_deploy.video._source import check_source
 
-SPEC = ClipSpec(num_clips=2, short_side=64, crop_size=56)
+SPEC = ClipSpec(short_side=64, crop_size=56)
+PLAN = ViewPlan(num_clips=2)
 
 REFUSED: dict[str, type[IvdrError]] = {
     "audio_only.mp3": NoVideoStreamError,
@@ -97,7 +100,7 @@ def test_random_access_equals_sequential_decoding_on_real_clips(shared_data: Pat
     odd = [shared_data / "odd" / name for name in FRAMES if name != "no_pts_h264_1080p.avi"]
     clips = [path for path, _ in real_clips(shared_data)][::12]
     for path in [*odd, *clips]:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        with av.open(**open_arguments(check_source(path, VideoLimits()))) as container:
             sequential = [pixels(frame) for frame in container.decode(video=0)]
         with open_video(path) as reader:
             assert reader.info.num_frames == len(sequential), path
@@ -122,12 +125,12 @@ def test_every_odd_file_gives_clips_or_the_error_its_readme_asks_for(
             continue
         if name in REFUSED:
             with pytest.raises(REFUSED[name]):
-                load_clips(source, SPEC)
+                load_clips(source, SPEC, PLAN)
         elif name in DAMAGED:
             with pytest.raises(VideoDecodeError, match=r"cannot be decoded"):
-                load_clips(source, SPEC)
+                load_clips(source, SPEC, PLAN)
         else:
-            clips = load_clips(source, SPEC)
+            clips = load_clips(source, SPEC, PLAN)
             assert clips.video.shape == (2, *SPEC.clip_shape), name
             assert clips.info.num_frames == FRAMES.get(name, clips.info.num_frames), name
             size = (clips.info.width, clips.info.height, clips.info.rotation)
@@ -178,3 +181,19 @@ def test_opencv_finds_the_same_frames(shared_data: Path) -> None:
             nearby = pyav.read(range(count - 5, count)).astype(int)
             for place, rgb in enumerate(opencv.read(range(count - 5, count))):
                 assert np.argmin(np.abs(nearby - rgb).mean(axis=(1, 2, 3))) == place, name
+
+
+def test_opencv_pixels_are_as_near_as_its_docstring_says(shared_data: Path) -> None:
+    for path, _ in list(real_clips(shared_data))[::24]:
+        pyav, opencv = (
+            load_clips(path, SPEC, PLAN, decoder=name).video.astype(int) for name in ("pyav", "opencv")
+        )
+        assert np.abs(pyav - opencv).mean() < 2.0, path
+
+
+@pytest.mark.parametrize("name", ["interlaced.mpg", "interlaced_h264.mp4"])
+def test_opencv_refuses_interlaced_video(shared_data: Path, name: str) -> None:
+    with open_video(shared_data / "odd" / "vp9.webm", decoder="opencv") as other:  # of the same size
+        other.read([0])
+    with pytest.raises(VideoDecodeError, match="interlaced"):
+        open_video(shared_data / "odd" / name, decoder="opencv")

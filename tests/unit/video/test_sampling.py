@@ -5,27 +5,36 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ivdr_deploy.spec import ClipSpec
+from ivdr_deploy.spec import ClipSpec, ViewPlan
 from ivdr_deploy.video.sampling import (
     clip_at,
+    count_clips,
     is_constant_rate,
+    place_clips,
     random_centre_clip,
     random_start_clip,
     timeline,
-    uniform_clips,
 )
 
 
 def spec(**changes: object) -> ClipSpec:
-    return ClipSpec(**{"num_frames": 16, "frame_stride": 4, "num_clips": 10, **changes})  # type: ignore[arg-type]
+    return ClipSpec(**{"num_frames": 16, "frame_stride": 4, **changes})  # type: ignore[arg-type]
 
 
-def starts_by_definition(length: int, clip: ClipSpec) -> list[int]:
+def uniform(num_clips: int = 10) -> ViewPlan:
+    return ViewPlan(num_clips=num_clips)
+
+
+def sliding(hop: int = 0, num_clips: int = 10) -> ViewPlan:
+    return ViewPlan(placement="sliding", hop=hop, num_clips=num_clips)
+
+
+def starts_by_definition(length: int, clip: ClipSpec, num_clips: int) -> list[int]:
     """The protocol as it is written down, in exact fractions."""
     half = Fraction(clip.num_frames * clip.frame_stride, 2)
     low = min(half, Fraction(length))
     high = max(low, length - half)
-    centres = [low + (high - low) * Fraction(k, clip.num_clips - 1) for k in range(clip.num_clips)]
+    centres = [low + (high - low) * Fraction(k, num_clips - 1) for k in range(num_clips)]
     return [max(0, int(centre - half)) for centre in centres]
 
 
@@ -33,42 +42,85 @@ def starts_by_definition(length: int, clip: ClipSpec) -> list[int]:
 @pytest.mark.parametrize("length", [10, 32, 33, 100, 300])
 def test_ten_clips_follow_the_protocol_and_stay_inside_the_video(length: int, stride: int) -> None:
     clip = spec(frame_stride=stride)
-    indices = uniform_clips(length, clip)
+    indices = place_clips(length, clip, uniform())
+    assert len(indices) == count_clips(length, clip, uniform())
     assert indices.shape == (10, 16)
     assert indices.dtype == np.int64
     assert indices.min() >= 0
     assert indices.max() <= length - 1
     expected = [
         [min(start + stride * j, length - 1) for j in range(16)]
-        for start in starts_by_definition(length, clip)
+        for start in starts_by_definition(length, clip, 10)
     ]
     assert indices.tolist() == expected
 
 
 def test_ten_clips_of_a_hundred_frames_by_hand() -> None:
     # W = 32, centres 16 .. 84, starts floor(68 k / 9)
-    indices = uniform_clips(100, spec(frame_stride=2))
+    indices = place_clips(100, spec(frame_stride=2), uniform())
     assert indices[:, 0].tolist() == [0, 7, 15, 22, 30, 37, 45, 52, 60, 68]
     assert indices[-1].tolist() == list(range(68, 100, 2))
 
 
 def test_ten_clips_of_a_video_shorter_than_a_clip_are_all_the_same() -> None:
-    indices = uniform_clips(10, spec())
+    indices = place_clips(10, spec(), uniform())
     assert (indices == indices[0]).all()
     assert indices[0].tolist() == [0, 4, 8, *[9] * 13]
 
 
 @pytest.mark.parametrize(("length", "first"), [(100, 18), (101, 18), (64, 0), (10, 0), (300, 118)])
 def test_a_single_clip_sits_in_the_middle(length: int, first: int) -> None:
-    assert uniform_clips(length, spec(num_clips=1))[0, 0] == first
+    assert place_clips(length, spec(), uniform(1))[0, 0] == first
 
 
 def test_two_clips_touch_both_ends() -> None:
-    assert uniform_clips(100, spec(num_clips=2, frame_stride=1))[:, 0].tolist() == [0, 84]
+    assert place_clips(100, spec(frame_stride=1), uniform(2))[:, 0].tolist() == [0, 84]
 
 
-def test_one_frame_fills_every_place() -> None:
-    assert uniform_clips(1, spec()).tolist() == [[0] * 16] * 10
+@pytest.mark.parametrize("plan", [uniform(), sliding()], ids=str)
+def test_one_frame_fills_every_place(plan: ViewPlan) -> None:
+    indices = place_clips(1, spec(), plan)
+    assert indices.tolist() == [[0] * 16] * count_clips(1, spec(), plan)
+
+
+@pytest.mark.parametrize(
+    ("length", "hop", "starts"),
+    [
+        (32, 0, [0]),  # the video is one clip long
+        (33, 0, [0, 32]),  # one frame more needs one clip more, which repeats it
+        (64, 0, [0, 32]),  # two clips end with the video
+        (65, 0, [0, 32, 64]),
+        (48, 8, [0, 8, 16]),  # the third one ends with the video
+        (49, 8, [0, 8, 16, 24]),
+        (33, 1, [0, 1]),
+        (5, 0, [0]),  # shorter than a clip
+        (5, 1, [0]),
+        (100, 40, [0, 40, 80]),  # a hop longer than a clip leaves gaps
+    ],
+)
+def test_sliding_clips_start_every_hop_until_one_reaches_the_end(
+    length: int, hop: int, starts: list[int]
+) -> None:
+    clip = spec(frame_stride=2)  # a clip of 32 grid frames
+    indices = place_clips(length, clip, sliding(hop))
+    assert indices.dtype == np.int64
+    assert indices.tolist() == [[min(start + 2 * j, length - 1) for j in range(16)] for start in starts]
+    assert count_clips(length, clip, sliding(hop)) == len(starts)
+
+
+def test_sliding_clips_show_every_frame_of_the_grid_when_the_stride_is_one() -> None:
+    for length in range(1, 60):
+        seen = place_clips(length, spec(num_frames=8, frame_stride=1), sliding())
+        assert np.array_equal(np.unique(seen), np.arange(length))
+
+
+def test_more_sliding_clips_than_the_plan_takes_are_counted_and_not_left_out() -> None:
+    plan = sliding(hop=1, num_clips=2)
+    assert (
+        count_clips(100, spec(frame_stride=1), plan)
+        == 85
+        == len(place_clips(100, spec(frame_stride=1), plan))
+    )
 
 
 def test_places_off_either_end_repeat_the_end_frame() -> None:

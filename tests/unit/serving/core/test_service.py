@@ -10,36 +10,46 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundles import reseal
 
-from ivdr_deploy.artifacts.bundle import open_bundle, write_manifest
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.golden import write_golden
+from ivdr_deploy.artifacts.manifest import write_manifest
 from ivdr_deploy.errors import ArtifactError, ConfigError, GoldenMismatchError
-from ivdr_deploy.pipeline import VideoPredictor, VideoResult
+from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.serving.core.schema import Response
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
-from ivdr_deploy.video.clips import Clips
-from ivdr_deploy.video.reader import VideoSource
+from ivdr_deploy.spec import ViewPlan
+
+
+def ask(service: InferenceService, requests: Sequence[dict[str, Any]]) -> list[Response]:
+    """Send all of them before the first is answered."""
+    waiting = [service.submit(parts) for parts in requests]
+    return [answer.result() for answer in waiting]
 
 
 def send(service: InferenceService, video: bytes, **options: Any) -> tuple[int, dict[str, Any]]:
-    (response,) = service.handle([{"video": video, "options": options}])
+    (response,) = ask(service, [{"video": video, "options": options}])
     return response.status, json.loads(response.to_json())
 
 
 def test_answer_is_what_the_predictor_says(service: InferenceService, videos: list[bytes]) -> None:
-    expected = service.predictor.predict(videos[2])
+    model = service.model
+    with VideoPredictor(model) as predictor:
+        expected = predictor.predict(videos[2])
     status, body = send(service, videos[2], outputs=["labels", "feature", "inter", "intra"], top_k=3)
     assert status == 200
-    assert body["predictions"] == [
-        {"label": label, "score": score} for label, score in expected.top(service.predictor.model.labels, 3)
-    ]
+    assert body["predictions"] == [{"label": label, "score": score} for label, score in expected.top(3)]
     for name in ("feature", "inter", "intra"):
         assert np.array_equal(np.float32(body[name]), getattr(expected, name))
     assert body["clip_seconds"] == expected.clip_seconds.tolist()
     assert body["video"] | {"num_frames": 40, "codec": "h264", "width": 64} == body["video"]
-    model = service.predictor.model
+    assert body["view_plan"] == {"placement": "uniform", "num_clips": 2, "hop": 0, "spatial_crops": 1}
     assert body["model"] == {
         "name": "tiny",
-        "version": model.version,
+        "version": "1.0",
+        "variant": "onnx-fp32",
         "contract_hash": model.contract_hash,
     }
 
@@ -49,41 +59,57 @@ def test_default_answer_is_five_labels_without_vectors_or_timings(
 ) -> None:
     _, body = send(service, videos[0])
     assert len(body["predictions"]) == 5
-    assert set(body) == {"predictions", "video", "model"}
+    assert set(body) == {"predictions", "video", "view_plan", "model"}
 
 
 def test_timings_and_clips_are_those_asked_for(service: InferenceService, videos: list[bytes]) -> None:
     _, body = send(service, videos[2], timings=True, num_clips=7, outputs=["intra"])
     assert set(body["timings"]) == {"decode_ms", "preprocess_ms", "infer_ms"}
     assert all(value > 0 for value in body["timings"].values())
-    assert len(body["intra"]) == len(body["clip_seconds"]) == 7
+    assert len(body["intra"]) == len(body["clip_seconds"]) == body["view_plan"]["num_clips"] == 7
     assert "predictions" not in body
+
+
+def test_endpoint_says_how_many_clips_a_request_gets_and_may_cost(
+    service: InferenceService, videos: list[bytes]
+) -> None:
+    settings = ServiceSettings(num_clips=3, max_clips=6, decode_workers=1)
+    crops = replace(service.model, view_plan=ViewPlan(num_clips=1, spatial_crops=3))
+    with pytest.raises(ConfigError, match="num_clips takes 3 clips"):
+        InferenceService(crops, settings)
+    other = InferenceService(crops, replace(settings, num_clips=2))
+    assert send(other, videos[0])[1]["view_plan"]["num_clips"] == 2
+    assert send(other, videos[0], num_clips=1)[1]["view_plan"]["num_clips"] == 1
+    status, body = send(other, videos[0], num_clips=3)
+    assert (status, body["code"]) == (422, "bad_option")
+    assert "between 1 and 2" in body["message"]
+    other._predictor.close()
 
 
 def test_raw_json_and_form_get_the_same_answer(service: InferenceService, videos: list[bytes]) -> None:
     encoded = base64.b64encode(videos[0]).decode()
-    requests: list[dict[str, Any]] = [{"body": videos[0]}, {"body": {"video": encoded}}, {"video": videos[0]}]
-    answers = [service.handle([request])[0] for request in requests]
+    answers = ask(service, [{"body": videos[0]}, {"body": {"video": encoded}}, {"video": videos[0]}])
     assert answers[0].status == 200
-    assert answers[0].body == answers[1].body == answers[2].body
+    labels = [[item["label"] for item in answer.body["predictions"]] for answer in answers]
+    assert labels[0] == labels[1] == labels[2]
 
 
-def test_bad_requests_change_no_other_answer_of_their_batch(
-    service: InferenceService, videos: list[bytes]
-) -> None:
+def test_bad_requests_change_no_other_answer(service: InferenceService, videos: list[bytes]) -> None:
     alone = [send(service, video)[1] for video in videos]
-    batch: list[dict[str, Any]] = [
-        {"body": b"hello"},
-        {"video": videos[0]},
-        {"body": b""},
-        {"video": videos[1], "options": b'{"top": 3}'},
-        {"video": videos[1]},
-        {"video": videos[2]},
-    ]
-    answers = service.handle(batch)
+    answers = ask(
+        service,
+        [
+            {"body": b"hello"},
+            {"video": videos[0]},
+            {"body": b""},
+            {"video": videos[1], "options": b'{"top": 3}'},
+            {"video": videos[1]},
+            {"video": videos[2]},
+        ],
+    )
     assert [answer.status for answer in answers] == [400, 200, 400, 422, 200, 200]
-    outcomes = [answer.outcome for answer in answers]
-    assert outcomes == ["unreadable", "ok", "bad_request", "bad_option", "ok", "ok"]
+    codes = [answers[i].body["code"] for i in (0, 2, 3)]
+    assert codes == ["unreadable", "bad_request", "bad_option"]
     for answer, expected in zip((answers[1], answers[4], answers[5]), alone, strict=True):
         got = {item["label"]: item["score"] for item in answer.body["predictions"]}
         assert got == pytest.approx(
@@ -92,26 +118,23 @@ def test_bad_requests_change_no_other_answer_of_their_batch(
         assert answer.body["video"] == expected["video"]
 
 
-def test_batch_in_which_everything_fails_is_answered(service: InferenceService) -> None:
-    assert [answer.status for answer in service.handle([{"body": b"x"}, {}])] == [400, 400]
-
-
 def test_output_the_model_lacks_is_an_option_error_naming_those_it_has(
     service: InferenceService, videos: list[bytes]
 ) -> None:
-    model = replace(service.predictor.model, output_names=("feature",))
-    without = InferenceService(VideoPredictor(model), ServiceSettings())
+    without = InferenceService(replace(service.model, output_names=("feature",)), ServiceSettings())
     status, body = send(without, videos[0], outputs=["inter"])
     assert (status, body["code"]) == (422, "bad_option")
     assert "feature" in body["hint"]
 
 
 def test_model_without_classifier_answers_what_it_has(service: InferenceService, videos: list[bytes]) -> None:
-    model = replace(service.predictor.model, output_names=("feature", "inter", "intra"))
-    status, body = send(InferenceService(VideoPredictor(model), ServiceSettings()), videos[0])
+    model = replace(service.model, output_names=("feature", "inter", "intra"))
+    other = InferenceService(model, ServiceSettings(decode_workers=1))
+    status, body = send(other, videos[0])
     assert status == 200
     assert {"feature", "inter", "intra"} <= set(body)
     assert "predictions" not in body
+    other._predictor.close()
 
 
 @pytest.mark.parametrize(
@@ -126,18 +149,19 @@ def test_model_without_classifier_answers_what_it_has(service: InferenceService,
 def test_limits_are_kept(
     service: InferenceService, videos: list[bytes], limit: dict[str, Any], status: int, code: str
 ) -> None:
-    settings = ServiceSettings(limits=replace(ENDPOINT_LIMITS, **limit))
-    limited = InferenceService(VideoPredictor(service.predictor.model, limits=settings.limits), settings)
+    settings = ServiceSettings(limits=replace(ENDPOINT_LIMITS, **limit), decode_workers=1)
+    limited = InferenceService(service.model, settings)
     got, body = send(limited, videos[0])
     assert (got, body["code"]) == (status, code)
     assert body["message"]
     assert body["hint"]
+    limited._predictor.close()
 
 
 def test_every_awkward_file_gets_an_answer(service: InferenceService, shared_data: Path) -> None:
     files = sorted(path for path in (shared_data / "odd").iterdir() if path.suffix != ".md")
     answers = dict(
-        zip([f.name for f in files], service.handle([{"body": f.read_bytes()} for f in files]), strict=True)
+        zip([f.name for f in files], ask(service, [{"body": f.read_bytes()} for f in files]), strict=True)
     )
     assert {answer.status for answer in answers.values()} <= {200, 400, 415, 422}
     assert sum(answer.status == 200 for answer in answers.values()) >= 40
@@ -149,40 +173,22 @@ def test_every_awkward_file_gets_an_answer(service: InferenceService, shared_dat
     assert answers["rotated_90.mov"].status == 200
 
 
-class FlawedPredictor(VideoPredictor):
-    """Has a defect that one video brings to light, and another that the network does not survive."""
-
-    def load(self, source: VideoSource, *, num_clips: int | None = None) -> Clips:
-        if source == b"defect":
-            raise ZeroDivisionError("a defect")
-        return super().load(source, num_clips=num_clips)
-
-    def infer(self, batch: Sequence[Clips]) -> list[VideoResult]:
-        results = super().infer(batch)
-        return [replace(r, feature=r.feature * np.nan) if r.info.num_frames == 25 else r for r in results]
-
-
-def test_defects_stay_with_the_video_that_shows_them(
-    service: InferenceService, videos: list[bytes], caplog: pytest.LogCaptureFixture
-) -> None:
-    flawed = InferenceService(FlawedPredictor(service.predictor.model), ServiceSettings())
-    answers = flawed.handle([{"body": b"defect"}, {"body": videos[0]}, {"body": videos[1]}])
-    assert [(answer.status, answer.outcome) for answer in answers] == [
-        (500, "internal"),
-        (200, "ok"),
-        (500, "server"),
-    ]
-    assert "ZeroDivisionError: a defect" in caplog.text
-    assert "finite" in answers[2].body["message"]
-
-
-def test_description_says_what_is_loaded_and_how_golden_clips_agreed(service: InferenceService) -> None:
+def test_description_says_what_is_loaded_and_what_agreed(service: InferenceService) -> None:
     facts = service.describe()
-    assert facts["contract_hash"] == service.predictor.model.contract_hash
+    assert facts["contract_hash"] == service.model.contract_hash
+    assert facts["variant"] == "onnx-fp32"
+    assert "verified" in facts["reason"]
     assert set(facts["golden_max_abs_diff"]) == {"logits", "feature", "inter", "intra"}
     assert max(facts["golden_max_abs_diff"].values()) < 1e-4
+    assert facts["decode_mean_diff"]
     assert "onnxruntime" in facts["runtime"]
     json.dumps(facts)
+
+
+def test_variant_that_was_asked_for_is_the_one_that_runs(tiny_bundle: Path, videos: list[bytes]) -> None:
+    settings = ServiceSettings(variant="torch-fp32", device="cpu", threads=1, decode_workers=1)
+    with InferenceService.open(tiny_bundle, settings) as opened:
+        assert send(opened, videos[0])[1]["model"]["variant"] == "torch-fp32"
 
 
 @pytest.mark.parametrize("version", ["0.2.0", "1.0.0"])
@@ -198,27 +204,14 @@ def test_bundle_of_another_release_line_is_refused_by_name(
 def test_bundle_of_another_patch_release_is_served(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     write_manifest(folder, replace(open_bundle(folder).manifest, ivdr_version="0.1.99"))
-    opened = InferenceService.open(folder, ServiceSettings())
-    opened.close()
-    assert opened.describe()["name"] == "tiny"
+    with InferenceService.open(folder, ServiceSettings(decode_workers=1)) as opened:
+        assert opened.describe()["name"] == "tiny"
 
 
 def test_golden_clips_that_disagree_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    bundle = open_bundle(folder)
-    video, outputs = bundle.golden()
-    from ivdr_deploy.artifacts.bundle import GOLDEN_FILE, file_entry, write_golden
-
-    write_golden(folder, video, {**outputs, "feature": outputs["feature"] + 1})
-    entries = [
-        file_entry(folder, GOLDEN_FILE, kind="golden") if entry.path == GOLDEN_FILE else entry
-        for entry in bundle.manifest.files
-    ]
-    write_manifest(folder, replace(bundle.manifest, files=tuple(entries)))
+    golden = open_bundle(folder).golden()
+    expected = {**golden.expected, "feature": golden.expected["feature"] + 1}
+    write_golden(folder, replace(golden, expected=expected))
     with pytest.raises(GoldenMismatchError, match="feature"):
-        InferenceService.open(folder, ServiceSettings())
-
-
-def test_unknown_setting_is_refused(tiny_bundle: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'top_k'"):
-        InferenceService.from_config(tiny_bundle, {"topk": 1})
+        InferenceService.open(reseal(folder), ServiceSettings())

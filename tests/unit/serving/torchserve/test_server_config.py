@@ -8,9 +8,9 @@ import pytest
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.errors import ConfigError, ServerError
-from ivdr_deploy.serving.core.settings import EndpointSettings
 from ivdr_deploy.serving.torchserve.archive import Archive
 from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
 
 def make_config(tiny_bundle: Path, run_dir: Path, *, store: str = "/srv/model_store") -> ServerConfig:

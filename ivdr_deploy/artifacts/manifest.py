@@ -1,0 +1,238 @@
+"""``manifest.json`` of a bundle: what it holds, the variants of its model, and how far each is from the reference.
+
+Standard library only: serving reads it before anything heavy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ivdr_deploy._files import atomic_path, sha256_file
+from ivdr_deploy.artifacts import former
+from ivdr_deploy.errors import ArtifactError, ConfigError
+from ivdr_deploy.records import from_dict, to_dict
+from ivdr_deploy.spec import (
+    FORMAT_VERSION,
+    ClipSpec,
+    Device,
+    ModelSpec,
+    Precision,
+    Provenance,
+    RuntimeName,
+    TrainingState,
+    ViewPlan,
+    canonical_json,
+)
+
+MANIFEST_FILE = "manifest.json"
+DIGEST_KEY = "manifest_sha256"
+EXPORT_AGAIN = "copy the bundle again, or make it again with `ivdr export`"
+
+FileKind = Literal["model", "golden", "sidecar", "document"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """One file of a bundle."""
+
+    path: str
+    """Relative to the bundle."""
+
+    sha256: str
+    size_bytes: int
+    kind: FileKind
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputParity:
+    """How far one output of one variant is from the reference over the golden clips."""
+
+    output: str
+    max_abs_diff: float
+    min_cosine: float
+    """Smallest cosine similarity over the golden clips."""
+
+    tolerance: float
+    """Largest ``max_abs_diff`` that passes."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance (NaN never is)."""
+        return self.max_abs_diff <= self.tolerance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """The machines that a variant runs on; an empty field asks for nothing."""
+
+    device: Device | None = None
+    """The one kind of device it runs on; None: whichever the runtime has."""
+
+    instruction_set: str = ""
+    """Of a CPU, e.g. ``avx512``."""
+
+    compute_capabilities: tuple[str, ...] = ()
+    """Of a GPU, e.g. ``("8.6", "8.9")``."""
+
+    threads: int | None = None
+    """The number of threads it was compiled for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One way to run the model of a bundle."""
+
+    id: str
+    """Readable and unique within the bundle: ``onnx-fp32``, ``trt-fp16-sm89``."""
+
+    runtime: RuntimeName
+    precision: Precision
+    provider: str = ""
+    """Which of a runtime's libraries runs it, where it has several: ``tensorrt`` or ``tensorrt_rtx``."""
+
+    target: Target = field(default_factory=Target)
+    files: tuple[str, ...]
+    """Paths relative to the bundle; the first is the one to open."""
+
+    derived_from: str | None = None
+    """Id of the variant it was made from; None: it is the reference that the others are held against."""
+
+    parity: tuple[OutputParity, ...] = ()
+    """Against the reference, on the golden clips; empty for the reference itself, and where it was never run."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether it is the reference, or was run and agrees with it. Nothing else is chosen by default."""
+        if self.derived_from is None:
+            return True
+        return bool(self.parity) and all(entry.passed for entry in self.parity)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputSpec:
+    """One named output of the network."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Without the batch axis."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArtifactManifest:
+    """``manifest.json`` of a bundle."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    version: str
+    clip: ClipSpec
+    contract_hash: str
+    view_plan: ViewPlan
+    """Clips of a video that are looked at unless somebody asks for others."""
+
+    model: ModelSpec | None = None
+    """How to build the network; None for a model that only exists as exported files."""
+
+    labels: tuple[str, ...]
+    outputs: tuple[OutputSpec, ...]
+    training: TrainingState | None = None
+    """How far each head was trained; None for an imported model, whose outputs are all valid."""
+
+    variants: tuple[Variant, ...]
+    files: tuple[FileEntry, ...]
+    provenance: Provenance = field(default_factory=Provenance)
+    ivdr_version: str
+    """Version of ivdr_deploy that wrote the bundle."""
+
+    def __post_init__(self) -> None:
+        if self.contract_hash != self.clip.contract_hash:
+            raise ConfigError(
+                f"the contract hash {self.contract_hash[:12]} is not that of the contract "
+                f"({self.clip.contract_hash[:12]})",
+                hint="the manifest was edited by hand; export the bundle again",
+            )
+        ids = [variant.id for variant in self.variants]
+        if len(set(ids)) != len(ids):
+            raise ConfigError(f"two variants have the same id; found {', '.join(ids)[:100]}")
+        if empty := [variant.id for variant in self.variants if not variant.files]:
+            raise ConfigError(f"the variant {empty[0][:60]!r} has no files")
+        absent = {name for variant in self.variants for name in variant.files} - {
+            entry.path for entry in self.files
+        }
+        if absent:
+            raise ConfigError(f"a variant names files that are not listed: {', '.join(sorted(absent))[:100]}")
+        for output in self.outputs:
+            if output.name == "logits" and output.shape not in ((), (len(self.labels),)):
+                raise ConfigError(f"{len(self.labels)} labels for logits of shape {output.shape}")
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return tuple(output.name for output in self.outputs)
+
+    @property
+    def stale_outputs(self) -> tuple[str, ...]:
+        """Names of the outputs whose head was not trained together with this backbone."""
+        valid = self.output_names if self.training is None else self.training.valid_outputs()
+        return tuple(name for name in self.output_names if name not in valid)
+
+    @property
+    def reference(self) -> Variant | None:
+        """The variant that the others are held against; None where the bundle does not hold it."""
+        return next((variant for variant in self.variants if variant.derived_from is None), None)
+
+    def entry(self, path: str) -> FileEntry:
+        """Return what the manifest says about a file."""
+        return next(entry for entry in self.files if entry.path == path)
+
+
+def file_entry(folder: Path, name: str, *, kind: FileKind) -> FileEntry:
+    """Describe a file that has just been written into a bundle's folder."""
+    path = folder / name
+    return FileEntry(path=name, sha256=sha256_file(path), size_bytes=path.stat().st_size, kind=kind)
+
+
+def write_manifest(folder: Path, manifest: ArtifactManifest) -> None:
+    """Write ``manifest.json``, with a digest of its own content."""
+    values = to_dict(manifest)
+    values = {DIGEST_KEY: _digest(values), **values}
+    with atomic_path(folder / MANIFEST_FILE) as temporary:
+        temporary.write_text(
+            json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+
+
+def read_manifest(content: str | bytes, *, where: str) -> ArtifactManifest:
+    """Parse and check the text of a ``manifest.json``, of this format or a former one.
+
+    Args:
+        content: The text.
+        where: Name of the file, for error messages.
+
+    Raises:
+        ArtifactError: if it is not JSON, of a later format version, changed since it was written, or
+            incomplete.
+    """
+    try:
+        values = json.loads(content)
+        if not isinstance(values, dict) or "format_version" not in values:
+            raise ArtifactError(f"{where} is not the manifest of a bundle", hint=EXPORT_AGAIN)
+        version = former.check_version(values["format_version"], where=where, error=ArtifactError)
+        if values.pop(DIGEST_KEY, None) != _digest(values):
+            raise ArtifactError(f"{where} was changed after it was written", hint=EXPORT_AGAIN)
+        if version == 1:
+            values = former.upgrade_manifest(values, where=where)
+        return from_dict(ArtifactManifest, values, where=where)
+    except ConfigError as error:
+        raise ArtifactError(error.message, hint=error.hint or EXPORT_AGAIN) from error
+    except (ValueError, RecursionError) as error:
+        # No JSON, or too deep, or with a text or a number that cannot be written back.
+        raise ArtifactError(f"{where} is not readable JSON ({error})"[:300], hint=EXPORT_AGAIN) from error
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(values).encode()).hexdigest()

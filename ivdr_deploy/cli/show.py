@@ -1,0 +1,43 @@
+"""``ivdr show``: what any artifact says about itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ivdr_deploy._console import done, print_json
+from ivdr_deploy.cli._options import JsonOption
+
+
+def show(
+    artifact: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ARTIFACT",
+            help="A checkpoint, bundle, .onnx, .engine, .mar, score table or one of its .parquet files.",
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what an artifact says about itself; --json prints all of it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ivdr_deploy.cli._describe import describe
+
+    description = describe(artifact)
+    if as_json:
+        print_json({"kind": description.kind, **description.values})
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in description.rows:
+        table.add_row(name, text)
+    out = Console(highlight=False, markup=False)
+    if not out.is_terminal:
+        out.width = 10_000  # a pipe gets every value on one line
+    out.print(table)
+    done(f"{artifact}: {description.kind}; --json shows everything", next_command=description.next_command)

@@ -1,0 +1,244 @@
+"""The side of a decode worker process: how it starts, what it may take, and how arrays come back.
+
+A result is pickled with its arrays outside the pickle; they travel through a scratch file, at memory speed. The file
+lies in shared memory where there is room, else in the temporary folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import itertools
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ivdr_deploy.video.source import BytesSource, Source, SourceIdentity
+
+_SHARED_MEMORY = Path("/dev/shm")
+_NICENESS = 10
+"""Of a decode worker, above that of its process, on the scale from -20 to 19."""
+
+_ROOM_BYTES = 1 << 30
+"""Free space below which shared memory is not used: containers often have 64 MiB of it."""
+
+_PREFIX = "ivdr-decode-"
+
+
+class ScratchError(OSError):
+    """A result cannot be written, by the pool or by a job: no fault of the video, so the run gets it."""
+
+
+class Scratch:
+    """A folder for the files that jobs and their results travel in.
+
+    It is locked while this process lives; folders that killed processes left are removed when the next one is made.
+    """
+
+    def __init__(self) -> None:
+        roomy = _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free >= _ROOM_BYTES
+        base = _SHARED_MEMORY if roomy else Path(tempfile.gettempdir())
+        for left in base.glob(f"{_PREFIX}*"):
+            _remove_unless_locked(left)
+        self._numbers = itertools.count()
+        self._free: list[Path] = []
+        """Files whose job is done: written over by the next one, since making one anew costs as much as its content."""
+        while True:
+            self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+            self._lock = os.open(self._folder, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if os.fstat(self._lock).st_nlink:  # else another process removed it before it was locked
+                return
+            os.close(self._lock)
+
+    def pack(self, source: Source) -> Parcel:
+        """Prepare a source for the way to a worker: bytes go through a file, anything else as it is."""
+        path = self._free.pop() if self._free else self._folder / str(next(self._numbers))
+        if not isinstance(source, BytesSource):
+            return Parcel(source=source, path=path)
+        spooled = path.with_suffix(".in")
+        try:
+            spooled.write_bytes(source.data)
+        except OSError as error:
+            spooled.unlink(missing_ok=True)
+            self._free.append(path)
+            raise ScratchError(error.errno, error.strerror, str(spooled)) from error
+        return Parcel(source=_SpooledSource(spooled, source.uri), path=path)
+
+    def unpack(self, parcel: Parcel, packed: tuple[bytes, list[int]]) -> Any:
+        """Put together what came back for a parcel; its arrays are writable copies."""
+        data, sizes = packed
+        content = np.empty(sum(map(_aligned, sizes)), np.uint8).data
+        if content.nbytes:
+            with parcel.path.open("rb", buffering=0) as stream:
+                stream.readinto(content)
+        starts = itertools.accumulate(map(_aligned, sizes), initial=0)
+        buffers = [content[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+        return pickle.loads(data, buffers=buffers)
+
+    def release(self, parcel: Parcel) -> None:
+        """Take back the file of a parcel whose job is done, or will never be."""
+        if isinstance(parcel.source, _SpooledSource):
+            parcel.source.path.unlink(missing_ok=True)
+        self._free.append(parcel.path)
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A source on its way to a worker, and the file in which the arrays come back."""
+
+    source: Source
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _SpooledSource(Source):
+    """The bytes of a request, read back in the worker: to the decoder they are bytes again, not a file."""
+
+    path: Path
+    uri: str
+
+    def local(self) -> Path | bytes:
+        return self.path.read_bytes()
+
+    def open(self) -> BinaryIO:
+        return io.BytesIO(self.path.read_bytes())
+
+    def identity(self) -> SourceIdentity:
+        return SourceIdentity(self.path.stat().st_size, None)
+
+
+def run(
+    job: Callable[..., Any], parcel: Parcel, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[bytes, list[int]]:
+    """Do a job in a worker; returns the pickled result and the sizes of its arrays in the scratch file."""
+    result = job(parcel.source, *args, **kwargs)
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
+    views = [buffer.raw() for buffer in buffers]
+    if any(view.nbytes for view in views):
+        try:
+            # Over what an earlier job left: the sizes tell how much of it counts.
+            with open(os.open(parcel.path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as stream:
+                for view in views:
+                    stream.write(view)
+                    stream.write(bytes(_aligned(view.nbytes) - view.nbytes))
+        except OSError as error:
+            raise ScratchError(error.errno, error.strerror, str(parcel.path)) from error
+    return data, [view.nbytes for view in views]
+
+
+def give_way() -> None:
+    """Let this worker have the cores only while the network does not want them.
+
+    A network on the CPU waits for its slowest thread in every operator: a decoder that shares one of its cores slows
+    all of it down. On two cores, one of them busy, decoding ahead took 1.14 times as long as one after the other on
+    torch without this, and 0.99 with it. Where the network runs on a GPU the cores are free anyway.
+    """
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        thread = threading.get_native_id()
+        niceness = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS
+        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))
+
+
+def initialise(memory_bytes: int) -> None:
+    """Prepare a worker process: it can be ended at any moment, and its memory is limited where the system can."""
+    give_way()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own handler would wait for the decoder to return
+    if sys.platform == "linux":
+        _end_with_parent()
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        allowed = pages * resource.getpagesize() + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+
+
+def _end_with_parent() -> None:
+    """Let the kernel kill this process when the one that started the pool is gone.
+
+    A worker that waits notices by itself, one that hangs in a decoder does not. Its parent is the server that forks, so
+    that the usual signal at the death of a parent would come too late.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel  # a pipe that nothing is written to; that process alone holds its other end
+    fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if multiprocessing.connection.wait([sentinel], timeout=0):  # it had ended before
+        os._exit(1)
+
+
+def _remove_unless_locked(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # gone already, or another user's
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        finally:
+            os.close(descriptor)
+
+
+def context() -> ForkServerContext:
+    """Return how worker processes are made: forked from a server that has the decoder loaded."""
+    multiprocessing.set_forkserver_preload(["ivdr_deploy.decoding._preload"])
+    return _Context()
+
+
+class _Process(ForkServerProcess):
+    """A worker process that does not import the program that started it.
+
+    The standard library would run ``__main__`` again in every worker. Jobs are functions of modules and do not need it:
+    a TorchServe worker would load torch a second time, and a script without a guard around its main part would start
+    itself over.
+    """
+
+    @staticmethod
+    def _Popen(process: BaseProcess) -> Any:  # noqa: N802  # the standard library's name
+        with _without_main():
+            return ForkServerProcess._Popen(process)
+
+
+class _Context(ForkServerContext):
+    Process = _Process
+
+
+_main_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    with _main_lock:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+def _aligned(size: int) -> int:
+    """Round up, so that every array begins where the processor reads it fastest."""
+    return -(-size // 64) * 64

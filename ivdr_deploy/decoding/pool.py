@@ -1,0 +1,234 @@
+"""Decode workers: threads of this process, or processes that can be killed.
+
+The failure policy, the same for every reader of videos: what goes wrong with one video is a ``VideoError`` of that
+video and of nothing else. That holds for a worker that dies (``crashed``), one that passes its deadline (``too_slow``),
+one that runs out of memory (``too_large``), and for an exception that nobody foresaw (``crashed``, with a traceback in
+the log). Errors that would hit every video, such as a package that is missing, stay what they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from ivdr_deploy.decoding import _worker
+from ivdr_deploy.errors import (
+    ConfigError,
+    IvdrError,
+    VideoCrashError,
+    VideoLimitError,
+    VideoTimeoutError,
+)
+from ivdr_deploy.spec import Isolation
+from ivdr_deploy.video.reader import VideoLimits
+from ivdr_deploy.video.source import Source
+
+if TYPE_CHECKING:
+    from pebble import ProcessPool
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+GRACE_SECONDS = 5.0
+"""Wall time that a worker process has on top of ``max_decode_seconds`` before it is killed. The limit itself is looked
+at between frames, and its message says more: the deadline is for a frame that hangs."""
+
+_log = logging.getLogger(__name__)
+
+
+class DecodeJob(Protocol[T_co]):
+    """What a worker does with a source: a function of a module, for example ``video.clips.load_clips``."""
+
+    def __call__(self, source: Source, /, *args: Any, **kwargs: Any) -> T_co:
+        """Do it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeOptions:
+    """How videos are decoded."""
+
+    workers: int = 1
+    """Videos that are decoded at the same time."""
+
+    isolation: Isolation = "process"
+    """``process``: each worker can be killed, and dies without taking anything along. ``thread``: inside this process,
+    where a crash of the decoder ends everything and a frame that hangs is waited for."""
+
+    memory_bytes: int = 2 << 30
+    """Memory that one worker process may take beyond what it needs before the first video."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "memory_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+
+
+class DecodePool:
+    """Runs decode jobs in the background. Safe to use from many threads; a context manager.
+
+    Workers start at the first job. With processes they are forked from a small server process that has the decoder
+    loaded, so that replacing a dead one takes milliseconds.
+    """
+
+    def __init__(self, options: DecodeOptions | None = None) -> None:
+        self.options = options or DecodeOptions()
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+        self._processes: ProcessPool | None = None
+        self._scratch: _worker.Scratch | None = None
+
+    def submit(
+        self, job: DecodeJob[T], source: Source, *args: Any, limits: VideoLimits, **kwargs: Any
+    ) -> Future[T]:
+        """Do a job on a video in the background.
+
+        Args:
+            job: Called as ``job(source, *args, limits=limits, **kwargs)`` in a worker.
+            source: The video.
+            args: More arguments of the job.
+            limits: What the video may cost; ``max_decode_seconds`` also gives the deadline of a worker process.
+            kwargs: More arguments of the job.
+
+        Returns:
+            What the job gives, or a ``VideoError``, or an error that would hit every video.
+        """
+        kwargs["limits"] = limits
+        if self.options.isolation == "thread":
+            with self._lock:
+                if self._threads is None:
+                    self._threads = ThreadPoolExecutor(
+                        self.options.workers, thread_name_prefix="decode", initializer=_worker.give_way
+                    )
+                return self._threads.submit(_settled, job, source, args, kwargs)
+        result: Future[T] = Future()
+        result.set_running_or_notify_cancel()
+        self._send(
+            _Task(job, source, args, kwargs, result, deadline=limits.max_decode_seconds + GRACE_SECONDS)
+        )
+        return result
+
+    def close(self) -> None:
+        """Stop the workers; jobs that have not begun are dropped. Calling it twice is allowed."""
+        with self._lock:
+            threads, processes, scratch = self._threads, self._processes, self._scratch
+            self._threads = self._processes = self._scratch = None
+        if threads is not None:
+            threads.shutdown(wait=True, cancel_futures=True)
+        if processes is not None:
+            processes.stop()  # type: ignore[no-untyped-call]
+            processes.join()
+        if scratch is not None:
+            scratch.remove()
+
+    def __enter__(self) -> DecodePool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _send(self, task: _Task[T]) -> None:
+        with self._lock:
+            if self._scratch is None:
+                self._scratch = _worker.Scratch()
+            if self._processes is None or not self._processes.active:
+                self._processes = _start_processes(self.options)
+            processes, scratch = self._processes, self._scratch
+            parcel = scratch.pack(task.source)
+        arguments = (task.job, parcel, task.args, task.kwargs)
+        sent = processes.schedule(_worker.run, args=arguments, timeout=task.deadline)
+        sent.add_done_callback(lambda done: self._received(done, task, scratch, parcel))
+
+    def _received(
+        self, done: Future[Any], task: _Task[T], scratch: _worker.Scratch, parcel: _worker.Parcel
+    ) -> None:
+        """Turn what came back from a process into the result of the task; runs in a thread of the pool."""
+        try:
+            result = scratch.unpack(parcel, done.result())
+            scratch.release(parcel)
+            task.result.set_result(result)
+        except BrokenProcessPool as error:
+            # An idle worker was killed: nothing of this task has run. Once more, in new workers.
+            scratch.release(parcel)
+            if task.sent_again:
+                task.result.set_exception(error)
+            else:
+                task.sent_again = True
+                self._send(task)
+        except (Exception, CancelledError) as error:  # noqa: BLE001  # sorted by the failure policy
+            scratch.release(parcel)
+            task.result.set_exception(_as_video_error(error, task.source.uri, self.options, task.deadline))
+
+
+@dataclass(slots=True)
+class _Task(Generic[T]):
+    job: DecodeJob[T]
+    source: Source
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Future[T]
+    deadline: float
+    sent_again: bool = False
+
+
+def _settled(job: DecodeJob[T], source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    """Run a job in this thread under the failure policy."""
+    try:
+        return job(source, *args, **kwargs)
+    except Exception as error:
+        raise _as_video_error(error, source.uri, None, 0.0) from error
+
+
+def _as_video_error(
+    error: BaseException, name: str, options: DecodeOptions | None, deadline: float
+) -> BaseException:
+    """Return what an exception in a worker means; see the failure policy at the top."""
+    from pebble import ProcessExpired
+
+    if isinstance(error, CancelledError | IvdrError):
+        return error
+    if isinstance(error, ProcessExpired):
+        return VideoCrashError(
+            f"{name}: the process that decoded it {_ending(error.exitcode)}",
+            hint="the file, or the machine's memory; the other videos are not affected",
+        )
+    if isinstance(error, TimeoutError) and options is not None:
+        return VideoTimeoutError(
+            f"{name}: decoding did not end within {deadline:g} s, and its process was killed",
+            hint="the file is damaged, or the machine is overloaded; raise max_decode_seconds if it is large",
+        )
+    if isinstance(error, MemoryError):
+        allowed = (
+            f" than the {options.memory_bytes >> 20} MiB allowed" if options is not None else " than there is"
+        )
+        return VideoLimitError(
+            f"{name} needs more memory{allowed}", hint="send a smaller video, or raise the limit"
+        )
+    if isinstance(error, _worker.ScratchError):
+        return error  # the disk or the shared memory is full: it would hit every video
+    _log.error("decoding %s failed unexpectedly", name, exc_info=error)
+    return VideoCrashError(
+        f"{name}: unexpected {type(error).__name__} while decoding ({str(error)[:100]})",
+        hint="please report this with the file",
+    )
+
+
+def _ending(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"was ended by signal {signal.Signals(-exitcode).name}"
+    return f"ended with exit code {exitcode}"
+
+
+def _start_processes(options: DecodeOptions) -> ProcessPool:
+    from pebble import ProcessPool
+
+    return ProcessPool(
+        max_workers=options.workers,
+        initializer=_worker.initialise,
+        initargs=(options.memory_bytes,),
+        context=_worker.context(),
+    )

@@ -1,0 +1,92 @@
+"""Which variant of a bundle runs here, where, and why; and opening it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
+from ivdr_deploy.artifacts.kinds import Kind, identify
+from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.environment import has_nvidia_driver
+from ivdr_deploy.errors import EngineIncompatibleError
+from ivdr_deploy.runtimes.base import OpenRequest, Runtime
+from ivdr_deploy.runtimes.registry import REGISTRY, load_runtime, misfit
+from ivdr_deploy.spec import Device
+
+
+def choose_variant(
+    bundle: Bundle, variant: str | None = None, *, device: Device | None = None
+) -> tuple[Variant, Device, str]:
+    """Decide what runs: the variant, the device, and the reason for people.
+
+    Args:
+        bundle: The bundle.
+        variant: Id of a variant that was asked for, verified or not; None: only verified ones are looked at, a GPU
+            before the CPU, then in the order of the registry.
+        device: The device that was asked for.
+
+    Raises:
+        ArtifactError: if the bundle has no such variant.
+        EngineIncompatibleError: if no verified variant can run here; says why not, for each.
+        MissingDependencyError: if one could, were a package there.
+    """
+    devices: tuple[Device, ...] = (
+        (device,) if device else ("cuda", "cpu") if has_nvidia_driver() else ("cpu",)
+    )
+    if variant is not None:
+        wanted = bundle.variant(variant)
+        fitting = [place for place in devices if not misfit(wanted, place)]
+        # Where it fits nowhere, opening it says why, in the runtime's own words.
+        place = fitting[0] if fitting else device or wanted.target.device or devices[-1]
+        return wanted, place, "it was asked for"
+    refusals = {held.id: "not verified" for held in bundle.manifest.variants if not held.verified}
+    verified = [held for held in bundle.manifest.variants if held.verified]
+    verified.sort(key=lambda held: REGISTRY[held.runtime].rank)
+    for place in devices:
+        for held in verified:
+            reason = misfit(held, place)
+            if not reason:
+                others = "; ".join(f"{name}: {why}" for name, why in refusals.items())
+                return (
+                    held,
+                    place,
+                    "the first verified variant that fits" + (f" ({others})" if others else ""),
+                )
+            refusals[held.id] = reason
+    for held in verified:
+        if held.target.device in (None, *devices):
+            load_runtime(held.runtime)  # where only a package is missing, its absence is the error
+    reasons = "; ".join(f"{name}: {why}" for name, why in refusals.items()) or "it holds none"
+    raise EngineIncompatibleError(
+        f"{bundle.path}: no verified variant can run here on {' or '.join(devices)} ({reasons})",
+        hint="install what is missing (`ivdr doctor`), ask for a variant by name, or export the model again here",
+    )
+
+
+def reference_id(path: str | Path) -> str | None:
+    """Return the id of the reference of a bundle; None where there is none, or ``path`` is no bundle."""
+    kind, path = identify(path)
+    reference = open_bundle(path).manifest.reference if kind is Kind.BUNDLE else None
+    return None if reference is None else reference.id
+
+
+def open_variant(
+    bundle: Bundle, variant: Variant, *, device: Device = "cpu", threads: int | None = None
+) -> Runtime:
+    """Open one of a bundle's variants without replaying the golden clips; raises as ``open_model`` does."""
+    manifest = bundle.manifest
+    source = ""
+    if variant.derived_from is not None:
+        # A plan is built from the ONNX file, which is itself derived from the checkpoint.
+        origins = [held for held in manifest.variants if held.id == variant.derived_from]
+        source = manifest.entry(origins[0].files[0]).sha256 if origins else ""
+    request = OpenRequest(
+        path=bundle.variant_file(variant),
+        clip=manifest.clip,
+        output_names=manifest.output_names,
+        precision=variant.precision,
+        device=device,
+        threads=threads,
+        source_sha256=source,
+    )
+    return load_runtime(variant.runtime).open_variant(request)

@@ -1,0 +1,174 @@
+"""What TorchServe does with a service, as data: it travels inside the archive as ``model-config.yaml``."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ivdr_deploy._optional import require
+from ivdr_deploy.decoding.pool import GRACE_SECONDS
+from ivdr_deploy.errors import ArtifactError, ConfigError
+from ivdr_deploy.records import from_dict, to_dict
+from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
+
+ARCHIVE_FORMAT = 2
+"""Of ``model-config.yaml``. Archives are not read across formats: a bundle is packed again in seconds. 1: the handler's
+table named a runtime and a precision in place of a variant."""
+
+PACK_AGAIN = "make it again with `ivdr archive BUNDLE`"
+
+REQUEST_OVERHEAD_BYTES = 1 << 20
+"""What a request may carry besides the video: options, multipart borders, JSON syntax."""
+
+_ANSWER_SECONDS = 30.0
+"""Time granted to everything that is neither decoding nor the network: transfers, JSON, a decode worker that starts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndpointSettings:
+    """What TorchServe does with the workers; the file given to ``ivdr archive --config`` has these keys."""
+
+    service: ServiceSettings = field(default_factory=ServiceSettings)
+    """What each worker does."""
+
+    workers: int = 1
+    """Worker processes; each loads the model (about 0.5 GB of its own) and answers one batch at a time."""
+
+    batch_size: int = 4
+    """Most requests answered together."""
+
+    max_batch_delay_ms: int = 10
+    """How long the first request of a batch waits for others; a lone request pays it in full. At least 1: TorchServe
+    takes 0 for its own default, which is 100."""
+
+    queue_size: int = 32
+    """Requests that may wait; one more is answered 503 at once. Waiting videos are held in memory."""
+
+    startup_seconds: int = 300
+    """Time a worker may take to load the model and replay the golden clips."""
+
+    max_seconds_per_clip: float = 1.0
+    """Time that the network may take for one clip. TorchServe kills a worker whose batch takes longer than that."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "batch_size", "max_batch_delay_ms", "queue_size", "startup_seconds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not self.max_seconds_per_clip > 0:
+            raise ConfigError(f"max_seconds_per_clip must be positive, found {self.max_seconds_per_clip}")
+        if self.max_request_bytes >= 1 << 31:
+            raise ConfigError(
+                f"max_bytes {self.service.limits.max_bytes} is more than TorchServe takes in one request",
+                hint="1500000000 is possible; score larger videos with `ivdr score`",
+            )
+
+    @property
+    def max_request_bytes(self) -> int:
+        """Largest request body: the largest video, in base64 (4 characters for 3 bytes)."""
+        return math.ceil(self.service.limits.max_bytes / 3) * 4 + REQUEST_OVERHEAD_BYTES
+
+    @property
+    def response_timeout_seconds(self) -> int:
+        """TorchServe's limit for one batch, longer than any batch that is allowed can take.
+
+        Every request may decode until its worker is killed, and every clip may go through the network twice: a joint
+        call that fails is run again request by request.
+        """
+        rounds = math.ceil(self.batch_size / self.service.decode_workers)
+        decode = rounds * (self.service.limits.max_decode_seconds + GRACE_SECONDS)
+        infer = 2 * self.batch_size * self.service.max_clips * self.max_seconds_per_clip
+        return math.ceil(decode + infer + _ANSWER_SECONDS)
+
+
+def read_settings(path: Path) -> EndpointSettings:
+    """Read a TOML file with the keys of ``EndpointSettings``; what it does not name keeps its default.
+
+    Raises:
+        ConfigError: if it cannot be read, or has an unknown key or a wrong value.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML ({error})") from error
+    service = values.get("service")
+    if isinstance(service, dict) and isinstance(limits := service.get("limits"), dict):
+        # A limit that is not named keeps the endpoint's default, not the looser one of VideoLimits.
+        values["service"] = {**service, "limits": {**to_dict(ENDPOINT_LIMITS), **limits}}
+    return from_dict(EndpointSettings, values, where=str(path))
+
+
+def to_model_config(settings: EndpointSettings) -> str:
+    """Write ``model-config.yaml``: TorchServe's own keys, and ours under ``service`` and ``server``."""
+    values = {
+        "minWorkers": settings.workers,
+        "maxWorkers": settings.workers,
+        "batchSize": settings.batch_size,
+        "maxBatchDelay": settings.max_batch_delay_ms,
+        "responseTimeout": settings.response_timeout_seconds,
+        "startupTimeout": settings.startup_seconds,
+        "deviceType": "gpu" if settings.service.device == "cuda" else "cpu",
+        "ivdr_format": ARCHIVE_FORMAT,
+        "service": to_dict(settings.service),
+        "server": {
+            "queue_size": settings.queue_size,
+            "max_seconds_per_clip": settings.max_seconds_per_clip,
+        },
+    }
+    yaml = require("yaml", extra="torchserve")
+    return str(yaml.safe_dump(values, sort_keys=False))
+
+
+def from_model_config(text: str | bytes, *, where: str) -> EndpointSettings:
+    """Read back what ``to_model_config`` wrote.
+
+    Raises:
+        ArtifactError: if it is something else, or was written by another version.
+    """
+    yaml = require("yaml", extra="torchserve")
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{where} is not YAML ({reason})", hint=PACK_AGAIN) from error
+    service = service_settings(values, where=where)
+    try:
+        taken: Mapping[str, Any] = {
+            "workers": values["minWorkers"],
+            "batch_size": values["batchSize"],
+            "max_batch_delay_ms": values["maxBatchDelay"],
+            "startup_seconds": values["startupTimeout"],
+            **values["server"],
+            "service": service,
+        }
+        return from_dict(EndpointSettings, taken, where=where)
+    except (TypeError, KeyError) as error:
+        raise ArtifactError(
+            f"{where} was not written by `ivdr archive`: no {error}", hint=PACK_AGAIN
+        ) from error
+    except ConfigError as error:
+        raise ArtifactError(error.message, hint=PACK_AGAIN) from error
+
+
+def service_settings(values: Any, *, where: str) -> ServiceSettings:
+    """Take the settings of a worker from a ``model-config.yaml`` that has been parsed.
+
+    Raises:
+        ArtifactError: if it was written by something else, or by another version.
+    """
+    if not isinstance(values, Mapping) or not ("ivdr_format" in values or "handler" in values):
+        raise ArtifactError(f"{where} was not written by `ivdr archive`", hint=PACK_AGAIN)
+    found = values.get("ivdr_format", 1)
+    if found != ARCHIVE_FORMAT:
+        raise ArtifactError(
+            f"{where}: the archive has format {str(found)[:20]}, this version of ivdr_deploy reads format "
+            f"{ARCHIVE_FORMAT}",
+            hint=f"pack again: {PACK_AGAIN}",
+        )
+    try:
+        return from_dict(ServiceSettings, values.get("service", {}), where=f"{where}: service")
+    except ConfigError as error:
+        raise ArtifactError(error.message, hint=error.hint or PACK_AGAIN) from error

@@ -1,0 +1,63 @@
+"""Sources that do harm to whoever reads them: they kill, hang or flood the process that decodes them.
+
+They stand for files that do so. A worker process imports this module by its name, so it must stay importable.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ivdr_deploy.video.source import Source, SourceIdentity
+
+
+@dataclass(frozen=True)
+class _Hostile(Source):
+    uri: str = "hostile"
+
+    def local(self) -> Path | bytes:
+        raise NotImplementedError
+
+    def open(self) -> BinaryIO:
+        raise NotImplementedError
+
+    def identity(self) -> SourceIdentity:
+        return SourceIdentity(1, None)
+
+
+@dataclass(frozen=True)
+class KillsItsProcess(_Hostile):
+    """SIGKILL, as from the system when memory runs out."""
+
+    def local(self) -> Path | bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+@dataclass(frozen=True)
+class Hangs(_Hostile):
+    """Never comes back."""
+
+    def local(self) -> Path | bytes:
+        threading.Event().wait()
+        raise AssertionError
+
+
+@dataclass(frozen=True)
+class EatsMemory(_Hostile):
+    """Takes 8 GiB, touched or not."""
+
+    def local(self) -> Path | bytes:
+        return bytes(8 << 30)
+
+
+@dataclass(frozen=True)
+class Surprises(_Hostile):
+    """Fails as nobody foresaw."""
+
+    def local(self) -> Path | bytes:
+        raise ZeroDivisionError("integer division " + "x" * 500)

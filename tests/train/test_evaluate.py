@@ -1,0 +1,95 @@
+"""Evaluation, and the commands one after the other."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from runs import finetune_config, rewrite
+
+from ivdr_deploy.errors import CheckpointError
+from ivdr_deploy.records import to_dict
+from ivdr_deploy.spec import ViewPlan
+from train.__main__ import main
+from train.config import DataConfig
+from train.evaluate import evaluate
+from train.finetune import finetune
+
+
+def test_checkpoint_without_a_classifier_cannot_be_evaluated(pretrained: Path, data: DataConfig) -> None:
+    with pytest.raises(CheckpointError, match="no classifier"):
+        evaluate(pretrained, data.test)
+
+
+def test_bad_test_video_is_reported_and_counts_in_no_accuracy(data: DataConfig, tmp_path: Path) -> None:
+    path = finetune(finetune_config(tmp_path / "run", replace(data, test="")))
+    lists = rewrite(data.test, tmp_path / "test.csv")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with Path(lists.test).open("a") as stream:
+        stream.write("broken.mp4,up\n")
+    report = evaluate(path, lists.test)
+    assert [uri for uri, _ in report.failed] == ["broken.mp4"]
+    assert report.video_accuracy.total == 6
+    assert report.to_dict()["failed"][0]["uri"] == "broken.mp4"
+
+
+# --- command line
+
+
+def test_commands_chain_and_evaluate_prints_json(
+    data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(
+        "log_every = 1\n[clip]\nnum_frames = 4\nshort_side = 36\ncrop_size = 32\n[view_plan]\nnum_clips = 2\n"
+        '[model]\nbackbone = "tiny"\n[optim]\nepochs = 1\nbatch_size = 8\n'
+    )
+    lists = [f"data.train={data.train}", f"data.cache={data.cache}"]
+    first, second = tmp_path / "a", tmp_path / "b"
+    assert main(["pretrain", "--config", str(config), f"out={first}", *lists]) == 0
+    init = f"init={first / 'checkpoint.safetensors'}"
+    assert main(["finetune", "--config", str(config), f"out={second}", init, *lists]) == 0
+    capsys.readouterr()
+    checkpoint = str(second / "checkpoint.safetensors")
+    for options, clips, said in (
+        ([], 2, "on 2 clips, centre crop (the checkpoint's plan)"),
+        (["--clips", "1"], 1, "on 1 clip, centre crop (--clips 1)"),
+        (["--protocol", "ten-clip"], 10, "on 10 clips, centre crop (--protocol ten-clip)"),
+    ):
+        assert main(["evaluate", checkpoint, "--data", data.test, "--json", *options]) == 0
+        printed = capsys.readouterr()
+        report = json.loads(printed.out)
+        assert report["view_plan"] == to_dict(ViewPlan(num_clips=clips))
+        assert report["clip_accuracy"]["total"] == 6 * clips
+        assert said in printed.err.splitlines()[-1]
+    assert report["video_accuracy"]["total"] == 6
+    assert set(report["per_class"]) == {"down", "up"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["pretrain", "--config", "none.toml"], 2, "no config file at none.toml"),
+        (["finetune", "--config", "train/configs/demo_finetune.toml", "optim.lrr=1"], 2, "did you mean 'lr'"),
+        (
+            ["finetune", "--config", "train/configs/demo_finetune.toml", "data.train=none.csv"],
+            3,
+            "no list of videos at none.csv",
+        ),
+        (
+            ["evaluate", "none.safetensors", "--data", "none.csv", "--clips", "0"],
+            2,
+            "num_clips must be between 1 and",
+        ),
+        (["evaluate", "none.safetensors", "--data", "none.csv"], 5, "none.safetensors is absent"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == code
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("train: ")
+    assert message in last

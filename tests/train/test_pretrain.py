@@ -1,0 +1,103 @@
+"""Pre-training, run for real on small videos."""
+
+import csv
+import sys
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import CLIP, MODEL, PLAN, equal, pretrain_config, state
+
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from ivdr_deploy.errors import MissingDependencyError, TrainingError
+from train.config import AugmentConfig, DataConfig, DualConfig, OptimConfig
+from train.pretrain import pretrain
+
+
+def test_pretraining_leaves_a_checkpoint_that_says_what_it_is(pretrained: Path, data: DataConfig) -> None:
+    checkpoint = load_checkpoint(pretrained)
+    info = checkpoint.info
+    assert info.clip == CLIP
+    assert info.view_plan == PLAN
+    assert info.model == MODEL
+    assert info.labels == ()
+    assert info.training.backbone_step == 4  # 16 videos in batches of 8, twice
+    assert info.training.valid_outputs() == ("feature", "inter", "intra")
+    assert checkpoint.golden.shape == (4, *CLIP.clip_shape)
+    provenance = info.provenance
+    assert provenance.seed == 0
+    assert len(provenance.data_hash) == 64
+    assert provenance.packages["torch"] == metadata.version("torch")
+    assert provenance.config["data"]["train"] == data.train
+    assert provenance.metrics["loss"] > 0
+
+
+def test_pretraining_logs_every_step_to_csv_and_tensorboard(pretrained: Path) -> None:
+    rows = list(csv.DictReader((pretrained.parent / "metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
+    assert rows[0].keys() >= {
+        "loss", "loss_clip", "loss_coherence", "loss_rank_cross", "loss_rank_same", "clip_top1", "rank_accuracy",
+        "slot_cosine", "clamped_share", "inter_norm", "lr",
+    }  # fmt: skip
+    for row in rows:
+        parts = [float(row[name]) for name in ("loss_clip", "loss_coherence")]
+        parts += [0.5 * float(row[name]) for name in ("loss_rank_cross", "loss_rank_same")]
+        assert float(row["loss"]) == pytest.approx(sum(parts), rel=1e-4)
+    assert list(pretrained.parent.glob("tensorboard/*/events.out.tfevents.*"))
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(
+    pretrained: Path, data: DataConfig, tmp_path: Path
+) -> None:
+    again = pretrain(pretrain_config(tmp_path / "again", data))
+    other = pretrain(pretrain_config(tmp_path / "other", data, seed=1))
+    assert equal(state(pretrained, "backbone"), state(again, "backbone"))
+    assert not equal(state(pretrained, "backbone"), state(other, "backbone"))
+
+
+def test_losses_without_weight_leave_their_heads_untrained(data: DataConfig, tmp_path: Path) -> None:
+    path = pretrain(pretrain_config(tmp_path, data, dual=DualConfig(coherence_weight=0.0, rank_weight=0.0)))
+    assert load_checkpoint(path).info.training.valid_outputs() == ("feature",)
+
+
+def test_paper_augmentation_bf16_and_three_slots_run(data: DataConfig, tmp_path: Path) -> None:
+    augment = AugmentConfig(plain_probability=0.2, blur_probability=0.5, reverse_probability=0.5)
+    config = pretrain_config(
+        tmp_path,
+        data,
+        augment=augment,
+        bf16=True,
+        clip=replace(CLIP, num_frames=6),
+        model=replace(MODEL, num_slots=3),
+    )
+    path = pretrain(replace(config, optim=replace(config.optim, epochs=1)))
+    assert np.isfinite(load_checkpoint(path).info.provenance.metrics["loss"])
+
+
+def test_training_that_diverges_stops_with_an_error_and_no_checkpoint(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    config = pretrain_config(tmp_path, data)
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        pretrain(replace(config, optim=replace(config.optim, name="sgd", lr=1e30, epochs=4)))
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_last_step_that_ruins_the_weights_is_noticed(data: DataConfig, tmp_path: Path) -> None:
+    """Its loss was computed before it, and is finite."""
+    config = pretrain_config(tmp_path, data)
+    optim = OptimConfig(name="sgd", lr=3e38, weight_decay=1e6, epochs=1, batch_size=16)
+    with pytest.raises(TrainingError, match="weights are not finite after step 1"):
+        pretrain(replace(config, optim=optim))
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_missing_tensorboard_is_named(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingDependencyError, match="pip install --group train"):
+        pretrain(pretrain_config(tmp_path, data))

@@ -1,0 +1,225 @@
+"""A run that stops and goes on from its state ends with the weights of a run that never stopped."""
+
+import csv
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import write_set
+
+from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.decoding import DecodeOptions
+from ivdr_deploy.errors import CheckpointError, TrainingError
+from ivdr_deploy.models.network import build_model
+from ivdr_deploy.spec import ClipSpec, ModelSpec
+from ivdr_deploy.video.sampling import random_centre_clip
+from train import run
+from train.cache import CachedVideos, cache_videos
+from train.config import AugmentConfig, DataConfig, FinetuneConfig, OptimConfig, PretrainConfig, RunConfig
+from train.data import draw_dual_batch
+from train.finetune import _batches, _build_step
+from train.run import DrawBatch, open_state, run_steps
+from train.state import STATE_NAME, TrainState
+from train.step import DualStep
+
+CLIP = ClipSpec(num_frames=4, frame_stride=3, short_side=36, crop_size=32)
+MODEL = ModelSpec(backbone="tiny", clip_dim=16, slot_dim=8)
+AUGMENT = AugmentConfig(plain_probability=0.2, blur_probability=0.5, flip_probability=0.5)
+OPTIM = OptimConfig(name="adamw", lr=1e-3, epochs=3, batch_size=4, schedule="cosine", warmup_epochs=1)
+
+
+class StoppedError(Exception):
+    """What ends a run in the middle."""
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> CachedVideos:
+    folder = tmp_path_factory.mktemp("data")
+    videos = read_video_list(write_set(folder / "videos", per_class=4))
+    return cache_videos(videos, CLIP, folder / "cache", decode=DecodeOptions(isolation="thread"))
+
+
+@pytest.fixture(autouse=True)
+def saved_at_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+
+
+def pretraining(out: Path, cached: CachedVideos, **changes: object):  # type: ignore[no-untyped-def]
+    """Everything a process makes before its first step: the settings, the step, its state, and what draws batches."""
+    config = replace(
+        PretrainConfig(
+            out=str(out),
+            data=DataConfig(train="x"),
+            clip=CLIP,
+            model=MODEL,
+            optim=OPTIM,
+            augment=AUGMENT,
+            log_every=1,
+        ),
+        **changes,  # type: ignore[arg-type]
+    )
+    torch.manual_seed(config.seed)
+    model = build_model(MODEL, CLIP)
+    step = DualStep(model, config.dual).train()
+
+    def draw(rows: np.ndarray, rng: np.random.Generator):  # type: ignore[no-untyped-def]
+        return draw_dual_batch(cached, rows, config, draw=random_centre_clip, rng=rng)
+
+    return config, step, open_state(config, model, cached), draw
+
+
+def finetuning(out: Path, cached: CachedVideos, **changes: object):  # type: ignore[no-untyped-def]
+    """With dropout, which draws from torch's own generator."""
+    config = replace(
+        FinetuneConfig(
+            out=str(out), data=DataConfig(train="x"), clip=CLIP, model=MODEL, augment=AUGMENT, log_every=1,
+            optim=replace(OPTIM, name="sgd", weight_decay=1e-3),
+        ),
+        **changes,  # type: ignore[arg-type]
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    model = build_model(replace(MODEL, num_classes=2, dropout=0.5), CLIP)
+    step = _build_step(model, config).train()
+    return config, step, open_state(config, model, cached), _batches(cached, [0, 1] * 4, config)
+
+
+Begin = Callable[..., tuple[RunConfig, torch.nn.Module, TrainState, DrawBatch]]
+
+
+def go(
+    begun: tuple[RunConfig, torch.nn.Module, TrainState, DrawBatch], *, stop_after: int | None = None
+) -> TrainState:
+    config, step, state, draw = begun
+
+    def drawn(rows: np.ndarray, rng: np.random.Generator):  # type: ignore[no-untyped-def]
+        if state.step == stop_after:
+            raise StoppedError
+        return draw(rows, rng)
+
+    run_steps(config, step, state, drawn, count=8, description="test")
+    return state
+
+
+def same(one: TrainState, two: TrainState) -> bool:
+    ours, theirs = one.model.state_dict(), two.model.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(value, theirs[name]) for name, value in ours.items()
+    )
+
+
+@pytest.mark.parametrize("begin", [pretraining, finetuning])
+@pytest.mark.parametrize("stop_after", [1, 2, 5])
+def test_resumed_run_ends_bitwise_like_the_uninterrupted_one(
+    cached: CachedVideos, tmp_path: Path, begin: Begin, stop_after: int
+) -> None:
+    whole = go(begin(tmp_path / "whole", cached))
+    assert whole.step == 6
+    with pytest.raises(StoppedError):
+        go(begin(tmp_path / "cut", cached), stop_after=stop_after)
+    torch.manual_seed(99)  # a new process has other generators
+    begun = begin(tmp_path / "cut", cached)
+    state = begun[2]
+    assert not same(state, whole)
+    state.load(tmp_path / "cut" / STATE_NAME)
+    assert state.step == stop_after
+    assert state.epoch_position == divmod(stop_after, 2)
+    assert same(go(begun), whole)
+    logs = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+def test_lines_of_steps_that_are_taken_again_are_dropped(cached: CachedVideos, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        go(pretraining(tmp_path, cached), stop_after=3)
+    with (tmp_path / "metrics.csv").open("a") as log:
+        log.write("4,half a li")
+    begun = pretraining(tmp_path, cached)
+    begun[2].load(tmp_path / STATE_NAME)
+    go(begun)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows] == list("123456")
+
+
+def test_state_is_saved_at_the_end_whatever_the_time(
+    cached: CachedVideos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SAVE_SECONDS", 1e9)
+    with pytest.raises(StoppedError):
+        go(pretraining(tmp_path, cached), stop_after=5)
+    assert not (tmp_path / STATE_NAME).exists()
+    done = go(pretraining(tmp_path, cached))
+    again = pretraining(tmp_path, cached)[2]
+    again.load(tmp_path / STATE_NAME)
+    assert (again.step, same(again, done)) == (6, True)
+
+
+def test_state_of_another_run_is_refused(cached: CachedVideos, tmp_path: Path) -> None:
+    path = tmp_path / STATE_NAME
+    pretraining(tmp_path, cached)[2].save(path)
+    others = [
+        pretraining(tmp_path, cached, optim=replace(OPTIM, lr=2e-3)),
+        pretraining(tmp_path, cached, seed=1),
+        pretraining(tmp_path, replace(cached, items=cached.items[::-1])),
+    ]
+    for _, _, state, _ in others:
+        before = {name: value.clone() for name, value in state.model.state_dict().items()}
+        with pytest.raises(CheckpointError, match="belongs to another run"):
+            state.load(path)
+        assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
+    pretraining(tmp_path / "elsewhere", cached, log_every=5)[2].load(path)  # neither shapes the weights
+
+
+def test_weights_that_are_not_finite_never_replace_a_good_state(cached: CachedVideos, tmp_path: Path) -> None:
+    path = tmp_path / STATE_NAME
+    state = pretraining(tmp_path, cached)[2]
+    state.save(path)
+    good = path.read_bytes()
+    next(state.model.parameters()).data[0] = float("nan")
+    with pytest.raises(TrainingError, match="not finite"):
+        state.save(path)
+    assert path.read_bytes() == good
+    assert [file.name for file in tmp_path.iterdir()] == [STATE_NAME]
+
+
+class Command:
+    """A pickle that runs a command when it is read."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return (os.system, (self.command,))
+
+
+def test_damaged_and_hostile_files_are_refused_and_nothing_in_them_runs(
+    cached: CachedVideos, tmp_path: Path
+) -> None:
+    path, proof = tmp_path / STATE_NAME, tmp_path / "ran"
+    state = pretraining(tmp_path, cached)[2]
+    state.save(path)
+    whole = path.read_bytes()
+    torch.save({"format": Command(f"touch {proof}")}, tmp_path / "hostile")
+    contents = {
+        "cut": whole[: len(whole) // 2],
+        "empty": b"",
+        "text": b"hello",
+        "pickle": pickle.dumps(Command(f"touch {proof}")),
+        "torch pickle": (tmp_path / "hostile").read_bytes(),
+    }
+    for name, content in contents.items():
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="not a readable training state"):
+            state.load(path)
+        assert not proof.exists(), name
+    for values in ([1, 2], {}, {"format": 2}, {**state.state_dict(), "model": {"x": torch.ones(1)}}):
+        torch.save(values, path)
+        with pytest.raises(CheckpointError):
+            state.load(path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="no training state at"):
+        state.load(path)

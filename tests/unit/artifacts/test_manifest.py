@@ -1,0 +1,174 @@
+"""The manifest: nothing in it can change unnoticed, and nothing that is in it ends in a traceback."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.manifest import (
+    DIGEST_KEY,
+    MANIFEST_FILE,
+    ArtifactManifest,
+    OutputParity,
+    OutputSpec,
+    Variant,
+    read_manifest,
+    write_manifest,
+)
+from ivdr_deploy.errors import ArtifactError, ConfigError
+from ivdr_deploy.spec import FORMAT_VERSION
+
+Values = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_bundle: Path) -> ArtifactManifest:
+    return open_bundle(tiny_bundle).manifest
+
+
+@pytest.fixture
+def written(manifest: ArtifactManifest, tmp_path: Path) -> Values:
+    write_manifest(tmp_path, manifest)
+    values: Values = json.loads((tmp_path / MANIFEST_FILE).read_text())
+    return values
+
+
+def sealed(values: Values) -> str:
+    """The text with a digest that fits, as somebody who knows how could write it."""
+    import hashlib
+
+    from ivdr_deploy.spec import canonical_json
+
+    content = {key: value for key, value in values.items() if key != DIGEST_KEY}
+    return json.dumps({**content, DIGEST_KEY: hashlib.sha256(canonical_json(content).encode()).hexdigest()})
+
+
+def refusal(text: str | bytes) -> str:
+    with pytest.raises(ArtifactError) as caught:
+        read_manifest(text, where="manifest.json")
+    assert caught.value.hint
+    assert len(caught.value.message) < 500
+    return caught.value.message
+
+
+def test_a_manifest_comes_back_as_it_was(manifest: ArtifactManifest, written: Values) -> None:
+    assert read_manifest(json.dumps(written), where="m") == manifest
+    assert read_manifest(sealed(written), where="m") == manifest
+    assert written["format_version"] == FORMAT_VERSION == 2
+
+
+def test_no_changed_byte_of_the_manifest_changes_what_is_read(tiny_bundle: Path) -> None:
+    content = (tiny_bundle / MANIFEST_FILE).read_bytes()
+    original = read_manifest(content, where="m")
+    accepted = 0
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        try:
+            found = read_manifest(bytes(changed), where="m")
+        except ArtifactError:
+            continue
+        accepted += 1
+        assert found == original
+    assert accepted < len(content) / 10  # a digit of the layout at most, never one of the content
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["labels"].reverse(),
+        lambda values: values["clip"].update(frame_stride=3),
+        lambda values: values["view_plan"].update(num_clips=3),
+        lambda values: values["variants"].pop(),
+        lambda values: values["variants"][1]["parity"][0].update(max_abs_diff=0.0),
+        lambda values: values.update(contract_hash="0" * 64),
+        lambda values: values["files"].pop(),
+        lambda values: values.pop(DIGEST_KEY),
+    ],
+    ids=["labels", "contract", "plan", "variants", "parity", "hash", "files", "digest"],
+)
+def test_an_edited_manifest_is_refused(written: Values, change: Callable[[Values], object]) -> None:
+    change(written)
+    assert "was changed after it was written" in refusal(json.dumps(written))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda values: values["clip"].update(short_side=144), "contract hash"),
+        (lambda values: values["variants"].append(values["variants"][0]), "two variants have the same id"),
+        (lambda values: values["variants"][0].update(files=["x.bin"]), r"not listed: x.bin"),
+        (lambda values: values["variants"][0].update(files=[]), "'torch-fp32' has no files"),
+        (lambda values: values["labels"].pop(), "5 labels for logits of shape (6,)"),
+        (lambda values: values["variants"][0].update(runtime="openvino"), "expected one of 'torch'"),
+        (lambda values: values["variants"][0].update(speed=1), "unknown key 'speed'"),
+        (lambda values: values.update(files=3), "files: expected a list"),
+        (lambda values: values.update(clip=None), "clip: expected a table"),
+        (lambda values: values.pop("outputs"), "'outputs' is missing"),
+        (lambda values: values.update(format_version=True), "format version True"),
+        (lambda values: values.update(format_version=None), "format version None"),
+    ],
+    ids=[
+        "contract", "ids", "files", "no files", "labels", "runtime", "key", "list", "table", "missing", "bool", "none"
+    ],
+)  # fmt: skip
+def test_a_manifest_that_contradicts_itself_is_refused(
+    written: Values, change: Callable[[Values], object], reason: str
+) -> None:
+    change(written)
+    assert reason in refusal(sealed(written))
+
+
+def test_a_later_format_is_refused_by_name(written: Values) -> None:
+    written.update(format_version=99, invented_later=1)
+    assert "format version 99, this ivdr reads 1 to 2" in refusal(json.dumps(written))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"3",
+        b"\xff\xfe",
+        b'{"name": "a web app"}',
+        b"[" * 100_000,
+        b'{"format_version": 2, "name": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"format_version": 2, "name": ' + b"[" * 500 + b"]" * 500 + b"}",
+        b'{"format_version": 2, "name": NaN}',
+        b'{"format_version": 2, "name": 1e999}',
+        b'{"format_version": 2, "name": "\\ud800"}',
+        b'{"format_version": 2, "name": ' + b"9" * 5000 + b"}",
+        b'{"format_version": ' + b"9" * 4000 + b"}",
+        b'{"format_version": "' + b"9" * 1_000_000 + b'"}',
+    ],
+    ids=[
+        "empty", "cut", "list", "table", "number", "bytes", "foreign", "open", "deep", "deeper", "nan", "infinity",
+        "surrogate", "digits", "version", "long version",
+    ],
+)  # fmt: skip
+def test_something_else_called_manifest_is_refused(content: bytes) -> None:
+    assert "manifest.json" in refusal(content)
+
+
+def test_a_variant_is_verified_by_a_measurement_that_passed() -> None:
+    near = OutputParity(output="logits", max_abs_diff=1e-5, min_cosine=1.0, tolerance=1e-4)
+    variant = Variant(
+        id="a", runtime="onnxruntime", precision="fp32", files=("a",), derived_from="r", parity=(near,)
+    )
+    assert variant.verified
+    for bad in (1e-3, float("nan"), float("inf")):
+        assert not replace(variant, parity=(near, replace(near, max_abs_diff=bad))).verified
+    assert not replace(variant, parity=()).verified  # it was never run
+    assert replace(variant, parity=(), derived_from=None).verified  # it is the reference
+
+
+def test_logits_need_a_label_each(manifest: ArtifactManifest) -> None:
+    with pytest.raises(ConfigError, match=r"6 labels for logits of shape \(7,\)"):
+        replace(manifest, outputs=(OutputSpec(name="logits", shape=(7,)),))

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ivdr_deploy.cli import main
+from ivdr_deploy.serving.torchserve.archive import open_archive
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ivdr(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
+
+
+def test_variant_device_and_settings_are_those_asked_for(
+    ivdr: Run, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "serve.toml").write_text("batch_size = 2\n[service]\nvariant = 'onnx-fp32'\nmax_clips = 8\n")
+    store, config = tmp_path / "my store", tmp_path / "serve.toml"
+    command = ("archive", tiny_bundle, "--model-store", store, "--config", config, "--device", "cpu")
+    code, stdout, stderr = ivdr(*command, "--variant", "torch-fp32", "--json")
+    assert code == 0, stderr
+    said = json.loads(stdout)
+    assert (said["variant"], said["device"], said["name"]) == ("torch-fp32", "cpu", "tiny")
+    settings = open_archive(Path(said["archive"])).settings
+    assert (settings.batch_size, settings.service.max_clips) == (2, 8)
+    assert (settings.service.variant, settings.service.device) == ("torch-fp32", "cpu")
+
+
+def test_command_says_what_was_packed_and_what_comes_next(
+    ivdr: Run, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    code, stdout, stderr = ivdr("archive", tiny_bundle, "--model-store", tmp_path / "my store")
+    assert (code, stdout) == (0, "")
+    assert "PASS: onnx-fp32 for cpu (the first verified variant that fits" in stderr
+    assert f"next: ivdr serve '{tmp_path / 'my store' / 'tiny.mar'}'" in stderr
+
+
+def test_variant_that_is_not_there_is_one_line(ivdr: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    code, _, stderr = ivdr("archive", tiny_bundle, "--model-store", tmp_path, "--variant", "onnx-int8")
+    assert code == 5
+    assert "no variant 'onnx-int8'" in stderr
+    assert stderr.count("\n") == 1

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from ivdr_deploy.batching import ClipBatcher
+from ivdr_deploy.errors import ClosedError, EngineIncompatibleError, InferenceError
+
+SHAPE = (4, 8, 8, 3)
+
+
+def clips(*values: int) -> np.ndarray:
+    """uint8 (N, 4, 8, 8, 3), every clip of one value."""
+    return np.stack([np.full(SHAPE, value, np.uint8) for value in values])
+
+
+class Network:
+    """Answers the value of each clip; holds its first call until released, so that others must gather."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.calls: list[list[int]] = []
+        self.entered, self.released = threading.Event(), threading.Event()
+        if not held:
+            self.released.set()
+
+    def __call__(self, video: np.ndarray) -> Mapping[str, np.ndarray]:
+        values = video[:, 0, 0, 0, 0].astype(np.float32)
+        self.calls.append([int(value) for value in values])
+        self.entered.set()
+        assert self.released.wait(20)
+        if 13 in values:
+            raise RuntimeError("unlucky " + "x" * 1000)
+        if 99 in values:
+            raise EngineIncompatibleError("gone")
+        return {"logits": np.stack([values, -values], axis=1), "feature": values[:, None] * 2}
+
+
+def test_a_lone_video_is_not_kept_waiting() -> None:
+    network = Network()
+    batcher = ClipBatcher(network)
+    given = batcher.submit(clips(1, 2)).result(20)
+    batcher.close()
+    assert given.outputs["logits"].tolist() == [[1, -1], [2, -2]]
+    assert given.infer_ms >= 0
+    assert given.batch_clips == 2
+    assert network.calls == [[1, 2]]
+
+
+def test_what_gathers_while_the_network_is_busy_goes_together() -> None:
+    network = Network(held=True)
+    batcher = ClipBatcher(network, max_clips=4)
+    futures = [batcher.submit(clips(1))]
+    assert network.entered.wait(20)
+    futures += [batcher.submit(clips(*values)) for values in ((2,), (3, 4), (5, 6), (7,))]
+    network.released.set()
+    answers = [future.result(20).outputs["feature"][:, 0].tolist() for future in futures]
+    batcher.close()
+    assert answers == [[2], [4], [6, 8], [10, 12], [14]]
+    assert network.calls == [[1], [2, 3, 4], [5, 6, 7]]  # as many as fit into four clips, in order
+
+
+def test_a_video_with_more_clips_than_a_call_takes_is_cut() -> None:
+    network = Network()
+    batcher = ClipBatcher(network, max_clips=3)
+    given = batcher.submit(clips(*range(1, 9))).result(20)
+    batcher.close()
+    assert given.outputs["feature"][:, 0].tolist() == [2.0 * value for value in range(1, 9)]
+    assert network.calls == [[1, 2, 3], [4, 5, 6], [7, 8]]
+
+
+def test_a_failing_call_is_run_again_video_by_video() -> None:
+    network = Network(held=True)
+    batcher = ClipBatcher(network)
+    futures = [batcher.submit(clips(1))]
+    assert network.entered.wait(20)
+    futures += [batcher.submit(clips(value)) for value in (2, 13, 4)]
+    network.released.set()
+    errors = [future.exception(20) for future in futures]
+    batcher.close()
+    assert [type(error) for error in errors] == [type(None), type(None), InferenceError, type(None)]
+    assert futures[3].result().outputs["feature"].tolist() == [[8.0]]
+    assert network.calls == [[1], [2, 13, 4], [2], [13], [4]]
+    assert "RuntimeError: unlucky" in str(errors[2])
+    assert len(str(errors[2])) < 400
+
+
+def test_errors_of_ours_keep_their_kind() -> None:
+    batcher = ClipBatcher(Network())
+    with pytest.raises(EngineIncompatibleError):
+        batcher.submit(clips(99)).result(20)
+    assert batcher.submit(clips(1)).exception(20) is None  # it goes on
+    batcher.close()
+
+
+def test_a_lone_video_runs_in_the_thread_that_waits_for_it() -> None:
+    threads = []
+
+    def network(video: np.ndarray) -> Mapping[str, np.ndarray]:
+        threads.append(threading.current_thread())
+        if video[0, 0, 0, 0, 0] == 13:
+            raise RuntimeError("unlucky")
+        return {"logits": video[:, 0, 0, 0, :1].astype(np.float32)}
+
+    batcher = ClipBatcher(network)
+    assert batcher.run(clips(1, 2)).outputs["logits"].tolist() == [[1], [2]]
+    with pytest.raises(InferenceError, match="unlucky"):
+        batcher.run(clips(13))
+    assert batcher.run(clips(3)).outputs["logits"].tolist() == [[3]]
+    assert set(threads) == {threading.current_thread()}
+    batcher.close()
+    with pytest.raises(ClosedError):
+        batcher.run(clips(1))
+
+
+def test_a_lone_video_takes_its_turn_when_the_network_is_busy() -> None:
+    network = Network(held=True)
+    batcher = ClipBatcher(network)
+    first = batcher.submit(clips(1))
+    assert network.entered.wait(20)
+    found: list[list[list[float]]] = []
+    waiting = threading.Thread(target=lambda: found.append(batcher.run(clips(2)).outputs["feature"].tolist()))
+    waiting.start()
+    network.released.set()
+    waiting.join(20)
+    batcher.close()
+    assert (first.result(0).outputs["feature"].tolist(), found) == ([[2]], [[[4]]])
+
+
+def test_closing_finishes_what_was_submitted() -> None:
+    network = Network(held=True)
+    batcher = ClipBatcher(network)
+    futures = [batcher.submit(clips(value)) for value in (1, 2, 3)]
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    network.released.set()
+    closing.join(20)
+    assert [future.result(0).outputs["feature"].tolist() for future in futures] == [[[2]], [[4]], [[6]]]
+    with pytest.raises(ClosedError):
+        batcher.submit(clips(1))
+    batcher.close()

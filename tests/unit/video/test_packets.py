@@ -1,0 +1,41 @@
+"""How PyAV is asked to open a file: by one set of arguments for each of its versions."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import av
+import pytest
+from videos import numbered_video
+
+from ivdr_deploy.video._packets import open_arguments
+from ivdr_deploy.video._source import CheckedSource
+
+
+def source(data: Path | bytes) -> CheckedSource:
+    return CheckedSource(data=data, name="a", size_bytes=1, container="mov")
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("18.0.0", True), ("18.1.0", True), ("19.0.2", False), ("20.1.0rc1", False)]
+)
+def test_the_argument_that_pyav_19_dropped_is_given_to_older_ones_only(version: str, expected: bool) -> None:
+    arguments = open_arguments(source(Path("/a.mp4")), pyav_version=version)
+    assert ("metadata_errors" in arguments) is expected
+
+
+def test_nothing_but_the_file_may_be_opened() -> None:
+    arguments = open_arguments(source(Path("/a.mp4")))
+    assert (arguments["file"], arguments["format"]) == ("/a.mp4", "mov")
+    assert arguments["options"] == {"protocol_whitelist": "file"}
+    arguments = open_arguments(source(b"bytes"))
+    assert isinstance(arguments["file"], io.BytesIO)
+    assert arguments["options"] == {"protocol_whitelist": ""}
+
+
+def test_the_installed_pyav_takes_them(tmp_path: Path) -> None:
+    path = numbered_video(tmp_path / "a.mp4", num_frames=3)
+    for data in (path, path.read_bytes()):
+        with av.open(**open_arguments(source(data))) as container:
+            assert len(list(container.decode(video=0))) == 3

@@ -1,0 +1,100 @@
+"""The log of a training run: ``metrics.csv``, TensorBoard and the console."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor
+
+from ivdr_deploy._console import console
+from ivdr_deploy.errors import MissingDependencyError, TrainingError
+
+
+class RunLog:
+    """Means of the metrics over every few steps.
+
+    Args:
+        folder: The run folder.
+        total_steps: Steps of the run.
+        every: Steps that one line covers.
+        position: Bytes of ``metrics.csv`` that are kept; 0 starts it anew.
+    """
+
+    def __init__(self, folder: Path, *, total_steps: int, every: int, position: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"training writes TensorBoard events, and tensorboard cannot be imported ({error})",
+                hint="install what training needs with: pip install --group train",
+            ) from error
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._total = total_steps
+        self._every = every
+        self._window: list[dict[str, Tensor | float]] = []
+        self._file = (folder / "metrics.csv").open("r+" if position else "w", newline="", encoding="utf-8")
+        self._file.truncate(position)
+        self._file.seek(position)
+        self._has_header = position > 0
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        self._board = SummaryWriter(str(folder / "tensorboard" / stamp))
+        self.last: dict[str, float] = {}
+        """Means of the latest line."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+    @property
+    def position(self) -> int:
+        """Bytes of ``metrics.csv`` so far."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def add(self, step: int, metrics: Mapping[str, Tensor | float]) -> bool:
+        """Take the metrics of one step; tensors are read only when a line is due: the device need not wait.
+
+        Returns:
+            Whether a line was written, so that none of the metrics so far is pending.
+
+        Raises:
+            TrainingError: if the loss is not finite.
+        """
+        self._window.append(
+            {name: value.detach() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        )
+        due = len(self._window) == self._every or step + 1 == self._total
+        if due:
+            self._write(step + 1)
+        return due
+
+    def _write(self, step: int) -> None:
+        window, self._window = self._window, []
+        self.last = {name: sum(float(row[name]) for row in window) / len(window) for name in window[0]}
+        table = csv.writer(self._file)
+        if not self._has_header:
+            table.writerow(["step", *self.last])
+            self._has_header = True
+        table.writerow([step, *(f"{value:.6g}" for value in self.last.values())])
+        self._file.flush()
+        for name, value in self.last.items():
+            self._board.add_scalar(name, value, step)
+        shown = "  ".join(f"{name} {value:.3g}" for name, value in self.last.items())
+        console.print(f"step {step}/{self._total}  {shown}", markup=False)
+        if not math.isfinite(self.last["loss"]):
+            raise TrainingError(
+                f"the loss is {self.last['loss']} at step {step}",
+                hint="lower optim.lr, or set optim.warmup_epochs",
+            )

@@ -1,0 +1,147 @@
+"""All that a training run needs to go on where it stopped, in one file that is replaced as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ivdr_deploy._files import atomic_path
+from ivdr_deploy.errors import CheckpointError, TrainingError
+from ivdr_deploy.records import to_dict
+from ivdr_deploy.spec import canonical_json
+from train.cache import CachedVideos
+from train.config import RunConfig
+
+STATE_NAME = "state.pt"
+_FORMAT = 1
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """The changing parts of a run, and what they belong to.
+
+    Batches, clips, augmentation and segment orders of a step are drawn from ``seed`` and the step's number alone;
+    torch's own generators, which dropout uses, are saved as they are.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    seed: int
+    digest: str
+    """Identity of settings and training videos, see ``run_digest``."""
+
+    epoch_steps: int
+    """Steps in an epoch."""
+
+    step: int = 0
+    """Steps taken."""
+
+    log_bytes: int = 0
+    """Length of ``metrics.csv``: lines beyond it belong to steps that are taken again."""
+
+    @property
+    def epoch_position(self) -> tuple[int, int]:
+        """The epoch that the next step belongs to, and its place in it."""
+        return divmod(self.step, self.epoch_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors, numbers, strings and containers of them."""
+        return {
+            "format": _FORMAT,
+            "digest": self.digest,
+            "seed": self.seed,
+            "epoch_steps": self.epoch_steps,
+            "step": self.step,
+            "log_bytes": self.log_bytes,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": _generators(self._device),
+        }
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Take over a state of the same run, torch's generators included.
+
+        Raises:
+            CheckpointError: if it belongs to other settings or videos, or does not fit.
+        """
+        try:
+            if values["format"] != _FORMAT:
+                raise CheckpointError(f"a training state of format {values['format']}, expected {_FORMAT}")
+            for name in ("digest", "seed", "epoch_steps"):
+                if values[name] != getattr(self, name):
+                    theirs, ours = str(values[name])[:64], getattr(self, name)
+                    raise CheckpointError(
+                        f"the training state belongs to another run ({name} {theirs}, here {ours})",
+                        hint="resume with the settings and the training list that it was begun with",
+                    )
+            self.model.load_state_dict(values["model"])
+            self.optimizer.load_state_dict(values["optimizer"])
+            _set_generators(self._device, values["generators"])
+            self.step, self.log_bytes = int(values["step"]), int(values["log_bytes"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"the training state does not fit this run ({reason})") from error
+
+    def save(self, path: Path) -> None:
+        """Write the state; ``path`` holds the old file or the whole new one, whatever happens.
+
+        Raises:
+            TrainingError: if a weight is not finite; the older file stays.
+        """
+        weights = [value for value in self.model.state_dict().values() if value.is_floating_point()]
+        if not all(bool(value.isfinite().all()) for value in weights):
+            raise TrainingError(
+                f"weights are not finite after step {self.step}",
+                hint="lower optim.lr, or set optim.warmup_epochs",
+            )
+        with atomic_path(path) as temporary:
+            torch.save(self.state_dict(), temporary)
+
+    def load(self, path: Path) -> None:
+        """Read what ``save`` wrote; nothing in the file is executed.
+
+        Raises:
+            CheckpointError: if the file is missing, damaged, or of another run.
+        """
+        if not path.is_file():
+            raise CheckpointError(f"no training state at {path}")
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file makes torch's reader raise whatever it meets
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path} is not a readable training state ({reason})") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} holds {type(values).__name__}, not a training state")
+        self.load_state_dict(values)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def run_digest(config: RunConfig, cached: CachedVideos) -> str:
+    """Return the SHA-256 (hex) over the settings that shape the weights, and the usable videos in their order."""
+    without = {"out", "log_every", "data"}
+    settings = {name: value for name, value in to_dict(config).items() if name not in without}
+    videos = [[item.uri, item.label] for item in cached.items]
+    text = canonical_json({"config": settings, "videos": videos})
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_generators(device: torch.device, states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
