@@ -46,7 +46,7 @@ typecheck: $(STAMP) ## check types
 	$(BIN)/mypy
 
 bench: $(STAMP) ## latency of the demo's bundle, engine against torch
-	$(BIN)/ivdr bench runs/demo/bundle --data runs/demo/data/test.csv
+	$(BIN)/ivdr bench runs/demo/bundle --videos runs/demo/data/test.csv
 
 wheel-check: $(STAMP) ## build the wheel, install it in fresh environments, see that it is whole and works there
 	$(BIN)/python -m pytest tests/packaging

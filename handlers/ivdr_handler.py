@@ -18,6 +18,6 @@ class IvdrHandler:
 
         self._adapter = TorchServeAdapter(context)
 
-    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer one batch, each request with its own status."""
         return self._adapter.handle(data, context)

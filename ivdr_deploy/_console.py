@@ -16,23 +16,37 @@ Shared by ``ivdr`` and ``python -m train``. Exit codes:
     10    the output folder is in use by another process, or holds something else
     11    training cannot go on, for example because the loss is not finite
     12    the network failed on a video
-    130   interrupted
+    130   interrupted (Ctrl-C)
+    141   whoever read the output stopped reading, as ``| head`` does
+    143   ended by SIGTERM
     ====  ==============================================================
 """
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shlex
+import signal
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 
 from ivdr_deploy import errors
+from ivdr_deploy._text import as_text, one_line
 
 T = TypeVar("T")
+
+LINE_SECONDS = 30.0
+"""Without a terminal a long run says this often how far it is, with the next item that is done."""
 
 EXIT_CODES: tuple[tuple[type[errors.IvdrError], int], ...] = (
     (errors.ConfigError, 2),
@@ -50,14 +64,52 @@ EXIT_CODES: tuple[tuple[type[errors.IvdrError], int], ...] = (
     (errors.InferenceError, 12),
 )
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+_INTERRUPTED = 130
+
+
+class PlainConsole(Console):
+    """A console that colours nothing by itself and leaves a closed pipe to ``exiting``: rich would exit with 1."""
+
+    def __init__(self, *, stderr: bool = False, markup: bool = True) -> None:
+        super().__init__(stderr=stderr, markup=markup, highlight=False, soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        """Raise what rich caught, and print nothing more."""
+        self.quiet = True
+        raise  # rich calls this while it handles the error
+
+
+console = PlainConsole(stderr=True)
 """For people. Stdout is kept for results, so that ``ivdr predict --json ... | jq`` works."""
 
 
+def print_line(text: str) -> None:
+    """Write one line of a result on stdout; above the progress bar when both are on a terminal.
+
+    Line ends and other control characters in it are spelled: a file name may hold them.
+    """
+    print(one_line(text), flush=True)
+
+
 def print_json(value: Any) -> None:
-    """Write one JSON object as one line on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    """Write one JSON object as one line on stdout: valid UTF-8, whatever the locale and the names in it."""
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-") in {"utf-8", "utf8"}
+    print_line(json.dumps(_valid(value), ensure_ascii=not utf8, allow_nan=False))
+
+
+def _valid(value: Any) -> Any:
+    """Return a value for JSON in which all text is valid Unicode."""
+    if isinstance(value, dict):
+        return {as_text(key) if isinstance(key, str) else key: _valid(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_valid(item) for item in value]
+    return as_text(value) if isinstance(value, str) else value
+
+
+def say_left_out(left_out: Iterable[object]) -> None:
+    """Tell a person what the listing of a folder or list file passed over; see ``VideoList.left_out``."""
+    for entry in left_out:
+        console.print(f"left out: {entry}", markup=False)
 
 
 class Track(Protocol):
@@ -73,9 +125,9 @@ def untracked(items: Iterable[T], total: int, description: str) -> Iterable[T]:
 
 
 def progress(items: Iterable[T], total: int, description: str) -> Iterator[T]:
-    """Yield the items, with a progress bar when a person is watching."""
+    """Yield the items, with a progress bar when a person is watching, else with a line for the log now and then."""
     if not console.is_terminal:
-        yield from items
+        yield from _progress_lines(items, total, description)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -85,15 +137,29 @@ def progress(items: Iterable[T], total: int, description: str) -> Iterator[T]:
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    # What is printed meanwhile goes above the bar, through the console: right for a terminal, wrong for a file or pipe.
+    shared = sys.stdout is not None and sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, redirect_stdout=shared) as bar:
         yield from bar.track(items, total=total, description=description)
 
 
-def done(what: str, *, next_command: str | None = None) -> None:
-    """Print the final line of a command: what was written, and what to run next."""
+def _progress_lines(items: Iterable[T], total: int, description: str) -> Iterator[T]:
+    started = said = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        now = time.monotonic()
+        if now - said >= LINE_SECONDS and number < total:
+            said = now
+            rate = number / (now - started)
+            left = timedelta(seconds=round((total - number) / rate))
+            console.print(f"{description}: {number} of {total}, {rate:.3g}/s, {left} left", markup=False)
+        yield item
+
+
+def done(what: str, *, next_command: Sequence[str | Path] = ()) -> None:
+    """Print the final line of a command: what was written, and the words of what to run next, as a shell takes them."""
     console.print(what, markup=False)
     if next_command:
-        console.print(f"next: {next_command}", style="dim", markup=False)
+        console.print(f"next: {shlex.join(map(str, next_command))}", style="dim", markup=False)
 
 
 def exit_code(error: errors.IvdrError) -> int:
@@ -103,17 +169,72 @@ def exit_code(error: errors.IvdrError) -> int:
 
 @contextmanager
 def exiting(program: str) -> Iterator[None]:
-    """Turn an error of ours, or of the file system, into one line on stderr and an exit code; others pass."""
+    """Turn an error of ours, or of the file system, into one line on stderr and an exit code; others pass.
+
+    A character that the terminal's encoding lacks is spelled from here on, in whatever is printed. Everything printed
+    is on its way when this ends, so that a closed pipe or a full disk is noticed here. SIGTERM unwinds like Ctrl-C, so
+    that what a command has open is closed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    ended_by: list[int] = []
     try:
-        yield
+        try:
+            with _interrupted_by_sigterm(ended_by):
+                yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except errors.IvdrError as error:
-        sys.stderr.write(f"{program}: {error}\n")
+        _say(one_line(f"{program}: {error}"))
         sys.exit(exit_code(error))
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(141)  # 128 + SIGPIPE: what a shell reports for any other program
     except OSError as error:
         if error.errno is None:  # not from the system: a defect
             raise
-        sys.stderr.write(f"{program}: {error.filename or 'a file'}: {error.strerror}\n")
+        _say(one_line(f"{program}: {error.filename or 'a file'}: {error.strerror}"))
         sys.exit(9)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{program}: interrupted\n")
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != _INTERRUPTED:  # what typer makes of an interrupt
+            raise
+        _say(f"{program}: {'ended by SIGTERM' if ended_by else 'interrupted'}")
+        sys.exit(128 + ended_by[0] if ended_by else _INTERRUPTED)
+
+
+@contextmanager
+def _interrupted_by_sigterm(ended_by: list[int]) -> Iterator[None]:
+    """Let SIGTERM interrupt the block, and note that it did."""
+    if threading.current_thread() is not threading.main_thread():  # only the main one hears signals
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        ended_by.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(line: str) -> None:
+    """Write a line on stderr, unless it is closed: the exit code must not depend on that."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Send what is still in a buffer nowhere: Python's own flush at the end would fail as well, and say so."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            os.dup2(nowhere, stream.fileno())

@@ -1,4 +1,4 @@
-"""The machine and the software, without which a measured figure means nothing. Standard library only."""
+"""The machine and the software, without which a measured figure means nothing."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ def environment_facts() -> dict[str, Any]:
         (variables that limit them), ``git_revision`` and ``command``. What cannot be found out is an empty
         string or None.
     """
+    import psutil
+
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "load_average": round(os.getloadavg()[0], 2),
+        "cores": usable_cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_average": round(psutil.getloadavg()[0], 2),
         "os": platform.platform(),
         "python": platform.python_version(),
         "packages": package_versions(),
@@ -46,6 +48,13 @@ def environment_facts() -> dict[str, Any]:
         "git_revision": git_revision(),
         "command": shlex.join([*_program(), *sys.argv[1:]]),
     }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not everywhere
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _program() -> list[str]:

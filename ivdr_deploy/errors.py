@@ -27,7 +27,10 @@
     ├── ExportError                 a model cannot be exported
     │   └── ParityError             an exported model does not compute what the trained one computes
     ├── RequestError                a request to the endpoint is malformed
+    │   ├── MethodError             its HTTP method is none that carries a request
+    │   ├── EncodingError           its body is encoded for the transfer, for example with gzip
     │   └── OptionError             it is well formed, but an option in it is not one that can be served
+    ├── DrainingError               the endpoint is about to stop and takes no more requests
     └── ServerError                 TorchServe did not start, answer or stop as it should
 
 An error says what was found and what was expected in ``message``, and what to do in ``hint``. Errors know nothing
@@ -37,6 +40,8 @@ of HTTP or exit codes: ``serving.core.service`` maps them to a status, ``cli`` t
 from __future__ import annotations
 
 from typing import ClassVar
+
+from ivdr_deploy._text import as_text
 
 
 class IvdrError(Exception):
@@ -51,9 +56,11 @@ class IvdrError(Exception):
     """Stable machine-readable name, written to score tables and endpoint answers."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = (
+            as_text(message),
+            as_text(hint),
+        )  # both name files, and are printed and stored
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}. {self.hint}" if self.hint else self.message
@@ -205,6 +212,24 @@ class RequestError(IvdrError):
     """A request to the endpoint is malformed."""
 
     code = "bad_request"
+
+
+class MethodError(RequestError):
+    """A request came with an HTTP method that carries none."""
+
+    code = "bad_method"
+
+
+class EncodingError(RequestError):
+    """The body of a request is encoded for the transfer, for example with gzip."""
+
+    code = "bad_encoding"
+
+
+class DrainingError(IvdrError):
+    """The endpoint is about to stop: it finishes what it has taken, and takes no more."""
+
+    code = "draining"
 
 
 class OptionError(RequestError):

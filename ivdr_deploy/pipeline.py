@@ -17,7 +17,7 @@ from ivdr_deploy.batching import ClipBatcher, Inferred
 from ivdr_deploy.decoding import DecodeOptions, DecodePool
 from ivdr_deploy.errors import InferenceError, IvdrError, VideoError
 from ivdr_deploy.results import Outcome, RawResult, VideoResult, combine_clips
-from ivdr_deploy.runtimes.base import LoadedModel, check_batch
+from ivdr_deploy.runtimes.base import LoadedModel, check_batch, not_finite
 from ivdr_deploy.spec import DecoderName, ViewPlan
 from ivdr_deploy.video.clips import Clips, load_clips
 from ivdr_deploy.video.reader import VideoLimits
@@ -154,6 +154,11 @@ class VideoPredictor:
         """Sum up what the network gave; runs in the thread of the batcher."""
         try:
             given = inferred.result()
+            if broken := not_finite(given.outputs):  # what is made of them would look like an answer
+                raise InferenceError(
+                    f"the network gives NaN or infinity in {', '.join(broken)} for this video",
+                    hint="its training diverged, or this variant is too coarse for it: `ivdr verify` compares variants",
+                )
             raw = RawResult(clips=video.clips, outputs=given.outputs, infer_ms=given.infer_ms)
             result = combine_clips(raw, labels=self.model.labels)
             video.outcome.set_result(Outcome(video.source, result, None, raw))

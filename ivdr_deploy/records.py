@@ -13,23 +13,24 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+from ivdr_deploy._text import QUOTED, as_text, quoted
 from ivdr_deploy.errors import ConfigError
 
 T = TypeVar("T")
 
-_QUOTED = 80
-"""Characters of a foreign value that a message shows."""
-
 
 def to_dict(record: Any) -> Any:
-    """Turn a dataclass (nested, with tuples and mappings) into dicts, lists and scalars that JSON and TOML can hold."""
+    """Turn a dataclass (nested, with tuples and mappings) into what JSON and TOML can hold.
+
+    Dicts, lists and scalars; text is valid Unicode, whatever bytes a path in it holds.
+    """
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         return {field.name: to_dict(getattr(record, field.name)) for field in dataclasses.fields(record)}
     if isinstance(record, Mapping):
-        return {str(key): to_dict(value) for key, value in record.items()}
+        return {as_text(str(key)): to_dict(value) for key, value in record.items()}
     if isinstance(record, tuple | list):
         return [to_dict(value) for value in record]
-    return record
+    return as_text(record) if isinstance(record, str) else record
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
@@ -46,14 +47,14 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"{where}: expected a table of settings, found {type(values).__name__} {_quoted(values)}"
+            f"{where}: expected a table of settings, found {type(values).__name__} {quoted(values)}"
         )
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key)[:100], fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-            raise ConfigError(f"{where}: unknown key {_quoted(key)}", hint=hint)
+            raise ConfigError(f"{where}: unknown key {quoted(key)}", hint=hint)
     hints = typing.get_type_hints(cls)
     arguments = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()}
     for name, field in fields.items():
@@ -82,9 +83,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return _convert_tuple(args, value, where)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}: expected a table, found {_quoted(value)}")
+            raise ConfigError(f"{where}: expected a table, found {quoted(value)}")
         return {
-            str(key): _convert(args[1], item, f"{where}.{str(key)[:_QUOTED]}") for key, item in value.items()
+            str(key): _convert(args[1], item, f"{where}.{str(key)[:QUOTED]}") for key, item in value.items()
         }
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else from_dict(kind, value, where=where)  # type: ignore[arg-type]
@@ -92,9 +93,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         try:
             return float(value)
         except OverflowError as error:
-            raise ConfigError(f"{where}: {_quoted(value)} is too large") from error
+            raise ConfigError(f"{where}: {quoted(value)} is too large") from error
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{where}: expected {kind.__name__}, found {_quoted(value)}")
+        raise ConfigError(f"{where}: expected {kind.__name__}, found {quoted(value)}")
     return value
 
 
@@ -103,23 +104,17 @@ def _choose(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     for choice in choices:
         if value == choice and isinstance(value, bool) == isinstance(choice, bool):
             return choice
-    raise ConfigError(f"{where}: expected one of {', '.join(map(repr, choices))}, found {_quoted(value)}")
-
-
-def _quoted(value: Any) -> str:
-    """Show a foreign value, cut short: it may be megabytes long."""
-    text = repr(value[:_QUOTED] if isinstance(value, str | bytes) else value)
-    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
+    raise ConfigError(f"{where}: expected one of {', '.join(map(repr, choices))}, found {quoted(value)}")
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{where}: expected a list, found {_quoted(value)}")
+        raise ConfigError(f"{where}: expected a list, found {quoted(value)}")
     if len(args) == 2 and args[1] is Ellipsis:
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if len(value) != len(args):
         raise ConfigError(
-            f"{where}: expected a list of {len(args)}, found {len(value)} values: {_quoted(value)}"
+            f"{where}: expected a list of {len(args)}, found {len(value)} values: {quoted(value)}"
         )
     return tuple(
         _convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))

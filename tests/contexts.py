@@ -18,6 +18,8 @@ def make_context(
     rows: Sequence[Any],
     *,
     describe: int | None = None,
+    headers: dict[str, str] | None = None,
+    gpu_id: int | None = None,
     settings: ServiceSettings = ServiceSettings(top_k=2),  # noqa: B008  frozen
 ) -> Any:
     """TorchServe's own context and metrics, as a worker makes them for one batch.
@@ -26,6 +28,8 @@ def make_context(
         model_dir: Folder that holds the unpacked archive, with the bundle in ``bundle``.
         rows: The requests of the batch.
         describe: The one of them that asks what is loaded.
+        headers: Of each request.
+        gpu_id: The GPU that TorchServe gives to the worker.
         settings: Of the service, as the archive's ``model-config.yaml`` holds them.
     """
     with warnings.catch_warnings():
@@ -39,9 +43,11 @@ def make_context(
     metrics.model_name = "tiny"
     config = yaml.safe_load(to_model_config(EndpointSettings(service=settings)))
     context = Context(
-        "tiny", str(model_dir), None, 4, None, "0.12", metrics=metrics, model_yaml_config=config
+        "tiny", str(model_dir), None, 4, gpu_id, "0.12", metrics=metrics, model_yaml_config=config
     )
-    headers = [{"describe": "True"} if i == describe else {} for i in range(len(rows))]
-    context.request_processor = [RequestProcessor(header) for header in headers]
+    context.request_processor = [
+        RequestProcessor((headers or {}) | ({"describe": "True"} if i == describe else {}))
+        for i in range(len(rows))
+    ]
     context.request_ids = metrics.request_ids = {i: f"request-{i}" for i in range(len(rows))}
     return context

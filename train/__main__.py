@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from shlex import quote
 
 from rich.table import Table
 
 from ivdr_deploy._console import console, done, exiting, print_json
+from ivdr_deploy._files import at_home
 from ivdr_deploy.spec import ViewPlan
+from ivdr_deploy.video.reader import VideoLimits
 from train.config import FinetuneConfig, PretrainConfig
 from train.config_file import load_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
     with exiting("train"):
+        options = _parser().parse_args(arguments)
         run: Callable[[argparse.Namespace], int] = options.run
         return run(options)
     return 1
@@ -27,20 +28,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m train", description="Train and measure video models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, text in (
-        ("pretrain", _pretrain, "self-supervised pre-training, without labels"),
-        ("finetune", _finetune, "training on labels, from a checkpoint or from scratch"),
+
+    def add(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        epilog = f"Example:\n  python -m train {name} {example}"
+        layout = argparse.RawDescriptionHelpFormatter  # keeps the line
+        return commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=layout)
+
+    for name, run, text, example in (
+        (
+            "pretrain",
+            _pretrain,
+            "self-supervised pre-training, without labels",
+            "--config train/configs/pretrain.toml data.train=videos.csv out=runs/pre",
+        ),
+        (
+            "finetune",
+            _finetune,
+            "training on labels, from a checkpoint or from scratch",
+            "--config train/configs/finetune.toml data.train=train.csv data.test=test.csv out=runs/ft",
+        ),
     ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", required=True, help="TOML file; train/configs has some")
+        command = add(name, text, example)
+        command.add_argument(
+            "--config", type=at_home, required=True, help="TOML file; train/configs has some"
+        )
         command.add_argument(
             "overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=0.01 out=runs/a"
         )
         command.set_defaults(run=run)
     text = "accuracy on a labelled list, on the clips that the checkpoint's view plan takes"
-    command = commands.add_parser("evaluate", help=text, description=text)
-    command.add_argument("checkpoint")
-    command.add_argument("--data", required=True, help="labelled list: class folders, csv or text")
+    command = add("evaluate", text, "runs/ft/checkpoint.safetensors --videos test.csv --clips 10")
+    command.add_argument("checkpoint", type=at_home)
+    command.add_argument(
+        "--videos",
+        "--data",
+        type=at_home,
+        required=True,
+        metavar="LIST",
+        help="labelled: class folders, csv or text list",
+    )
+    command.add_argument(
+        "--root", type=at_home, metavar="DIR", help="where relative paths start; else the list's folder"
+    )
+    command.add_argument(
+        "--allow-container",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also open e.g. asf (.wmv), flv, ogg",
+    )
     plans = command.add_mutually_exclusive_group()
     plans.add_argument("--clips", type=int, metavar="N", help="N clips evenly over each video, centre crop")
     plans.add_argument("--protocol", choices=["ten-clip"], help="the test of the papers: the same with 10")
@@ -55,7 +91,10 @@ def _pretrain(options: argparse.Namespace) -> int:
     from train.pretrain import pretrain
 
     path = pretrain(config)
-    done(f"wrote {path}", next_command=f"python -m train finetune --config FILE init={quote(str(path))}")
+    done(
+        f"wrote {path}",
+        next_command=("python", "-m", "train", "finetune", "--config", "FILE", f"init={path}"),
+    )
     return 0
 
 
@@ -64,7 +103,7 @@ def _finetune(options: argparse.Namespace) -> int:
     from train.finetune import finetune
 
     path = finetune(config)
-    done(f"wrote {path}", next_command=f"ivdr export {quote(str(path))} -o BUNDLE")
+    done(f"wrote {path}", next_command=("ivdr", "export", path, "-o", "BUNDLE"))
     return 0
 
 
@@ -76,7 +115,14 @@ def _evaluate(options: argparse.Namespace) -> int:
         plan, origin = ViewPlan(num_clips=options.clips), f"--clips {options.clips}"
     elif options.protocol:
         plan, origin = PROTOCOLS[options.protocol], f"--protocol {options.protocol}"
-    report = evaluate(options.checkpoint, options.data, plan=plan, device=options.device)
+    report = evaluate(
+        options.checkpoint,
+        options.videos,
+        root=options.root,
+        plan=plan,
+        limits=VideoLimits.allowing(options.allow_container),
+        device=options.device,
+    )
     for uri, reason in report.failed:
         console.print(f"failed {uri}: {reason}", style="red", markup=False)
     if options.json:

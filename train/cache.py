@@ -7,9 +7,7 @@ nothing here needs torch.
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ivdr_deploy._console import progress
-from ivdr_deploy._files import atomic_path
+from ivdr_deploy._files import NO_SPACE, atomic_path, remove_left_over
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.decoding import DecodeOptions, DecodePool, ScratchError
 from ivdr_deploy.errors import DataError, VideoError
@@ -27,8 +25,6 @@ from ivdr_deploy.spec import ClipSpec, ViewPlan, canonical_json
 from ivdr_deploy.video import PathSource, Source, VideoLimits, open_frames
 from ivdr_deploy.video.preprocess import crops
 from ivdr_deploy.video.sampling import place_clips
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +60,7 @@ def cache_videos(
     folder: Path,
     *,
     decode: DecodeOptions | None = None,
+    limits: VideoLimits | None = None,
     max_bad_share: float = 0.0,
 ) -> CachedVideos:
     """Decode every video of a list that is not in the cache yet.
@@ -73,6 +70,7 @@ def cache_videos(
         clip: The contract.
         folder: The cache; made when absent.
         decode: The decode workers.
+        limits: What a video may cost; the defaults when None.
         max_bad_share: Share of videos that may be unusable.
 
     Raises:
@@ -80,7 +78,7 @@ def cache_videos(
         OSError: if the cache cannot be written.
     """
     sources = [PathSource(item.path.absolute()) for item in videos.items]
-    filled = fill_cache(sources, clip, folder, decode=decode)
+    filled = fill_cache(sources, clip, folder, decode=decode, limits=limits)
     pairs = list(zip(videos.items, filled, strict=True))
     good = [(item, file) for item, file in pairs if isinstance(file, Path)]
     skipped = tuple((item, error) for item, error in pairs if isinstance(error, VideoError))
@@ -123,32 +121,32 @@ def fill_cache(
     """
     limits = limits or VideoLimits()
     folder.mkdir(parents=True, exist_ok=True)
-    # What a killed worker leaves half written lies in the scratch folder, and goes with it.
-    with tempfile.TemporaryDirectory(prefix=".filling-", dir=folder) as scratch, DecodePool(decode) as pool:
+    try:
+        with DecodePool(decode) as pool:
 
-        def start(source: Source) -> Path | VideoError | tuple[Future[None], Path]:
-            try:
-                file = folder / f"{_cache_key(source, clip)}.npy"
-            except VideoError as error:
-                return error
-            if file.is_file():
+            def start(source: Source) -> Path | VideoError | tuple[Future[None], Path]:
+                try:
+                    file = folder / f"{_cache_key(source, clip)}.npy"
+                except VideoError as error:
+                    return error
+                if file.is_file():
+                    return file
+                return pool.submit(write_frames, source, clip, file, limits=limits), file
+
+            def finish(started: Path | VideoError | tuple[Future[None], Path]) -> Path | VideoError:
+                if not isinstance(started, tuple):
+                    return started
+                written, file = started
+                try:
+                    written.result()
+                except VideoError as error:
+                    return error
                 return file
-            target = Path(scratch) / file.name
-            return pool.submit(write_frames, source, clip, target, limits=limits), file
 
-        def finish(started: Path | VideoError | tuple[Future[None], Path]) -> Path | VideoError:
-            if not isinstance(started, tuple):
-                return started
-            written, file = started
-            try:
-                written.result()
-            except VideoError as error:
-                return error
-            (Path(scratch) / file.name).replace(file)
-            return file
-
-        jobs = [start(source) for source in sources]
-        return [finish(job) for job in progress(jobs, total=len(jobs), description="decoding")]
+            jobs = [start(source) for source in sources]
+            return [finish(job) for job in progress(jobs, total=len(jobs), description="decoding")]
+    finally:
+        remove_left_over(folder)  # of workers that were killed
 
 
 def write_frames(source: Source, /, clip: ClipSpec, file: Path, *, limits: VideoLimits) -> None:
@@ -166,9 +164,9 @@ def write_frames(source: Source, /, clip: ClipSpec, file: Path, *, limits: Video
                 for frame in stream.frames:
                     out.write(np.ascontiguousarray(frame).data)
         except OSError as error:
-            if error.errno not in _NO_SPACE:
+            if error.errno not in NO_SPACE:
                 raise
-            raise ScratchError(error.errno, error.strerror, str(file.parent)) from error
+            raise ScratchError(error.errno, error.strerror, error.filename) from error
 
 
 def _cache_key(source: Source, clip: ClipSpec) -> str:

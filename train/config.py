@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ivdr_deploy._files import at_home
+from ivdr_deploy._text import as_text
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import ClipSpec, Device, ModelSpec, ViewPlan
+from ivdr_deploy.video.reader import VideoLimits
 
 
 def _in_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
@@ -17,18 +20,31 @@ def _in_range(name: str, value: float, low: float, high: float = float("inf")) -
         raise ConfigError(f"{name} must be {bound}, found {value}")
 
 
+def _paths_at_home(config: object, *names: str) -> None:
+    for name in names:
+        object.__setattr__(config, name, at_home(getattr(config, name)))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Where the videos are."""
 
     train: str
-    """List of training videos: a folder, a csv or a text list, see ``ivdr_deploy.datasets.lists``."""
+    """List of training videos: a folder, csv, Parquet or text list, see ``ivdr_deploy.datasets.lists``. Of lists that
+    hold both parts, as those of HMDB51 do, the training part."""
+
+    root: str = ""
+    """Where relative paths in the lists start; empty: at the folder of each list."""
 
     test: str = ""
-    """Labelled list on which a fine-tuned model is measured at the end; empty: none."""
+    """Labelled list on which a fine-tuned model is measured at the end; empty: none. Of lists that hold both parts, the
+    test part."""
 
     cache: str = ""
     """Folder for decoded frames, which several runs may share; empty: ``cache`` in the run folder."""
+
+    allow_containers: tuple[str, ...] = ()
+    """Containers to open besides the usual ones, as in ``ivdr score --allow-container``: for example ``["asf"]``."""
 
     decode_workers: int = 2
     """Processes that decode videos, for the cache and for the test list."""
@@ -37,6 +53,8 @@ class DataConfig:
     """Share of training videos that may be unusable or absent before training refuses to start, 0 to 1."""
 
     def __post_init__(self) -> None:
+        _paths_at_home(self, "train", "root", "test", "cache")
+        VideoLimits.allowing(self.allow_containers)  # refuses unknown names
         _in_range("decode_workers", self.decode_workers, 1)
         _in_range("max_bad_share", self.max_bad_share, 0.0, 1.0)
 
@@ -169,7 +187,7 @@ class RunConfig:
     """What every training run has."""
 
     out: str
-    """Run folder: checkpoint, training state, ``metrics.csv`` and the TensorBoard events go there."""
+    """Run folder: settings, checkpoint, training state, ``metrics.csv`` and the TensorBoard events go there."""
 
     data: DataConfig
     clip: ClipSpec = field(default_factory=ClipSpec)
@@ -198,6 +216,9 @@ class RunConfig:
     """Keep the convolution weights in the memory layout of the input, frames by pixels by channels."""
 
     def __post_init__(self) -> None:
+        _paths_at_home(self, "out")
+        if as_text(self.out) != self.out:
+            raise ConfigError(f"out is {self.out}, which is no text in UTF-8: TensorBoard cannot write there")
         _in_range("seed", self.seed, 0)
         _in_range("log_every", self.log_every, 1)
         if self.model.num_classes:
@@ -239,6 +260,7 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
+        _paths_at_home(self, "init")
         _in_range("dual_weight", self.dual_weight, 0.0)
         if self.augment.reverse_probability:
             raise ConfigError("augment.reverse_probability must be 0 when labels are trained")

@@ -1,14 +1,16 @@
-"""Training settings from a TOML file, overridden by ``key=value``."""
+"""Training settings from a TOML file, overridden by ``key=value``, and back into one."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from ivdr_deploy.errors import ConfigError
-from ivdr_deploy.records import from_dict
+from ivdr_deploy.records import from_dict, to_dict
 from train.config import RunConfig
 
 C = TypeVar("C", bound=RunConfig)
@@ -20,7 +22,8 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
     Args:
         cls: ``PretrainConfig`` or ``FinetuneConfig``.
         path: The file.
-        overrides: ``dotted.key=value`` each; the value is read as TOML, or else taken as a plain string.
+        overrides: ``dotted.key=value`` each. The value is read as TOML; what is no TOML is text, and where the setting
+            is text anything but a quoted string is taken as it stands: ``out=2024`` is a folder.
 
     Raises:
         ConfigError: if the file is missing or malformed, or a key or value does not fit; says which.
@@ -30,28 +33,62 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"no config file at {path}", hint="train/configs has some") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML ({error})") from error
     for override in overrides:
-        _apply(values, override)
+        _apply(cls, values, override)
     return from_dict(cls, values, where=str(path))
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def changed_settings(config: RunConfig) -> list[str]:
+    """Spell the settings that are not the default, as ``key=value`` for the command line."""
+    return [f"{key}={_spelled(value)}" for key, value, default in _settings(config) if value != default]
+
+
+def settings_toml(config: RunConfig) -> str:
+    """Spell all settings as a file that ``load_config`` reads."""
+    return "".join(
+        f"{key} = {json.dumps(value)}\n" for key, value, _ in _settings(config) if value is not None
+    )
+
+
+def _settings(record: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield dotted key, value and default of every setting, in the types of JSON."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _settings(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", to_dict(value), to_dict(field.default)
+
+
+def _spelled(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _apply(cls: type, values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"{override!r} is not a setting", hint="write key=value, e.g. optim.lr=0.01")
     table: Any = values
+    kind: Any = cls
     for part in parts[:-1]:
+        kind = _kind(kind, part)
         table = table.setdefault(part, {})
         if not isinstance(table, Mapping):
             raise ConfigError(f"{override!r}: {part!r} is a value, not a table of settings")
-    table[parts[-1]] = _parse(text.strip())
+    table[parts[-1]] = _parse(text.strip(), is_text=_kind(kind, parts[-1]) is str)
 
 
-def _parse(text: str) -> Any:
+def _kind(cls: Any, name: str) -> Any:
+    """Return the type of a setting; None for an unknown one, which is refused when all are read."""
+    return get_type_hints(cls).get(name) if dataclasses.is_dataclass(cls) else None
+
+
+def _parse(text: str, *, is_text: bool) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
         return text
+    return text if is_text and not isinstance(value, str) else value

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ivdr_deploy._console import progress
+from ivdr_deploy._console import progress, say_left_out
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodeOptions
-from ivdr_deploy.errors import CheckpointError, DataError
+from ivdr_deploy.errors import CheckpointError
 from ivdr_deploy.evaluation.metrics import Accuracy, clip_accuracy, per_class_accuracy, video_accuracy
 from ivdr_deploy.models.network import VideoModel
 from ivdr_deploy.pipeline import VideoPredictor
@@ -18,6 +18,7 @@ from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
 from ivdr_deploy.spec import CheckpointInfo, Device, ViewPlan
+from ivdr_deploy.video.reader import VideoLimits
 
 PROTOCOLS = {"ten-clip": ViewPlan(num_clips=10)}
 """View plans that papers name."""
@@ -44,7 +45,7 @@ class EvaluationReport:
     """Video accuracy of every class."""
 
     failed: tuple[tuple[str, str], ...]
-    """Videos that could not be used, with the reason; they count in no accuracy."""
+    """Videos that could not be used, with the reason. They count as wrong, with as many clips as the plan may take."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a form that JSON can hold."""
@@ -62,14 +63,22 @@ class EvaluationReport:
 
 
 def evaluate(
-    checkpoint: str | Path, data: str | Path, *, plan: ViewPlan | None = None, device: Device = "cpu"
+    checkpoint: str | Path,
+    data: str | Path,
+    *,
+    root: str | Path | None = None,
+    plan: ViewPlan | None = None,
+    limits: VideoLimits | None = None,
+    device: Device = "cpu",
 ) -> EvaluationReport:
     """Run the model on some clips of every video; the highest mean probability wins.
 
     Args:
         checkpoint: A checkpoint, or anything else ``open_model`` opens.
-        data: A labelled list.
+        data: A labelled list; of one that holds a training part too, the test part.
+        root: Where relative paths in it start; None: at its folder.
         plan: Which clips; the plan that the checkpoint records when None.
+        limits: What a video may cost.
         device: Where to run.
 
     Raises:
@@ -78,7 +87,7 @@ def evaluate(
     """
     model = open_model(checkpoint, device=device)
     with model.runtime:
-        return evaluate_model(model, read_video_list(data), plan=plan)
+        return evaluate_model(model, read_video_list(data, root=root, part="test"), plan=plan, limits=limits)
 
 
 def evaluate_model(
@@ -86,6 +95,7 @@ def evaluate_model(
     videos: VideoList,
     *,
     plan: ViewPlan | None = None,
+    limits: VideoLimits | None = None,
     decode: DecodeOptions | None = None,
 ) -> EvaluationReport:
     """Measure the accuracy of an open model.
@@ -94,10 +104,11 @@ def evaluate_model(
         model: With the output ``logits``.
         videos: Labelled.
         plan: Which clips of each video; the model's own plan when None.
+        limits: What a video may cost.
         decode: The decode workers.
 
     Raises:
-        DataError: if labels or files are missing, a class is unknown, or no video can be used.
+        DataError: if labels or files are missing, or a class is unknown.
         CheckpointError: if the model has no trained classifier.
     """
     if "logits" not in model.output_names:
@@ -105,33 +116,34 @@ def evaluate_model(
             f"{model.path} has no classifier that fits its backbone",
             hint="`python -m train finetune` trains one",
         )
+    say_left_out(videos.left_out)
     targets = videos.targets(model.labels)
     videos.require_files()
-    probabilities, logits, truth, failed = [], [], [], []
-    with VideoPredictor(model, decode=decode) as predictor:
+    plan = plan or model.view_plan
+    probabilities, logits, truth, missed, failed = [], [], [], [], []
+    with VideoPredictor(model, limits=limits, decode=decode) as predictor:
         outcomes = predictor.predict_many([item.path for item in videos.items], plan=plan)
         watched = progress(outcomes, total=len(videos.items), description="evaluating")
         for item, target, outcome in zip(videos.items, targets, watched, strict=True):
             if outcome.result is None:
                 failed.append((item.uri, str(outcome.error)))
+                missed.append(target)
                 continue
             assert outcome.result.probabilities is not None
             assert outcome.result.clip_logits is not None
             probabilities.append(outcome.result.probabilities)
             logits.append(outcome.result.clip_logits)
             truth.append(target)
-    if not truth:
-        raise DataError(f"{videos.source}: none of the {len(failed)} videos can be used", hint=failed[0][1])
-    predicted = [int(row.argmax()) for row in probabilities]
-    by_class = per_class_accuracy(predicted, truth, num_classes=len(model.labels))
+    predicted = [int(row.argmax()) for row in probabilities] + [-1] * len(missed)  # the class of none
+    by_class = per_class_accuracy(predicted, truth + missed, num_classes=len(model.labels))
     return EvaluationReport(
         model=str(model.path),
         data=str(videos.source),
         contract_hash=model.contract_hash,
-        view_plan=plan or model.view_plan,
-        video_accuracy=video_accuracy(probabilities, truth),
-        video_accuracy_top5=video_accuracy(probabilities, truth, k=5),
-        clip_accuracy=clip_accuracy(logits, truth),
+        view_plan=plan,
+        video_accuracy=video_accuracy(probabilities, truth).with_wrong(len(missed)),
+        video_accuracy_top5=video_accuracy(probabilities, truth, k=5).with_wrong(len(missed)),
+        clip_accuracy=clip_accuracy(logits, truth).with_wrong(len(missed) * plan.max_views),
         per_class=dict(zip(model.labels, by_class, strict=True)),
         failed=tuple(failed),
     )

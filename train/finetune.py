@@ -10,22 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ivdr_deploy._console import console
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import CheckpointError, DataError
 from ivdr_deploy.models.network import VideoModel, build_model
+from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.spec import CheckpointInfo, ClipSpec, ModelSpec, TrainingState
+from ivdr_deploy.video.reader import VideoLimits
 from ivdr_deploy.video.sampling import random_start_clip
 from train.augment import Changes, draw_changes
 from train.cache import CachedVideos
-from train.config import FinetuneConfig
+from train.config import DataConfig, FinetuneConfig
 from train.data import draw_dual_batch, single_views
 from train.evaluate import evaluate_model, open_in_memory
 from train.run import (
     DrawBatch,
+    begin_or_resume,
     decode_options,
     open_state,
     open_videos,
+    run_folder,
     run_steps,
     start_run,
     write_checkpoint,
@@ -35,6 +40,8 @@ from train.step import JointStep, LabelStep
 
 def finetune(config: FinetuneConfig) -> Path:
     """Train a classifier, and unless ``config.linear_probe`` the backbone with it.
+
+    Goes on from the state in ``config.out`` if there is one.
 
     Returns:
         Path of the checkpoint. When ``config.data.test`` is given, its provenance holds the accuracy on that
@@ -46,36 +53,57 @@ def finetune(config: FinetuneConfig) -> Path:
         ConfigError: if the settings do not fit together.
         DeviceError: if the device is not there.
         TrainingError: if training diverges.
+        FolderError: if ``config.out`` holds another run, or one that has ended.
     """
     device = start_run(config)
-    videos, test, labels = read_labelled_lists(config.data.train, config.data.test)
-    spec = replace(config.model, num_classes=len(labels))
-    model, before = (
-        _transfer(Path(config.init), spec, config.clip, labels=labels)
-        if config.init
-        else (build_model(spec, config.clip), None)
-    )
-    cached = open_videos(config, videos)
-    model.to(device)
-    if config.channels_last:
-        model.backbone.to(memory_format=torch.channels_last_3d)
-    step = _build_step(model, config).train()
-    state = open_state(config, model, cached)
-    draw = _batches(cached, VideoList(videos.source, cached.items).targets(labels), config)
-    measured = run_steps(config, step, state, draw, count=len(cached), description="fine-tuning")
-
-    training = training_state(before.training if before else TrainingState(), config, steps=state.step)
-    if test is not None:
-        info = CheckpointInfo(
-            clip=config.clip, view_plan=config.view_plan, model=spec, labels=labels, training=training
+    with run_folder(config):
+        videos, test, labels = read_labelled_lists(config.data)
+        spec = replace(config.model, num_classes=len(labels))
+        model, before = (
+            _transfer(Path(config.init), spec, config.clip, labels=labels)
+            if config.init
+            else (build_model(spec, config.clip), None)
         )
-        opened = open_in_memory(model, info, device=config.device)
-        report = evaluate_model(opened, test, decode=decode_options(config))
-        measured["video_accuracy"] = report.video_accuracy.value
-        measured["clip_accuracy"] = report.clip_accuracy.value
-    return write_checkpoint(
-        config, model=model, videos=videos, cached=cached, labels=labels, training=training, metrics=measured
-    )
+        cached = open_videos(config, videos)
+        model.to(device)
+        if config.channels_last:
+            model.backbone.to(memory_format=torch.channels_last_3d)
+        step = _build_step(model, config).train()
+        state = open_state(config, model, cached)
+        begin_or_resume(config, state)
+        draw = _batches(cached, VideoList(videos.source, cached.items).targets(labels), config)
+        measured = run_steps(config, step, state, draw, count=len(cached), description="fine-tuning")
+
+        training = training_state(before.training if before else TrainingState(), config, steps=state.step)
+        if test is not None:
+            info = CheckpointInfo(
+                clip=config.clip, view_plan=config.view_plan, model=spec, labels=labels, training=training
+            )
+            opened = open_in_memory(model, info, device=config.device)
+            measured |= _measure(opened, test, config)
+        return write_checkpoint(
+            config,
+            model=model,
+            videos=videos,
+            cached=cached,
+            labels=labels,
+            training=training,
+            metrics=measured,
+        )
+
+
+def _measure(model: LoadedModel, test: VideoList, config: FinetuneConfig) -> dict[str, float]:
+    """Return the accuracy on the test list; a video that cannot be used is named, and counts as wrong."""
+    limits = VideoLimits.allowing(config.data.allow_containers)
+    report = evaluate_model(model, test, limits=limits, decode=decode_options(config))
+    for uri, reason in report.failed:
+        console.print(f"test video failed, counted as wrong: {uri}: {reason}", style="yellow", markup=False)
+    return {
+        "video_accuracy": report.video_accuracy.value,
+        "clip_accuracy": report.clip_accuracy.value,
+        "test_videos": report.video_accuracy.total,
+        "test_videos_failed": len(report.failed),
+    }
 
 
 def _build_step(model: VideoModel, config: FinetuneConfig) -> nn.Module:
@@ -98,23 +126,23 @@ def _batches(cached: CachedVideos, targets: list[int], config: FinetuneConfig) -
     return draw
 
 
-def read_labelled_lists(train: str, test: str) -> tuple[VideoList, VideoList | None, tuple[str, ...]]:
+def read_labelled_lists(data: DataConfig) -> tuple[VideoList, VideoList | None, tuple[str, ...]]:
     """Read the training list and, if named, the test list; return them and the class names in logit order.
 
     Raises:
         DataError: if a list is unusable, a label is missing, there is but one class, or the test list has a
             class that the training list does not.
     """
-    videos = read_video_list(train)
+    videos = read_video_list(data.train, root=data.root or None, part="train")
     videos.require_labels()
     labels = videos.labels
     if len(labels) < 2:
         raise DataError(
             f"{videos.source} has one class only, {labels[0]!r}", hint="training needs at least two"
         )
-    if not test:
+    if not data.test:
         return videos, None, labels
-    tests = read_video_list(test)
+    tests = read_video_list(data.test, root=data.root or None, part="test")
     tests.targets(labels)
     tests.require_files()
     return videos, tests, labels

@@ -16,6 +16,8 @@ from torch import Tensor
 from ivdr_deploy._console import console
 from ivdr_deploy.errors import MissingDependencyError, TrainingError
 
+METRICS_NAME = "metrics.csv"
+
 
 class RunLog:
     """Means of the metrics over every few steps.
@@ -40,7 +42,7 @@ class RunLog:
         self._total = total_steps
         self._every = every
         self._window: list[dict[str, Tensor | float]] = []
-        self._file = (folder / "metrics.csv").open("r+" if position else "w", newline="", encoding="utf-8")
+        self._file = (folder / METRICS_NAME).open("r+" if position else "w", newline="", encoding="utf-8")
         self._file.truncate(position)
         self._file.seek(position)
         self._has_header = position > 0

@@ -16,12 +16,20 @@ from ivdr_deploy.video.sampling import random_centre_clip
 from train.augment import Changes
 from train.config import PretrainConfig
 from train.data import draw_dual_batch
-from train.run import open_state, open_videos, run_steps, start_run, write_checkpoint
+from train.run import (
+    begin_or_resume,
+    open_state,
+    open_videos,
+    run_folder,
+    run_steps,
+    start_run,
+    write_checkpoint,
+)
 from train.step import DualStep
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Train backbone, clip head and series head without labels.
+    """Train backbone, clip head and series head without labels; go on from the state in ``config.out`` if there is one.
 
     Returns:
         Path of the checkpoint.
@@ -31,23 +39,28 @@ def pretrain(config: PretrainConfig) -> Path:
         ConfigError: if the settings do not fit together.
         DeviceError: if the device is not there.
         TrainingError: if training diverges.
+        FolderError: if ``config.out`` holds another run, or one that has ended.
     """
     device = start_run(config)
-    videos = read_video_list(config.data.train)
-    cached = open_videos(config, videos)
-    model = build_model(config.model, config.clip).to(device)
-    if config.channels_last:
-        model.backbone.to(memory_format=torch.channels_last_3d)
-    step = DualStep(model, config.dual, bf16=config.bf16).train()
-    state = open_state(config, model, cached)
+    with run_folder(config):
+        videos = read_video_list(config.data.train, root=config.data.root or None, part="train")
+        model = build_model(config.model, config.clip).to(
+            device
+        )  # before the long work: it refuses what does not fit
+        cached = open_videos(config, videos)
+        if config.channels_last:
+            model.backbone.to(memory_format=torch.channels_last_3d)
+        step = DualStep(model, config.dual, bf16=config.bf16).train()
+        state = open_state(config, model, cached)
+        begin_or_resume(config, state)
 
-    def draw(rows: np.ndarray, rng: np.random.Generator) -> Mapping[str, Tensor | Changes]:
-        return draw_dual_batch(cached, rows, config, draw=random_centre_clip, rng=rng)
+        def draw(rows: np.ndarray, rng: np.random.Generator) -> Mapping[str, Tensor | Changes]:
+            return draw_dual_batch(cached, rows, config, draw=random_centre_clip, rng=rng)
 
-    metrics = run_steps(config, step, state, draw, count=len(cached), description="pre-training")
-    training = TrainingState(
-        backbone_step=state.step, head_steps=dict.fromkeys(config.dual.trained_heads, state.step)
-    )
-    return write_checkpoint(
-        config, model=model, videos=videos, cached=cached, labels=(), training=training, metrics=metrics
-    )
+        metrics = run_steps(config, step, state, draw, count=len(cached), description="pre-training")
+        training = TrainingState(
+            backbone_step=state.step, head_steps=dict.fromkeys(config.dual.trained_heads, state.step)
+        )
+        return write_checkpoint(
+            config, model=model, videos=videos, cached=cached, labels=(), training=training, metrics=metrics
+        )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,25 +16,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ivdr_deploy._console import console, progress
+from ivdr_deploy._console import console, progress, say_left_out
+from ivdr_deploy._files import atomic_path, naming_full_disk, remove_left_over, try_lock
 from ivdr_deploy.artifacts.checkpoint import save_checkpoint
 from ivdr_deploy.datasets.lists import VideoList
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.environment import git_revision, package_versions
+from ivdr_deploy.errors import FolderError
 from ivdr_deploy.models.network import VideoModel
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.torch_runtime import require_device
 from ivdr_deploy.spec import CheckpointInfo, Provenance, TrainingState
+from ivdr_deploy.video.reader import VideoLimits
 from train.augment import Changes
 from train.cache import CachedVideos, cache_videos
 from train.config import OptimConfig, RunConfig
+from train.config_file import changed_settings, settings_toml
 from train.data import epoch_batches, golden_clips, steps_per_epoch
-from train.log import RunLog
+from train.log import METRICS_NAME, RunLog
 from train.optim import build_optimizer, learning_rate, take_step
 from train.state import STATE_NAME, TrainState, run_digest
 from train.step import LossAndMetrics
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
+SETTINGS_NAME = "settings.toml"
 
 SAVE_SECONDS = 300.0
 """The training state is saved with the first line of the log after this time: about what a run that dies loses."""
@@ -54,29 +62,77 @@ def start_run(config: RunConfig) -> torch.device:
         DeviceError: if the device is not there.
     """
     require_device(config.device)
-    for line in _settings_lines(to_dict(config)):
-        console.print(line, style="dim", markup=False)
+    console.print(shlex.join(changed_settings(config)), style="dim", markup=False)
+    console.print(f"all settings: {Path(config.out) / SETTINGS_NAME}", style="dim", markup=False)
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
     return torch.device(config.device)
 
 
-def _settings_lines(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Spell the resolved settings, a line for each table, in the form in which they can be overridden."""
-    tables = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
-    yield "  ".join(f"{name}={value}" for name, value in settings.items() if name not in tables)
-    for table, values in tables.items():
-        yield "  ".join(f"{table}.{name}={value}" for name, value in values.items())
+@contextmanager
+def run_folder(config: RunConfig) -> Iterator[None]:
+    """Claim the run folder while the block runs. Another run's work in it is neither written over nor mixed with ours.
+
+    Raises:
+        FolderError: if another process trains into it, or it holds files of a run without the state to go on from.
+        OSError: if the folder cannot be made; a full disk is named by this folder in the whole block.
+    """
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            if not try_lock(descriptor):
+                raise FolderError(
+                    f"another process is training into {folder}", hint="wait for it, or give another out="
+                )
+            if not (folder / STATE_NAME).exists():
+                for name in (CHECKPOINT_NAME, METRICS_NAME):
+                    if (folder / name).exists():
+                        raise FolderError(
+                            f"{folder} is used: it holds {name}, and no {STATE_NAME} to go on from",
+                            hint="give another out=, or move what is there",
+                        )
+            remove_left_over(folder)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def begin_or_resume(config: RunConfig, state: TrainState) -> None:
+    """Keep settings and state before the first step, or take over the one that a run with the same settings left.
+
+    Raises:
+        FolderError: if the state in the run folder belongs to another run, or its run has ended.
+        CheckpointError: if it is damaged.
+    """
+    folder = Path(config.out)
+    path = folder / STATE_NAME
+    if not path.exists():
+        with atomic_path(folder / SETTINGS_NAME) as temporary:
+            temporary.write_text(settings_toml(config), encoding="utf-8")
+        state.save(path)
+        return
+    state.load(path)
+    total = state.epoch_steps * config.optim.epochs
+    if state.step >= total and (folder / CHECKPOINT_NAME).exists():
+        raise FolderError(
+            f"the run in {folder} has ended: {total} steps are taken and {CHECKPOINT_NAME} is written",
+            hint="give another out= to train again",
+        )
+    console.print(f"going on after step {state.step} of {total}, from {path}", markup=False)
 
 
 def open_videos(config: RunConfig, videos: VideoList) -> CachedVideos:
     """Decode the training videos into the cache, and say which were skipped."""
+    say_left_out(videos.left_out)
     cached = cache_videos(
         videos,
         config.clip,
         config.cache_dir,
         decode=decode_options(config),
+        limits=VideoLimits.allowing(config.data.allow_containers),
         max_bad_share=config.data.max_bad_share,
     )
     for item, error in cached.skipped:
@@ -107,7 +163,8 @@ def run_steps(
 ) -> dict[str, float]:
     """Train from the state's step to the end of the last epoch.
 
-    The state is saved into the run folder now and then, and at the end.
+    The state is saved into the run folder now and then, and at the end. A run that is stopped by whatever loses what
+    came after the last saved state.
 
     Args:
         config: The settings.
@@ -127,6 +184,8 @@ def run_steps(
     total = state.epoch_steps * config.optim.epochs
     steps = training_steps(config.optim, count=count, seed=config.seed, start=state.step)
     watched = progress(steps, total=total - state.step, description=description)
+    if state.step == total:  # it ended between its last step and its checkpoint
+        return state.metrics
     with RunLog(folder, total_steps=total, every=config.log_every, position=state.log_bytes) as log:
         saved = time.monotonic()
         for number, rows, rng in watched:
@@ -136,10 +195,10 @@ def run_steps(
             state.step = number + 1
             written = log.add(number, {"loss": loss, **metrics, "lr": lr})
             if written and (state.step == total or time.monotonic() - saved >= SAVE_SECONDS):
-                state.log_bytes = log.position
+                state.log_bytes, state.metrics = log.position, log.last
                 state.save(folder / STATE_NAME)
                 saved = time.monotonic()
-        return log.last
+        return state.metrics
 
 
 def _on_device(batch: Mapping[str, Tensor | Changes], device: torch.device) -> dict[str, Tensor | Changes]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import io
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ivdr_deploy._files import atomic_path
-from ivdr_deploy.errors import CheckpointError, TrainingError
+from ivdr_deploy.errors import CheckpointError, FolderError, TrainingError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import canonical_json
 from train.cache import CachedVideos
@@ -45,6 +46,9 @@ class TrainState:
     log_bytes: int = 0
     """Length of ``metrics.csv``: lines beyond it belong to steps that are taken again."""
 
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The latest line of the log."""
+
     @property
     def epoch_position(self) -> tuple[int, int]:
         """The epoch that the next step belongs to, and its place in it."""
@@ -59,6 +63,7 @@ class TrainState:
             "epoch_steps": self.epoch_steps,
             "step": self.step,
             "log_bytes": self.log_bytes,
+            "metrics": dict(self.metrics),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generators": _generators(self._device),
@@ -68,7 +73,8 @@ class TrainState:
         """Take over a state of the same run, torch's generators included.
 
         Raises:
-            CheckpointError: if it belongs to other settings or videos, or does not fit.
+            CheckpointError: if it does not fit.
+            FolderError: if it belongs to other settings or videos.
         """
         try:
             if values["format"] != _FORMAT:
@@ -76,14 +82,15 @@ class TrainState:
             for name in ("digest", "seed", "epoch_steps"):
                 if values[name] != getattr(self, name):
                     theirs, ours = str(values[name])[:64], getattr(self, name)
-                    raise CheckpointError(
+                    raise FolderError(
                         f"the training state belongs to another run ({name} {theirs}, here {ours})",
-                        hint="resume with the settings and the training list that it was begun with",
+                        hint="give another out=, or go on with the settings and the training list it was begun with",
                     )
             self.model.load_state_dict(values["model"])
             self.optimizer.load_state_dict(values["optimizer"])
             _set_generators(self._device, values["generators"])
             self.step, self.log_bytes = int(values["step"]), int(values["log_bytes"])
+            self.metrics = {str(name): float(value) for name, value in values["metrics"].items()}
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"the training state does not fit this run ({reason})") from error
@@ -93,6 +100,7 @@ class TrainState:
 
         Raises:
             TrainingError: if a weight is not finite; the older file stays.
+            OSError: if the file cannot be written; the older file stays.
         """
         weights = [value for value in self.model.state_dict().values() if value.is_floating_point()]
         if not all(bool(value.isfinite().all()) for value in weights):
@@ -100,14 +108,17 @@ class TrainState:
                 f"weights are not finite after step {self.step}",
                 hint="lower optim.lr, or set optim.warmup_epochs",
             )
-        with atomic_path(path) as temporary:
-            torch.save(self.state_dict(), temporary)
+        packed = io.BytesIO()
+        torch.save(self.state_dict(), packed)
+        with atomic_path(path) as temporary:  # not torch.save: a full disk would be an error of its own kind
+            temporary.write_bytes(packed.getbuffer())
 
     def load(self, path: Path) -> None:
         """Read what ``save`` wrote; nothing in the file is executed.
 
         Raises:
-            CheckpointError: if the file is missing, damaged, or of another run.
+            CheckpointError: if the file is missing or damaged.
+            FolderError: if it is of another run.
         """
         if not path.is_file():
             raise CheckpointError(f"no training state at {path}")

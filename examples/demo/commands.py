@@ -9,16 +9,17 @@ import shlex
 import signal
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ivdr_deploy._console import console
-from ivdr_deploy.cli import app
+from ivdr_deploy.cli import main as ivdr_main
 from ivdr_deploy.serving.client import EndpointClient
 from train.__main__ import main as train_main
 
 TRAIN, IVDR = "python -m train", "ivdr"
+_MAIN = {TRAIN: train_main, IVDR: ivdr_main}
 
 
 class StepError(Exception):
@@ -40,24 +41,19 @@ def run(program: str, *words: str | Path | Pattern) -> str:
     """Show a command of ``TRAIN`` or ``IVDR``, run it in this process, and return its stdout.
 
     Raises:
-        StepError: if it exits with another code than 0.
-        IvdrError: as ``ivdr`` raises it.
+        StepError: if it exits with another code than 0; its error has been shown.
     """
-    shown = [str(word) if isinstance(word, Pattern) else shlex.quote(str(word)) for word in words]
-    console.print(f"$ {program} {' '.join(shown)}", style="bold cyan", markup=False)
+    _show(program, words)
     given: list[str] = []
     for word in words:
         found = sorted(word.folder.glob(word.glob)) if isinstance(word, Pattern) else [word]
         given += map(str, found)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        if program == IVDR:
-            code = app(args=given, prog_name="ivdr", standalone_mode=False)
-        else:
-            try:
-                code = train_main(given)
-            except SystemExit as error:  # its error has been shown
-                code = error.code
+        try:
+            code = _MAIN[program](given)
+        except SystemExit as error:
+            code = error.code
     if code:
         raise StepError(f"{program} {words[0]} ended with exit code {code}")
     return printed.getvalue()
@@ -71,7 +67,7 @@ def serving(archive: Path, *, run_dir: Path) -> Iterator[EndpointClient]:
         StepError: if it ends before it is ready, or not with exit code 0.
     """
     words = ["serve", str(archive), "--run-dir", str(run_dir), "--json"]
-    console.print(f"$ ivdr {shlex.join(words)}", style="bold cyan", markup=False)
+    _show(IVDR, words)
     program = str(Path(sysconfig.get_path("scripts")) / "ivdr")
     with subprocess.Popen([program, *words], stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -92,3 +88,8 @@ def serving(archive: Path, *, run_dir: Path) -> Iterator[EndpointClient]:
             code = process.wait()
     if code:
         raise StepError(f"ivdr serve ended with exit code {code}")
+
+
+def _show(program: str, words: Sequence[str | Path | Pattern]) -> None:
+    shown = [str(word) if isinstance(word, Pattern) else shlex.quote(str(word)) for word in words]
+    console.print(f"$ {program} {' '.join(shown)}", style="bold cyan", markup=False)

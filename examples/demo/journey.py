@@ -83,6 +83,10 @@ class Journey:
             ("agree", self.agree),
             ("bench", self.bench),
         )
+        for name in ("pretrain", "finetune", "scratch", "joint", "scores"):
+            # An earlier demo's: training and scoring would go on from there instead of beginning.
+            if (self.out / name).exists():
+                shutil.rmtree(self.out / name)
         return all(self.step(name, action) for name, action in order)
 
     def step(self, name: str, action: Callable[[], str]) -> bool:
@@ -151,7 +155,9 @@ class Journey:
 
     def _evaluate(self, folder: str) -> dict[str, Any]:
         checkpoint = self.out / folder / "checkpoint.safetensors"
-        report: dict[str, Any] = json.loads(run(TRAIN, "evaluate", checkpoint, "--data", self.test, "--json"))
+        report: dict[str, Any] = json.loads(
+            run(TRAIN, "evaluate", checkpoint, "--videos", self.test, "--json")
+        )
         return report
 
     def export(self) -> str:
@@ -161,7 +167,7 @@ class Journey:
 
     def verify(self) -> str:
         """Compare the bundle's variants on the golden clips and on every test video."""
-        run(IVDR, "verify", self.bundle, "--data", self.test)
+        run(IVDR, "verify", self.bundle, "--videos", self.test)
         return "the variants agree on the golden clips and on the test videos"
 
     def archive(self) -> str:
@@ -199,9 +205,6 @@ class Journey:
         from ivdr_deploy.scoring.sink import read_scores
 
         out = self.out / "scores"
-        shutil.rmtree(
-            out, ignore_errors=True
-        )  # an earlier demo's: another model, which scoring would refuse to mix
         run(IVDR, "score", self.bundle, self.test, "-o", out, "--top-k", "1")
         self.labels["score"] = [row[0] for row in read_scores(out)["labels"].to_pylist()]
         return f"wrote {out}"
@@ -221,7 +224,7 @@ class Journey:
     def bench(self) -> str:
         """Measure latency by stage, engine against torch."""
         report = self.out / "bench.json"
-        run(IVDR, "bench", self.bundle, "--data", self.test, "--rounds", "1", "-o", report)
+        run(IVDR, "bench", self.bundle, "--videos", self.test, "--rounds", "1", "-o", report)
         return f"wrote {report}"
 
     def _list(self) -> VideoList:

@@ -52,9 +52,10 @@ def save_checkpoint(path: str | Path, *, model: VideoModel, info: CheckpointInfo
 
     Raises:
         ClipShapeError: if ``golden`` is not that.
+        OSError: if the file cannot be written.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     _check_golden(golden, info.clip)
     tensors = {
@@ -62,7 +63,8 @@ def save_checkpoint(path: str | Path, *, model: VideoModel, info: CheckpointInfo
     }
     tensors[_GOLDEN_KEY] = torch.from_numpy(np.ascontiguousarray(golden))
     with atomic_path(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata={_METADATA_KEY: canonical_json(to_dict(info))})
+        # Not save_file: a full disk would be an error of its own kind.
+        temporary.write_bytes(save(tensors, metadata={_METADATA_KEY: canonical_json(to_dict(info))}))
 
 
 def read_checkpoint_info(path: str | Path) -> CheckpointInfo:

@@ -101,7 +101,7 @@ def _training(manifest: ArtifactManifest) -> str:
         f"- data list (SHA-256): {provenance.data_hash or 'unknown'}",
         f"- seed: {'unknown' if provenance.seed is None else provenance.seed}",
         *([f"- optimiser steps of the backbone: {training.backbone_step}"] if training else []),
-        *(f"- {name}: {value:.4g}" for name, value in provenance.metrics.items()),
+        *(f"- {name}: {value:.6g}" for name, value in provenance.metrics.items()),
         *(f"- {name} {version}" for name, version in provenance.packages.items()),
     ]
     config = json.dumps(to_dict(provenance.config), indent=2, ensure_ascii=False)
@@ -109,14 +109,18 @@ def _training(manifest: ArtifactManifest) -> str:
 
 
 def _limits(manifest: ArtifactManifest) -> str:
-    lines = []
+    lines, metrics = [], manifest.provenance.metrics
     if manifest.labels:
         lines.append(
             "- It answers with one of its labels for every video, also for one that shows none of them."
         )
-    if "video_accuracy" not in manifest.provenance.metrics and manifest.labels:
+    if failed := metrics.get("test_videos_failed"):
         lines.append(
-            "- Its accuracy was not measured at training time; `ivdr verify BUNDLE --data LIST` does."
+            f"- {failed:g} of the {metrics['test_videos']:.6g} test videos could not be used; they count as wrong."
+        )
+    if "video_accuracy" not in metrics and manifest.labels:
+        lines.append(
+            "- Its accuracy was not measured at training time; `ivdr verify BUNDLE --videos LIST` does."
         )
     lines.append("- What was measured holds for videos like those it was measured on.")
     return "## Limits\n\n" + "\n".join(lines)

@@ -15,6 +15,7 @@ from ivdr_deploy._files import atomic_path
 from ivdr_deploy.benchmarks.latency import Samples
 from ivdr_deploy.benchmarks.timing import speedup, summarise
 from ivdr_deploy.environment import environment_facts
+from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.base import LoadedModel
 
 
@@ -81,7 +82,8 @@ def write_report(report: Mapping[str, Any], path: Path) -> None:
     """Write a report as JSON; the file is complete or absent."""
     with atomic_path(path) as temporary:
         temporary.write_text(
-            json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+            json.dumps(to_dict(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+            encoding="utf-8",
         )
 
 

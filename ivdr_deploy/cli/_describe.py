@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,8 @@ class Description:
     rows: list[tuple[str, str]] = field(default_factory=list)
     """What a person wants to know first, as names and texts."""
 
-    next_command: str | None = None
+    next_command: tuple[str | Path, ...] = ()
+    """The words of what to run next, if there is such a thing."""
 
 
 def describe(path: str | Path) -> Description:
@@ -57,7 +57,7 @@ def _bundle(path: Path) -> Description:
         kind=Kind.BUNDLE,
         values=_manifest_values(bundle.manifest),
         rows=_manifest_rows(bundle.manifest),
-        next_command=f"ivdr verify {shlex.quote(str(path))} --data test.csv",
+        next_command=("ivdr", "verify", path, "--videos", "test.csv"),
     )
 
 
@@ -75,7 +75,7 @@ def _checkpoint(path: Path) -> Description:
         *_training_rows(info.training),
         *_provenance_rows(info.provenance),
     ]
-    following = f"ivdr export {shlex.quote(str(path))} -o BUNDLE"
+    following = ("ivdr", "export", path, "-o", "BUNDLE")
     return Description(kind=Kind.CHECKPOINT, values=values, rows=rows, next_command=following)
 
 
@@ -94,7 +94,7 @@ def _onnx(path: Path) -> Description:
         *_label_rows(metadata.labels),
         ("written by", f"ivdr_deploy {metadata.ivdr_version}"),
     ]
-    following = f"ivdr predict {shlex.quote(str(path))} video.mp4"
+    following = ("ivdr", "predict", path, "video.mp4")
     return Description(kind=Kind.ONNX, values=to_dict(metadata), rows=rows, next_command=following)
 
 
@@ -125,7 +125,7 @@ def _archive(path: Path) -> Description:
         ("server", ", ".join(f"{name} {value}" for name, value in plain.items())),
     ]
     values = {**_manifest_values(archive.manifest), "settings": settings}
-    following = f"ivdr serve {shlex.quote(str(path))}"
+    following = ("ivdr", "serve", path)
     return Description(kind=Kind.ARCHIVE, values=values, rows=rows, next_command=following)
 
 
@@ -155,10 +155,10 @@ def _shard(path: Path) -> Description:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ivdr_deploy.scoring.sink import METADATA_KEY
+    from ivdr_deploy.scoring.shard import METADATA_KEY
 
     try:
-        with pq.ParquetFile(path) as parquet:
+        with path.open("rb") as stream, pq.ParquetFile(stream) as parquet:  # scores:1 is no URI
             metadata = (parquet.schema_arrow.metadata or {}).get(METADATA_KEY)
             shape = {"rows": parquet.metadata.num_rows, "columns": parquet.schema_arrow.names}
         values = None if metadata is None else {**shape, **json.loads(metadata)}

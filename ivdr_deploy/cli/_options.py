@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ivdr_deploy._console import say_left_out
+from ivdr_deploy.environment import usable_cores
 from ivdr_deploy.spec import DecoderName, Device, Isolation, ViewPlan
 
 if TYPE_CHECKING:
+    from ivdr_deploy.datasets.lists import VideoList
+    from ivdr_deploy.datasets.official import Part
     from ivdr_deploy.decoding import DecodeOptions
+    from ivdr_deploy.video.reader import VideoLimits
 
 VariantOption = Annotated[
     str | None, typer.Option(help="Which of a bundle's variants; by default the best verified one that fits.")
@@ -23,6 +29,9 @@ DeviceOption = Annotated[
 NumClipsOption = Annotated[
     int | None, typer.Option(min=1, help="Clips per video instead of the number in the model's view plan.")
 ]
+VIDEOS_HELP = "a folder, class folders, a csv with path and perhaps label, or a text list."
+"""Ends the sentence that explains an argument or option ``videos``."""
+
 DecoderOption = Annotated[DecoderName, typer.Option(help="opencv may read a file that pyav cannot.")]
 WorkersOption = Annotated[
     int | None,
@@ -33,6 +42,18 @@ WorkersOption = Annotated[
 IsolationOption = Annotated[
     Isolation, typer.Option(help="process: a video that crashes or hangs the decoder costs nothing else.")
 ]
+AllowContainerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-container",
+        metavar="NAME",
+        help="Also open this container: flv, asf (.wmv), ogg (.ogv), h264, hevc, mpegvideo, m4v; may be repeated.",
+    ),
+]
+RootOption = Annotated[
+    Path | None,
+    typer.Option(help="Where the relative paths of a list file start, instead of the folder of the list."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
@@ -40,10 +61,26 @@ def decode_options(workers: int | None, isolation: Isolation) -> DecodeOptions:
     """Return how videos are decoded; the number of workers leaves half of the cores to the network."""
     from ivdr_deploy.decoding import DecodeOptions
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return DecodeOptions(workers=workers or max(1, cores // 2), isolation=isolation)
 
 
 def view_plan(own: ViewPlan, num_clips: int | None) -> ViewPlan:
     """Return the model's plan, with another number of clips where one was asked for."""
     return own if num_clips is None else replace(own, num_clips=num_clips)
+
+
+def video_limits(containers: Sequence[str] | None) -> VideoLimits:
+    """Return the default limits, with more containers allowed."""
+    from ivdr_deploy.video.reader import VideoLimits
+
+    return VideoLimits.allowing(containers or ())
+
+
+def read_list(path: Path, *, root: Path | None = None, part: Part | None = None) -> VideoList:
+    """Read a list of videos, and say what it passes over."""
+    from ivdr_deploy.datasets.lists import read_video_list
+
+    videos = read_video_list(path, root=root, part=part)
+    say_left_out(videos.left_out)
+    return videos

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from ivdr_deploy.cli._options import DeviceOption, JsonOption, VariantOption
 
 
 def archive(
-    bundle: Annotated[Path, typer.Argument(help="What `ivdr export` wrote.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `ivdr export` wrote.")],
     model_store: Annotated[Path, typer.Option(help="Folder for the archive.")] = Path("model_store"),
     variant: VariantOption = None,
     device: DeviceOption = None,
@@ -49,5 +48,5 @@ def archive(
     done(
         f"PASS: {service.variant} for {service.device} ({built.reason}), read back, every file equal -> "
         f"{built.path} ({megabytes:.1f} MB)",
-        next_command=f"ivdr serve {shlex.quote(str(built.path))}",
+        next_command=("ivdr", "serve", built.path),
     )

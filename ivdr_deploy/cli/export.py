@@ -16,7 +16,10 @@ from ivdr_deploy.cli.verify import parity_table
 def export(
     source: Annotated[
         Path,
-        typer.Argument(help="What `python -m train` wrote (.safetensors), or a bundle to add a variant to."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="What `python -m train` wrote (.safetensors), or a bundle to add a variant to.",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -82,5 +85,5 @@ def export(
     built = f"; built, but not run here: {', '.join(unverified)}" if unverified else ""
     done(
         f"PASS: {', '.join(judged)}{built}; {manifest.name} {manifest.version} with {outputs} -> {shown}",
-        next_command=f"ivdr verify {shlex.quote(str(shown))} --data test.csv",
+        next_command=("ivdr", "verify", shown, "--videos", "test.csv"),
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ivdr_deploy._console import console, print_json, progress
+from ivdr_deploy._console import console, print_json, print_line, progress
+from ivdr_deploy._text import as_text
 from ivdr_deploy.cli._options import (
+    AllowContainerOption,
     DecoderOption,
     DeviceOption,
     IsolationOption,
@@ -17,6 +20,8 @@ from ivdr_deploy.cli._options import (
     VariantOption,
     WorkersOption,
     decode_options,
+    read_list,
+    video_limits,
     view_plan,
 )
 
@@ -25,8 +30,10 @@ if TYPE_CHECKING:
 
 
 def predict(
-    artifact: Annotated[Path, typer.Argument(help="A bundle folder, or a checkpoint (.safetensors).")],
-    videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="A bundle folder, or a checkpoint (.safetensors).")
+    ],
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEOS", help="Video files, or folders of them.")],
     top_k: Annotated[int, typer.Option(min=1, help="Labels to show for each video.")] = 5,
     num_clips: NumClipsOption = None,
     variant: VariantOption = None,
@@ -34,6 +41,7 @@ def predict(
     decoder: DecoderOption = "pyav",
     decode_workers: WorkersOption = None,
     isolation: IsolationOption = "process",
+    allow_container: AllowContainerOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
 ) -> None:
     """Label videos with a bundle or a checkpoint.
@@ -44,6 +52,7 @@ def predict(
     from ivdr_deploy.pipeline import VideoPredictor
     from ivdr_deploy.runtimes.loading import open_model
 
+    limits = video_limits(allow_container)
     sources = list(_expand(videos))
     model = open_model(artifact, variant=variant, device=device, decoder=decoder)
     with model.runtime:
@@ -60,7 +69,7 @@ def predict(
         )
         decode = decode_options(decode_workers, isolation)
         failures = 0
-        with VideoPredictor(model, decoder=decoder, decode=decode) as predictor:
+        with VideoPredictor(model, limits=limits, decoder=decoder, decode=decode) as predictor:
             outcomes = progress(predictor.predict_many(sources, plan=plan), len(sources), "predict")
             for source, outcome in zip(sources, outcomes, strict=True):
                 failures += outcome.error is not None
@@ -71,11 +80,9 @@ def predict(
 
 
 def _expand(paths: list[Path]) -> Iterator[Path]:
-    from ivdr_deploy.datasets.lists import read_video_list
-
     for path in paths:
-        if path.is_dir():
-            yield from (item.path for item in read_video_list(path).items)
+        if os.path.isdir(path):  # never raises, whatever the name
+            yield from (item.path for item in read_list(path).items)
         else:
             yield path
 
@@ -91,12 +98,11 @@ def prediction_line(uri: str, outcome: Outcome, *, top_k: int) -> dict[str, Any]
 
 
 def _report(source: Path, outcome: Outcome, *, top_k: int, as_json: bool) -> None:
-    line = prediction_line(str(source), outcome, top_k=top_k)
+    line = prediction_line(as_text(source), outcome, top_k=top_k)
     if as_json:
         print_json(line)
     elif outcome.error is not None:
-        typer.echo(f"{source}: error {outcome.error.code}: {outcome.error}")
+        print_line(f"{line['uri']}: error {outcome.error.code}: {outcome.error}")
     else:
-        typer.echo(
-            f"{source}: " + "  ".join(f"{top['label']} {top['score']:.3f}" for top in line["predictions"])
-        )
+        tops = "  ".join(f"{top['label']} {top['score']:.3f}" for top in line["predictions"])
+        print_line(f"{line['uri']}: {tops}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,22 +10,30 @@ import typer
 
 from ivdr_deploy._console import console, done, print_json, progress
 from ivdr_deploy.cli._options import (
+    VIDEOS_HELP,
+    AllowContainerOption,
+    DecoderOption,
     DeviceOption,
     IsolationOption,
     JsonOption,
     NumClipsOption,
+    RootOption,
     VariantOption,
     WorkersOption,
     decode_options,
+    read_list,
+    video_limits,
     view_plan,
 )
 
 
 def score(
-    artifact: Annotated[Path, typer.Argument(help="A bundle, a checkpoint or an .onnx file.")],
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="A bundle, a checkpoint or an .onnx file.")
+    ],
     videos: Annotated[
         Path,
-        typer.Argument(metavar="INPUT", help="A folder of videos, a csv with the column path, or a list."),
+        typer.Argument(metavar="VIDEOS", help=f"Videos to score: {VIDEOS_HELP}"),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the table; continued if it is of this run.")
@@ -36,25 +43,34 @@ def score(
         list[str] | None, typer.Option(help="Also store feature, inter or intra; may be repeated.")
     ] = None,
     num_clips: NumClipsOption = None,
-    hash_files: Annotated[bool, typer.Option("--hash", help="Store the SHA-256 of every file.")] = False,
+    hash_files: Annotated[
+        bool,
+        typer.Option(
+            "--hash", help="Store the SHA-256 of every file, and refuse to go on if one was replaced."
+        ),
+    ] = False,
     variant: VariantOption = None,
     device: DeviceOption = None,
+    decoder: DecoderOption = "pyav",
     decode_workers: WorkersOption = None,
     isolation: IsolationOption = "process",
+    root: RootOption = None,
+    allow_container: AllowContainerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score every video of a collection: one row per input, a bad video being a row with its reason.
 
-    Stop it whenever you like: the same command goes on where it stopped. Exit code 1: some videos failed.
+    Stop it whenever you like: the same command goes on where it stopped. Exit code 1: some videos failed; 130 or 143:
+    stopped by Ctrl-C or SIGTERM.
     """
-    from ivdr_deploy.datasets.lists import read_video_list
     from ivdr_deploy.pipeline import VideoPredictor
     from ivdr_deploy.runtimes.loading import open_model
     from ivdr_deploy.scoring import ScoreOptions
     from ivdr_deploy.scoring import score as score_videos
 
-    items = read_video_list(videos)
-    model = open_model(artifact, variant=variant, device=device)
+    limits = video_limits(allow_container)
+    items = read_list(videos, root=root)
+    model = open_model(artifact, variant=variant, device=device, decoder=decoder)
     options = ScoreOptions(
         top_k=top_k,
         outputs=tuple(output or ()),
@@ -62,11 +78,21 @@ def score(
         hash_files=hash_files,
     )
     decode = decode_options(decode_workers, isolation)
-    with model.runtime, VideoPredictor(model, decode=decode) as predictor:
-        summary = score_videos(predictor, items, out, options=options, track=progress)
+    with model.runtime, VideoPredictor(model, limits=limits, decoder=decoder, decode=decode) as predictor:
+        try:
+            summary = score_videos(predictor, items, out, options=options, track=progress)
+        except KeyboardInterrupt:
+            console.print(
+                f"stopped: the rows that are in {out} stay, and the same command goes on from there",
+                markup=False,
+            )
+            raise
     rate = summary.scored / summary.seconds
     if as_json:
-        print_json({**asdict(summary), "folder": str(summary.folder), "videos_per_s": rate})
+        left_out = [asdict(entry) for entry in items.left_out]
+        print_json(
+            {**asdict(summary), "folder": str(summary.folder), "videos_per_s": rate, "left_out": left_out}
+        )
     else:
         reasons = ", ".join(f"{code} {count}" for code, count in summary.errors.items())
         console.print(f"{summary.ok} ok, {summary.failed} failed{f' ({reasons})' if reasons else ''}")
@@ -77,6 +103,6 @@ def score(
                 f"scored {summary.scored} of {summary.videos} in {summary.seconds:.1f} s, {rate:.1f} videos/s"
             )
         read = f"from ivdr_deploy.scoring import read_scores; print(read_scores({str(out)!r}))"
-        done(f"{did} -> {out}", next_command=f"python -c {shlex.quote(read)}")
+        done(f"{did} -> {out}", next_command=("python", "-c", read))
     if summary.failed:
         raise typer.Exit(1)

@@ -37,17 +37,22 @@ def serve(
     server = servers.serve(source, run_dir=run_dir, ports=Ports.starting_at(port))
     console.print(f"the same by hand:\n{server.command_line}\n", style="dim", markup=False)
     for name in ("SIGTERM", "SIGHUP"):  # SIGHUP: the terminal was closed; not every system has it
-        if hasattr(signal, name):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # nohup
             signal.signal(getattr(signal, name), _interrupt)
     try:
         with console.status("starting TorchServe"):
             server.start()
-        _announce(server, as_json=as_json)
-        with suppress(KeyboardInterrupt):
+        with suppress(
+            KeyboardInterrupt
+        ):  # from the first word of being ready on, an interruption is the way to stop
+            _announce(server, as_json=as_json)
             server.watch()
         with suppress(OSError):  # the terminal is gone
             console.print("stopping: requests that wait or run are answered first")
     finally:
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # stopping has deadlines of its own, and leaves nothing half done
         server.stop()
     done(f"stopped: nothing of {server.client.model} is left running")
 

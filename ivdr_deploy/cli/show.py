@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ivdr_deploy._console import done, print_json
+from ivdr_deploy._console import PlainConsole, done, print_json
 from ivdr_deploy.cli._options import JsonOption
 
 
@@ -22,7 +22,6 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show what an artifact says about itself; --json prints all of it."""
-    from rich.console import Console
     from rich.table import Table
 
     from ivdr_deploy.cli._describe import describe
@@ -36,8 +35,8 @@ def show(
     table.add_column(overflow="fold")
     for name, text in description.rows:
         table.add_row(name, text)
-    out = Console(highlight=False, markup=False)
+    out = PlainConsole(markup=False)
     if not out.is_terminal:
         out.width = 10_000  # a pipe gets every value on one line
-    out.print(table)
+    out.print(table, soft_wrap=False)
     done(f"{artifact}: {description.kind}; --json shows everything", next_command=description.next_command)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ivdr_deploy._console import console, done, print_json, progress
-from ivdr_deploy.cli._options import JsonOption
+from ivdr_deploy.cli._options import (
+    VIDEOS_HELP,
+    AllowContainerOption,
+    DecoderOption,
+    JsonOption,
+    RootOption,
+    read_list,
+    video_limits,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,14 +28,16 @@ if TYPE_CHECKING:
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="What `ivdr export` wrote.")],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Videos to compare on: a csv with path,label, class folders, or a list."),
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `ivdr export` wrote.")],
+    videos: Annotated[
+        Path | None, typer.Option("--videos", "--data", help=f"Videos to compare on: {VIDEOS_HELP}")
     ] = None,
     variant: Annotated[
         list[str] | None, typer.Option(help="Judge this variant only; may be repeated. By default all.")
     ] = None,
+    decoder: DecoderOption = "pyav",
+    root: RootOption = None,
+    allow_container: AllowContainerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check that every variant of a bundle computes what its reference computes.
@@ -36,19 +46,24 @@ def verify(
     """
     from ivdr_deploy.evaluation.verify import verify_bundle
 
-    report = verify_bundle(bundle, data=data, variants=variant or (), track=progress)
+    limits = video_limits(allow_container)
+    listed = read_list(videos, root=root, part="test") if videos is not None else None
+    report = verify_bundle(
+        bundle, data=listed, variants=variant or (), limits=limits, decoder=decoder, track=progress
+    )
     if as_json:
-        print_json(report.to_dict())
+        left_out = [asdict(entry) for entry in listed.left_out] if listed is not None else []
+        print_json({**report.to_dict(), "left_out": left_out})
     else:
         _print_report(report)
         not_run = [found.id for found in report.variants if found.not_run]
         verdict = "PASS" if report.passed else "FAIL"
-        seen = f" over {report.videos} videos" if data is not None else " over the golden clips"
+        seen = f" over {report.videos} videos" if videos is not None else " over the golden clips"
         bad = f"; {len(report.bad_videos)} videos could not be used" if report.bad_videos else ""
         absent = f"; not run, so not judged: {', '.join(not_run)} (--variant chooses)" if not_run else ""
         done(
             f"{verdict}: {bundle}{seen}{bad}{absent}",
-            next_command=f"ivdr archive {shlex.quote(str(bundle))}" if report.passed else None,
+            next_command=("ivdr", "archive", bundle) if report.passed else (),
         )
     if not report.passed or report.bad_videos:
         raise typer.Exit(1)

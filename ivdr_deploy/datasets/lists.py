@@ -1,35 +1,26 @@
-"""Lists of videos, with or without labels: folders, csv files and plain text lists."""
+"""Lists of videos, with or without labels, in every accepted form."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ivdr_deploy.errors import DataError
+from ivdr_deploy._text import quoted
+from ivdr_deploy.datasets.entries import FORMATS, VIDEO_SUFFIXES, Entry, LeftOut, Omissions, some
+from ivdr_deploy.datasets.folders import read_folder
+from ivdr_deploy.datasets.official import Part, hmdb_files, is_ucf, read_hmdb, read_ucf
+from ivdr_deploy.datasets.tables import read_csv, read_parquet
+from ivdr_deploy.datasets.text import read_text
+from ivdr_deploy.errors import ConfigError, DataError
 from ivdr_deploy.video.source import PathSource, Source
 
-VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov"}
-    | {".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
-)
-"""What counts as a video when a folder is listed. In a csv or text list any name goes."""
-
-_FORMATS = (
-    "a folder of videos, a folder of class folders, a csv with the header path,label or path, or a text list"
-)
-_NAMED = 3
-"""Offending entries that an error names; the rest are counted."""
-
-_LIST_LINE = re.compile(
-    rf"(?P<path>.*?(?:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))}))(?:\s+(?P<label>\S.*))?",
-    re.IGNORECASE,
-)
+_NO_LISTS = frozenset({".json", ".jsonl", ".ndjson", ".toml", ".xml", ".yaml", ".yml"})
+"""Text files that are no lists, though every line of one would pass for a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +31,10 @@ class VideoItem:
     """Where the file is; it may be absent, see ``VideoList.require_files``."""
 
     label: str | None
-    """Class name, when the list gives one."""
+    """Class name, when the list gives one: without blanks around it, in Unicode's composed form (NFC)."""
 
     uri: str
-    """The path as the list writes it; below a folder, relative to it."""
+    """The path as the list writes it; below a folder, relative to it. Valid Unicode, see ``_text.as_text``."""
 
     @property
     def source(self) -> Source:
@@ -57,6 +48,8 @@ class VideoList:
 
     source: Path
     items: tuple[VideoItem, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """What was passed over, by reason."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -65,11 +58,10 @@ class VideoList:
 
     @property
     def data_hash(self) -> str:
-        """SHA-256 (hex) over uri, label and file size of every entry: the identity of a training set."""
+        """SHA-256 (hex) over uri, label and file size of every entry (-1: no file that can be looked at)."""
         digest = hashlib.sha256()
         for item in self.items:
-            size = item.path.stat().st_size if item.path.is_file() else -1
-            digest.update(repr((item.uri, item.label, size)).encode())
+            digest.update(repr((item.uri, item.label, _size(item.path))).encode())
         return digest.hexdigest()
 
     def require_files(self) -> None:
@@ -78,11 +70,11 @@ class VideoList:
         Raises:
             DataError: naming the first few that are missing, and how many there are.
         """
-        missing = [str(item.path) for item in self.items if not item.path.is_file()]
+        missing = [str(item.path) for item in self.items if not os.path.isfile(item.path)]
         if missing:
             raise DataError(
-                f"{self.source}: {len(missing)} of {len(self.items)} videos do not exist: {_some(missing)}",
-                hint="relative paths start at the folder of the list",
+                f"{self.source}: {len(missing)} of {len(self.items)} videos do not exist: {some(missing)}",
+                hint="relative paths start at the folder of the list, or at the root that is given",
             )
 
     def require_labels(self) -> None:
@@ -94,7 +86,7 @@ class VideoList:
         bare = [item.uri for item in self.items if item.label is None]
         if bare:
             raise DataError(
-                f"{self.source}: {len(bare)} of {len(self.items)} videos have no label: {_some(bare)}",
+                f"{self.source}: {len(bare)} of {len(self.items)} videos have no label: {some(bare)}",
                 hint="use a csv with the header path,label, or class folders with no videos beside them",
             )
 
@@ -105,121 +97,145 @@ class VideoList:
             DataError: if a label is missing, or is not in ``labels``.
         """
         self.require_labels()
-        position = {label: i for i, label in enumerate(labels)}
+        position = {one_spelling(label): i for i, label in enumerate(labels)}
         unknown = [label for label in self.labels if label not in position]
         if unknown:
+            alike = {_alike(label): label for label in labels}
+            near = [
+                f"{label!r} is {alike[_alike(label)]!r} there" for label in unknown if _alike(label) in alike
+            ]
             raise DataError(
-                f"{self.source}: {len(unknown)} classes are unknown to training: {_some(unknown)}",
-                hint=f"known classes: {', '.join(labels)}",
+                f"{self.source}: {len(unknown)} classes are unknown to training: {some(unknown)}",
+                hint="; ".join(near[:3]) or f"the {len(labels)} known classes: {some(labels)}",
             )
         return [position[str(item.label)] for item in self.items]
 
 
-def read_video_list(path: str | Path) -> VideoList:
+def read_video_list(
+    path: str | Path, *, root: str | Path | None = None, part: Part | None = None
+) -> VideoList:
     """Read a folder or a list file.
 
     * a folder with videos in it: those and all below, no labels;
     * a folder without: each folder in it names the class of the videos below it;
-    * ``*.csv``: a header line with ``path`` and, if there are labels, ``label``; other columns are ignored;
+    * ``*.csv``, ``*.tsv``: a header line with ``path`` and, if there are labels, ``label``; ``*.parquet``: the same;
+    * the official lists of HMDB51, UCF101 and Kinetics, see ``datasets.official``;
     * any other file: text, one ``path`` or ``path label`` a line.
 
-    Relative paths start at the folder of the list. Whether the files exist is not checked here.
+    Whether the files exist is not checked here. A video that is listed again with the same label is one item.
+
+    Args:
+        path: The folder or file.
+        root: Where the relative paths of a list file start; None: at its folder.
+        part: The part that is wanted of a list which holds both training and test; None: both.
 
     Raises:
-        DataError: if nothing is at ``path``, it is none of these, it is empty, or it names a video twice.
+        DataError: if nothing is at ``path``, it is none of these, it is empty, it gives a video two labels, or two of
+            its labels differ only in case or in the kind of their characters.
+        ConfigError: if ``root`` is given for a folder.
     """
     source = Path(path)
-    if source.is_dir():
-        items = _read_folder(source)
-    elif not source.is_file():
-        raise DataError(f"no list of videos at {source}", hint=f"expected {_FORMATS}")
-    elif source.suffix.lower() in VIDEO_SUFFIXES:
-        raise DataError(f"{source} is a video, not a list of videos", hint=f"expected {_FORMATS}")
-    elif source.suffix.lower() == ".csv":
-        items = _read_csv(source)
-    else:
-        items = _read_text(source)
-    if not items:
-        raise DataError(f"{source} holds no videos", hint=f"expected {_FORMATS}")
-    counts = Counter(os.path.normpath(item.path) for item in items)
-    repeated = [name for name, count in counts.items() if count > 1]
-    if repeated:
+    entries, left = _read(source, None if root is None else Path(root), part)
+    if not entries:
+        passed = "; ".join(map(str, left.found()))
         raise DataError(
-            f"{source}: {len(repeated)} videos occur more than once: {_some(repeated)}",
-            hint="remove the repeated lines",
+            f"{source} holds no videos" + (f" (left out: {passed})" if passed else ""),
+            hint=f"expected {FORMATS}",
         )
-    return VideoList(source, tuple(items))
+    items = _each_once(entries, left)
+    if not entries[0].where:  # of a folder: links came last, so that they are the repeated ones
+        items.sort(key=lambda item: item.path)
+    _require_distinct(source, {item.label for item in items if item.label is not None})
+    return VideoList(source, tuple(items), left.found())
 
 
-def _read_folder(folder: Path) -> list[VideoItem]:
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in VIDEO_SUFFIXES
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
-    labelled = all(file.parent != folder for file in files)
-    items = []
-    for file in files:
-        relative = file.relative_to(folder)
-        items.append(VideoItem(file, relative.parts[0] if labelled else None, relative.as_posix()))
-    return items
+def one_spelling(label: str) -> str:
+    """Return the one spelling of a label: blanks around it and the form of its characters (NFC) say nothing."""
+    return unicodedata.normalize("NFC", label.strip())
 
 
-def _read_csv(source: Path) -> list[VideoItem]:
-    rows = csv.reader(_lines(source), strict=True)
-    items = []
+def _read(source: Path, root: Path | None, part: Part | None) -> tuple[list[Entry], Omissions]:
+    """Read a list of any form as it stands there, and count what it passes over."""
+    left = Omissions()
+    if source.name.startswith("*") and (files := hmdb_files(source)):
+        return list(read_hmdb(files, root or source.parent, part, left)), left
     try:
-        header = [name.strip() for name in next(rows, [])]
-        if "path" not in header or len(set(header)) != len(header):
-            raise DataError(
-                f"{source}: the first line is {','.join(header)!r}; expected a header with the column path, "
-                "and label if there are labels",
-                hint="put path,label on the first line",
-            )
-        path_column = header.index("path")
-        label_column = header.index("label") if "label" in header else None
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header) or not row[path_column].strip():
-                raise DataError(
-                    f"{source}: line {rows.line_num} is {','.join(row)!r}; expected {len(header)} values for "
-                    f"{','.join(header)}",
-                    hint="quote a value that contains a comma",
-                )
-            label = row[label_column].strip() if label_column is not None else ""
-            items.append(_item(source, row[path_column].strip(), label))
-    except csv.Error as error:
-        raise DataError(f"{source}: line {rows.line_num} is not valid csv ({error})") from error
-    return items
+        mode = source.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"no list of videos at {source} ({reason})", hint=f"expected {FORMATS}") from error
+    if stat.S_ISDIR(mode):
+        entries = read_folder(source, left)
+        if not entries and (files := hmdb_files(source)):
+            left = Omissions()
+            return list(read_hmdb(files, root or source, part, left)), left
+        if root is not None:
+            raise ConfigError(f"{source} is a folder of videos; the root {root} is for list files")
+        return entries, left
+    suffix = source.suffix.lower()
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{source} is neither a file nor a folder", hint=f"expected {FORMATS}")
+    if suffix in VIDEO_SUFFIXES:
+        raise DataError(f"{source} is a video, not a list of videos", hint=f"expected {FORMATS}")
+    if suffix in _NO_LISTS:
+        raise DataError(
+            f"{source} is a {suffix} file, which is no list of videos", hint=f"expected {FORMATS}"
+        )
+    return list(_read_file(source, suffix, root or source.parent, part, left)), left
 
 
-def _read_text(source: Path) -> list[VideoItem]:
-    items = []
-    for line in map(str.strip, _lines(source)):
-        if not line:
+def _read_file(source: Path, suffix: str, root: Path, part: Part | None, left: Omissions) -> Iterator[Entry]:
+    if suffix in {".csv", ".tsv"}:
+        return read_csv(source, root)
+    if suffix == ".parquet":
+        return read_parquet(source, root)
+    if files := hmdb_files(source):
+        return read_hmdb(files, root, part, left)
+    return read_ucf(source, root) if is_ucf(source) else read_text(source, root)
+
+
+def _each_once(entries: Iterable[Entry], left: Omissions) -> list[VideoItem]:
+    """Join the entries of one file into one item."""
+    first: dict[str, tuple[Entry, VideoItem]] = {}
+    for entry in entries:
+        label = one_spelling(entry.label) or None if entry.label is not None else None
+        if entry.key not in first:
+            first[entry.key] = entry, VideoItem(entry.path, label, entry.uri)
             continue
-        # A path may contain blanks: it ends at the first video suffix that a blank or the line's end follows.
-        match = _LIST_LINE.fullmatch(line)
-        written, label = match.group("path", "label") if match else line.partition(" ")[::2]
-        items.append(_item(source, written, label))
-    return items
+        before, item = first[entry.key]
+        if label != item.label:
+            said = [f"{quoted(item.label or '')} ({before.where or before.path})"]
+            said.append(f"{quoted(label or '')} ({entry.where or entry.path})")
+            raise DataError(
+                f"the labels of one video differ: {entry.uri} is {' and '.join(said)}",
+                hint="a video has one class: remove one of the two",
+            )
+        left.add("repeated", entry.uri)
+    return [item for _, item in first.values()]
 
 
-def _item(source: Path, written: str, label: str | None) -> VideoItem:
-    return VideoItem(source.parent / written, label or None, written)
+def _require_distinct(source: Path, labels: Iterable[str]) -> None:
+    """Refuse classes whose names look alike: they are one class, spelled in two ways."""
+    found: dict[str, str] = {}
+    for label in sorted(labels):
+        other = found.setdefault(_alike(label), label)
+        if other != label:
+            raise DataError(
+                f"{source}: the classes {quoted(other)} and {quoted(label)} differ only in case or in characters "
+                "that look alike",
+                hint="spell one class in one way",
+            )
 
 
-def _lines(source: Path) -> list[str]:
+def _alike(label: str) -> str:
+    """Return what two spellings of a label have in common: no case, single blanks, compatible characters."""
+    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file; -1 if there is none, or it cannot be looked at."""
     try:
-        return source.read_text(encoding="utf-8-sig").splitlines()
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{source} cannot be read as text ({error})", hint=f"expected {_FORMATS}") from error
-
-
-def _some(values: Iterable[str]) -> str:
-    values = list(values)
-    more = len(values) - _NAMED
-    return ", ".join(values[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        found = path.stat()
+    except (OSError, ValueError):
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1

@@ -6,8 +6,7 @@ lies in shared memory where there is room, else in the temporary folder.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import ctypes
 import io
 import itertools
 import multiprocessing
@@ -19,21 +18,24 @@ import signal
 import sys
 import tempfile
 import threading
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext, ForkServerProcess
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from ivdr_deploy._files import make_locked, remove_unless_locked
 from ivdr_deploy.video.source import BytesSource, Source, SourceIdentity
 
 _SHARED_MEMORY = Path("/dev/shm")
 _NICENESS = 10
 """Of a decode worker, above that of its process, on the scale from -20 to 19."""
+
+_M_MMAP_THRESHOLD = -3
+"""glibc's number of the setting: from how many bytes on memory is taken from the system and given back to it."""
+
+_LARGE_BYTES = 1 << 20
 
 _ROOM_BYTES = 1 << 30
 """Free space below which shared memory is not used: containers often have 64 MiB of it."""
@@ -55,17 +57,11 @@ class Scratch:
         roomy = _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free >= _ROOM_BYTES
         base = _SHARED_MEMORY if roomy else Path(tempfile.gettempdir())
         for left in base.glob(f"{_PREFIX}*"):
-            _remove_unless_locked(left)
+            remove_unless_locked(left)
         self._numbers = itertools.count()
         self._free: list[Path] = []
         """Files whose job is done: written over by the next one, since making one anew costs as much as its content."""
-        while True:
-            self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-            self._lock = os.open(self._folder, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            if os.fstat(self._lock).st_nlink:  # else another process removed it before it was locked
-                return
-            os.close(self._lock)
+        self._folder, self._lock = make_locked(lambda: Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base)))
 
     def pack(self, source: Source) -> Parcel:
         """Prepare a source for the way to a worker: bytes go through a file, anything else as it is."""
@@ -168,11 +164,26 @@ def initialise(memory_bytes: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own handler would wait for the decoder to return
     if sys.platform == "linux":
         _end_with_parent()
+        _return_freed_memory()
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         allowed = pages * resource.getpagesize() + memory_bytes
+        _, before = resource.getrlimit(resource.RLIMIT_AS)
+        if before != resource.RLIM_INFINITY:
+            allowed = min(allowed, before)  # what the whole process may take
         resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+
+
+def _return_freed_memory() -> None:
+    """Let the C library give large frames back when they are freed, where it is one that can be told.
+
+    By itself it keeps them for later once a frame has been freed, and after a 4096x2304 video 0.8 GB stayed with the
+    worker; other sizes then came on top, until the limit was met. It took no time that could be measured.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def _end_with_parent() -> None:
@@ -181,6 +192,8 @@ def _end_with_parent() -> None:
     A worker that waits notices by itself, one that hangs in a decoder does not. Its parent is the server that forks, so
     that the usual signal at the death of a parent would come too late.
     """
+    import fcntl  # here, because not every system has it
+
     parent = multiprocessing.parent_process()
     assert parent is not None
     sentinel = parent.sentinel  # a pipe that nothing is written to; that process alone holds its other end
@@ -189,54 +202,6 @@ def _end_with_parent() -> None:
     fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
     if multiprocessing.connection.wait([sentinel], timeout=0):  # it had ended before
         os._exit(1)
-
-
-def _remove_unless_locked(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # gone already, or another user's
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-        finally:
-            os.close(descriptor)
-
-
-def context() -> ForkServerContext:
-    """Return how worker processes are made: forked from a server that has the decoder loaded."""
-    multiprocessing.set_forkserver_preload(["ivdr_deploy.decoding._preload"])
-    return _Context()
-
-
-class _Process(ForkServerProcess):
-    """A worker process that does not import the program that started it.
-
-    The standard library would run ``__main__`` again in every worker. Jobs are functions of modules and do not need it:
-    a TorchServe worker would load torch a second time, and a script without a guard around its main part would start
-    itself over.
-    """
-
-    @staticmethod
-    def _Popen(process: BaseProcess) -> Any:  # noqa: N802  # the standard library's name
-        with _without_main():
-            return ForkServerProcess._Popen(process)
-
-
-class _Context(ForkServerContext):
-    Process = _Process
-
-
-_main_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    with _main_lock:
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        try:
-            yield
-        finally:
-            sys.modules["__main__"] = main
 
 
 def _aligned(size: int) -> int:

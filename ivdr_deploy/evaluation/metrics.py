@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 _Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
+
+_BLOCK = 1 << 22
+"""Similarities that are computed at once; more would need more memory and be no faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +41,15 @@ class Accuracy:
         low, high = self.interval
         return f"{self.value:.1%} ({self.correct}/{self.total}, 95 % interval {low:.1%} to {high:.1%})"
 
-    def to_dict(self) -> dict[str, float | int]:
-        """Return ``{value, correct, total, low, high}``, for reports."""
+    def with_wrong(self, count: int) -> Accuracy:
+        """Return the accuracy with some more that are wrong."""
+        return Accuracy(self.correct, self.total + count)
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Return ``{value, correct, total, low, high}``, for reports; the value of nothing is None: JSON has no NaN."""
         low, high = self.interval
-        return {"value": self.value, "correct": self.correct, "total": self.total, "low": low, "high": high}
+        value = self.value if self.total else None
+        return {"value": value, "correct": self.correct, "total": self.total, "low": low, "high": high}
 
 
 def video_accuracy(probabilities: Sequence[np.ndarray], targets: Sequence[int], *, k: int = 1) -> Accuracy:
@@ -101,10 +109,18 @@ def retrieval_recall(
         query_labels: Class of every query row.
         ks: The values of k, each at least 1.
     """
-    similarity = _centred_unit(queries) @ _centred_unit(gallery).T
-    ranked = np.asarray(gallery_labels)[np.argsort(-similarity, axis=1, kind="stable")]
-    hits = ranked == np.asarray(query_labels)[:, None]
-    return {k: Accuracy(int(hits[:, :k].any(axis=1).sum()), len(queries)) for k in ks}
+    gallery_unit, query_unit = _centred_unit(gallery), _centred_unit(queries)
+    classes, wanted = np.asarray(gallery_labels), np.asarray(query_labels)
+    ranks = np.empty(len(queries), np.int64)
+    for rows in _blocks(len(queries), len(gallery)):
+        similarity = query_unit[rows] @ gallery_unit.T
+        right = np.where(classes == wanted[rows, None], similarity, -np.inf)
+        best = right.argmax(axis=1)  # the first of equals
+        nearest = np.take_along_axis(right, best[:, None], axis=1)
+        before = np.arange(len(gallery)) < best[:, None]
+        rank = ((similarity > nearest) | ((similarity == nearest) & before)).sum(axis=1)
+        ranks[rows] = np.where(np.isneginf(nearest[:, 0]), len(gallery), rank)  # none of its class
+    return {k: Accuracy(int((ranks < min(k, len(gallery))).sum()), len(queries)) for k in ks}
 
 
 def leave_one_out_recall(features: np.ndarray, labels: Sequence[int]) -> Accuracy:
@@ -116,11 +132,20 @@ def leave_one_out_recall(features: np.ndarray, labels: Sequence[int]) -> Accurac
         features: (N, F), N >= 2.
         labels: Class of every row.
     """
-    unit = _centred_unit(features)
-    similarity = unit @ unit.T
-    np.fill_diagonal(similarity, -np.inf)
-    classes = np.asarray(labels)
-    return Accuracy(int((classes[similarity.argmax(axis=1)] == classes).sum()), len(classes))
+    unit, classes = _centred_unit(features), np.asarray(labels)
+    correct = 0
+    for rows in _blocks(len(unit), len(unit)):
+        similarity = unit[rows] @ unit.T
+        similarity[np.arange(len(similarity)), np.arange(len(unit))[rows]] = -np.inf
+        correct += int((classes[similarity.argmax(axis=1)] == classes[rows]).sum())
+    return Accuracy(correct, len(classes))
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Cut the rows of a table that is too large to hold into parts of ``_BLOCK`` values or one row."""
+    size = max(1, _BLOCK // columns)
+    for start in range(0, rows, size):
+        yield slice(start, start + size)
 
 
 def _centred_unit(features: np.ndarray) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +20,23 @@ from ivdr_deploy.evaluation.metrics import Accuracy, leave_one_out_recall
 from ivdr_deploy.evaluation.verify_report import BadVideo, Flip, VariantReport, VerifyReport
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.results import Outcome, softmax
-from ivdr_deploy.runtimes.base import Runtime
-from ivdr_deploy.runtimes.compare import compare_outputs
+from ivdr_deploy.runtimes.base import LoadedModel, Runtime
+from ivdr_deploy.runtimes.compare import TOLERANCE, compare_outputs
 from ivdr_deploy.runtimes.loading import bundle_model
 from ivdr_deploy.runtimes.proof import prove_decoder, replay_golden
 from ivdr_deploy.runtimes.registry import misfit
 from ivdr_deploy.runtimes.variants import open_variant
-from ivdr_deploy.spec import Device
+from ivdr_deploy.spec import DecoderName, Device
+from ivdr_deploy.video.reader import VideoLimits
 
 
 def verify_bundle(
     path: str | Path,
     *,
-    data: str | Path | None = None,
+    data: str | Path | VideoList | None = None,
     variants: Sequence[str] = (),
+    limits: VideoLimits | None = None,
+    decoder: DecoderName = "pyav",
     track: Track = untracked,
 ) -> VerifyReport:
     """Check a bundle. A variant that cannot run here has not passed.
@@ -42,6 +46,8 @@ def verify_bundle(
         data: A list of videos, best with labels; None replays the golden clips only. Each video is decoded
             once and goes through all variants.
         variants: Ids of those to judge; all when empty. The reference runs along where videos are compared.
+        limits: What a video may cost.
+        decoder: Which decoder reads the videos, the golden ones included.
         track: Wraps the run over the videos.
 
     Raises:
@@ -55,11 +61,11 @@ def verify_bundle(
     bundle = open_bundle(path)
     manifest = bundle.manifest
     chosen = [bundle.variant(name) for name in variants] or list(manifest.variants)
-    videos = read_video_list(data) if data is not None else None
+    videos = data if data is None or isinstance(data, VideoList) else read_video_list(data, part="test")
     if videos is not None and videos.labels and manifest.labels:
         videos.targets(manifest.labels)  # refuses unknown labels before anything is decoded
     golden = bundle.golden()
-    decode_mean_diff = prove_decoder(bundle, golden, "pyav")
+    decode_mean_diff = prove_decoder(bundle, golden, decoder)
     with ExitStack() as stack:
         reference = _open_reference(bundle, stack) if videos is not None else None
         opened, absent = _open_variants(bundle, chosen, reference, stack)
@@ -68,7 +74,8 @@ def verify_bundle(
         bad_videos: tuple[BadVideo, ...] = ()
         if videos is not None:
             everyone = [first, *(tally for tally in tallies if tally.variant.id != first.variant.id)]
-            bad_videos = _run_videos(bundle, videos, everyone, track)
+            reading = partial(VideoPredictor, limits=limits, decoder=decoder)
+            bad_videos = _run_videos(bundle, videos, everyone, reading, track)
             tallies = [first if tally.variant.id == first.variant.id else tally for tally in tallies]
         reports = [tally.report(first, manifest.labels) for tally in tallies]
     return VerifyReport(
@@ -77,7 +84,7 @@ def verify_bundle(
         version=manifest.version,
         contract_hash=manifest.contract_hash,
         view_plan=str(manifest.view_plan),
-        data=None if data is None else str(data),
+        data=None if videos is None else str(videos.source),
         videos=len(first.items),
         bad_videos=bad_videos,
         decode_mean_diff=decode_mean_diff,
@@ -91,7 +98,7 @@ def _open_reference(bundle: Bundle, stack: ExitStack) -> _Tally:
         raise ArtifactError(
             f"{bundle.path} holds no reference to compare videos with; its variants are "
             f"{', '.join(variant.id for variant in bundle.manifest.variants)}",
-            hint="verify the bundle that was exported; without --data the recorded golden outputs are compared",
+            hint="verify the bundle that was exported; without --videos the recorded golden outputs are compared",
         )
     runtime = stack.enter_context(open_variant(bundle, reference))
     return _Tally.of(reference, runtime, bundle.golden())
@@ -174,19 +181,16 @@ class _Tally:
             parity=tuple(_together(entries) for entries in self.parity.values()),
             agreement=None if self is reference or not top else Accuracy(len(top) - len(flips), len(top)),
             flips=flips,
+            flip_margin=TOLERANCE[self.runtime.precision],
             accuracy=Accuracy(correct, len(top)) if labelled and top else None,
             retrieval=retrieval,
         )
 
 
 def _together(entries: Sequence[OutputParity]) -> OutputParity:
-    """Join the comparisons of several videos into what comparing all their clips at once would give."""
-    return OutputParity(
-        output=entries[0].output,
-        max_abs_diff=max(entry.max_abs_diff for entry in entries),
-        min_cosine=min(entry.min_cosine for entry in entries),
-        tolerance=max(entry.tolerance for entry in entries),
-    )
+    """Join the comparisons of several videos: the one that fits worst, with the smallest cosine of all."""
+    worst = max(entries, key=lambda entry: entry.max_abs_diff / entry.tolerance)
+    return replace(worst, min_cosine=min(entry.min_cosine for entry in entries))
 
 
 class _SideBySide(Runtime):
@@ -211,13 +215,17 @@ class _SideBySide(Runtime):
 
 
 def _run_videos(
-    bundle: Bundle, videos: VideoList, tallies: Sequence[_Tally], track: Track
+    bundle: Bundle,
+    videos: VideoList,
+    tallies: Sequence[_Tally],
+    reading: Callable[[LoadedModel], VideoPredictor],
+    track: Track,
 ) -> tuple[BadVideo, ...]:
     """Put every video through all variants, the reference first; return those that cannot be used."""
     runtime = _SideBySide([tally.runtime for tally in tallies])
     model = bundle_model(bundle, runtime, tallies[0].variant)
     bad = []
-    with VideoPredictor(model) as predictor:
+    with reading(model) as predictor:
         outcomes = predictor.predict_many(item.path for item in videos.items)
         watched: Sequence[Outcome] = track(outcomes, len(videos.items), "verifying")  # type: ignore[assignment]
         for item, outcome in zip(videos.items, watched, strict=True):

@@ -11,9 +11,6 @@ from ivdr_deploy.artifacts.manifest import OutputParity
 from ivdr_deploy.evaluation.metrics import Accuracy
 from ivdr_deploy.records import to_dict
 
-TIE_MARGIN = 1e-4
-"""Two labels that the reference itself finds as probable as this are a tie: rounding decides between them."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flip:
@@ -57,6 +54,9 @@ class VariantReport:
     """Videos with the same label as from the reference."""
 
     flips: tuple[Flip, ...] = ()
+    flip_margin: float = 0.0
+    """Largest margin of a flip that passes: between labels as close as this the precision decides."""
+
     accuracy: Accuracy | None = None
     """Video accuracy, when the list has labels."""
 
@@ -65,9 +65,9 @@ class VariantReport:
 
     @property
     def passed(self) -> bool:
-        """Whether it ran, every difference is within tolerance and every flip is a tie."""
+        """Whether it ran, every difference is within tolerance and every flip is within its margin."""
         agrees = all(entry.passed for entry in (*self.golden, *self.parity))
-        return not self.not_run and agrees and all(flip.margin <= TIE_MARGIN for flip in self.flips)
+        return not self.not_run and agrees and all(flip.margin <= self.flip_margin for flip in self.flips)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

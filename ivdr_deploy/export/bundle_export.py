@@ -279,5 +279,6 @@ def _check_name(what: str, value: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
         raise ConfigError(
             f"the model's {what} {value[:60]!r} cannot be served under a URL",
-            hint="use letters, digits, '_', '-' and '.', beginning with a letter or digit; give it with --name",
+            hint="use letters, digits, '_', '-' and '.', beginning with a letter or digit; give it with "
+            + ("--name" if what == "name" else "--model-version"),
         )

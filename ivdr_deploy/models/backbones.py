@@ -136,13 +136,17 @@ class Backbone:
     feature_dim: int
     """Channels of its feature map (F)."""
 
+    min_frames: int = 1
+    min_size: int = 1
+    """Frames and pixels of the smallest clip that it takes. Below, a pooling layer would have nothing to give."""
+
 
 BACKBONES: dict[str, Backbone] = {
     "r2plus1d_10": Backbone(partial(_resnet_10, FactoredConv), 512),
     "r3d_10": Backbone(partial(_resnet_10, _plain_conv), 512),
     "r2plus1d_18": Backbone(partial(_torchvision_resnet, "r2plus1d_18"), 512),
     "r3d_18": Backbone(partial(_torchvision_resnet, "r3d_18"), 512),
-    "s3d": Backbone(_s3d, 1024),
+    "s3d": Backbone(_s3d, 1024, min_frames=5, min_size=17),
     "tiny": Backbone(_tiny, 96),
 }
 

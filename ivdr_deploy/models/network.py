@@ -122,11 +122,19 @@ def build_model(spec: ModelSpec, clip: ClipSpec) -> VideoModel:
         clip: The contract; gives the normalisation.
 
     Raises:
-        ConfigError: if the backbone is unknown, or the clip cannot be cut into the slots' segments.
+        ConfigError: if the backbone is unknown or needs a larger clip, or the clip cannot be cut into the slots'
+            segments.
     """
     if spec.num_slots and clip.num_frames % spec.num_slots:
         raise ConfigError(
             f"num_slots {spec.num_slots} does not divide num_frames {clip.num_frames}",
             hint="every slot stands for an equal part of the clip; change one of the two",
+        )
+    entry = get_backbone(spec.backbone)
+    if clip.num_frames < entry.min_frames or clip.crop_size < entry.min_size:
+        raise ConfigError(
+            f"{spec.backbone} needs clips of at least {entry.min_frames} frames of {entry.min_size} pixels a side, "
+            f"found {clip.num_frames} of {clip.crop_size}",
+            hint="raise clip.num_frames or clip.crop_size, or choose another backbone",
         )
     return VideoModel(spec, mean=clip.mean, std=clip.std)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from ivdr_deploy.errors import ClipShapeError
-from ivdr_deploy.spec import MAX_BATCH, ClipSpec, Device, Precision, RuntimeName, ViewPlan
+from ivdr_deploy.spec import MAX_BATCH, OUTPUT_NAMES, ClipSpec, Device, Precision, RuntimeName, ViewPlan
 
 CALL_CLIPS: dict[Device, int] = {"cpu": 20, "cuda": MAX_BATCH}
 """Two videos of ten clips on a CPU, which is busy with one; as much as there is on a GPU, which is not."""
@@ -113,6 +113,11 @@ def infer_all(runtime: Runtime, video: np.ndarray) -> dict[str, np.ndarray]:
     """Run any number of clips in as few calls as ``MAX_BATCH`` allows; see ``Runtime.infer``."""
     parts = [runtime.infer(video[start : start + MAX_BATCH]) for start in range(0, len(video), MAX_BATCH)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def not_finite(outputs: Mapping[str, np.ndarray]) -> list[str]:
+    """Name the outputs of a network that hold NaN or infinity."""
+    return [name for name in OUTPUT_NAMES if name in outputs and not np.isfinite(outputs[name]).all()]
 
 
 def check_batch(video: np.ndarray, clip: ClipSpec) -> None:

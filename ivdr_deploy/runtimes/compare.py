@@ -9,7 +9,7 @@ import numpy as np
 from ivdr_deploy.artifacts.golden import Golden
 from ivdr_deploy.artifacts.manifest import OutputParity
 from ivdr_deploy.errors import ExportError, ParityError
-from ivdr_deploy.runtimes.base import Runtime, infer_all
+from ivdr_deploy.runtimes.base import Runtime, infer_all, not_finite
 from ivdr_deploy.spec import Precision
 
 TOLERANCE: dict[Precision, float] = {
@@ -22,7 +22,10 @@ TOLERANCE: dict[Precision, float] = {
     # Eight bits; whether that is good enough is judged by the labels, not by this bound.
     "int8": 2e-1,
 }
-"""Largest difference that passes, relative to the largest value of the output, or to 1 where all are smaller."""
+"""Largest difference that passes, relative to the size of a value; see ``_sizes``."""
+
+_SPREAD = 4.0
+"""How much larger than a middling value of an output all its values are taken for, if some are."""
 
 
 def compare_outputs(
@@ -39,18 +42,45 @@ def compare_outputs(
         precision: Of its model; picks the tolerance.
 
     Returns:
-        One entry per output. An output that is absent, has another shape or holds NaN or infinity does not
-        pass: its difference is infinite.
+        One entry per output: difference and tolerance of the value that fits worst. An output that is absent, has
+        another shape or holds NaN or infinity on either side does not pass: its difference is infinite.
     """
     return tuple(
-        OutputParity(
-            output=name,
-            max_abs_diff=_max_abs_diff(value, found.get(name)),
-            min_cosine=_min_cosine(value, found.get(name)),
-            tolerance=TOLERANCE[precision] * max(1.0, float(np.abs(value).max(initial=0.0))),
-        )
+        _compare(name, value, found.get(name), tolerance=TOLERANCE[precision])
         for name, value in expected.items()
     )
+
+
+def _compare(name: str, expected: np.ndarray, found: np.ndarray | None, *, tolerance: float) -> OutputParity:
+    if found is None or found.shape != expected.shape or not expected.size:
+        return OutputParity(output=name, max_abs_diff=float("inf"), min_cosine=-1.0, tolerance=tolerance)
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return OutputParity(output=name, max_abs_diff=float("inf"), min_cosine=-1.0, tolerance=tolerance)
+    differences, allowed = np.abs(a - b).ravel(), tolerance * _sizes(a).ravel()
+    worst = int((differences / allowed).argmax())
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosine = np.where(norms > 0, (a * b).sum(axis=-1) / np.where(norms > 0, norms, 1.0), 1.0)
+    return OutputParity(
+        output=name,
+        max_abs_diff=float(differences[worst]),
+        min_cosine=float(min(cosine.min(), 1.0)),
+        tolerance=float(allowed[worst]),
+    )
+
+
+def _sizes(expected: np.ndarray) -> np.ndarray:
+    """Return what the difference of each value is measured by.
+
+    The sums of a network move by a share of their largest terms, so small values are measured by the large ones beside
+    them, and at least by 1. But a few huge ones, which a wrong network may share, must not excuse all the others: those
+    count as ``_SPREAD`` times the median, and each for itself.
+    """
+    size = np.abs(expected)
+    middling = float(np.quantile(size, 0.5, method="lower"))
+    common = max(1.0, min(float(size.max()), _SPREAD * middling))
+    sizes: np.ndarray = np.maximum(size, common)
+    return sizes
 
 
 def describe_failures(parity: tuple[OutputParity, ...]) -> str:
@@ -62,25 +92,6 @@ def describe_failures(parity: tuple[OutputParity, ...]) -> str:
     )
 
 
-def _comparable(expected: np.ndarray, found: np.ndarray | None) -> bool:
-    return found is not None and found.shape == expected.shape and bool(np.isfinite(found).all())
-
-
-def _max_abs_diff(expected: np.ndarray, found: np.ndarray | None) -> float:
-    if found is None or not _comparable(expected, found):
-        return float("inf")
-    return float(np.abs(expected.astype(np.float64) - found).max(initial=0.0))
-
-
-def _min_cosine(expected: np.ndarray, found: np.ndarray | None) -> float:
-    if found is None or not _comparable(expected, found):
-        return -1.0
-    a, b = expected.astype(np.float64), found.astype(np.float64)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    cosine = np.where(norms > 0, (a * b).sum(axis=-1) / np.where(norms > 0, norms, 1.0), 1.0)
-    return float(min(cosine.min(initial=1.0), 1.0))
-
-
 def reference_outputs(reference: Runtime, video: np.ndarray) -> dict[str, np.ndarray]:
     """Run the trained network on the golden clips.
 
@@ -88,8 +99,7 @@ def reference_outputs(reference: Runtime, video: np.ndarray) -> dict[str, np.nda
         ExportError: if an output holds NaN or infinity: nothing could be compared with it.
     """
     outputs = reference.infer(video)
-    broken = [name for name, value in outputs.items() if not np.isfinite(value).all()]
-    if broken:
+    if broken := not_finite(outputs):
         raise ExportError(
             f"the trained network gives NaN or infinity in {', '.join(broken)} on its golden clips",
             hint="the training diverged; export an earlier checkpoint, or train with a lower learning rate",

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ivdr_deploy._files import sha256_file
+from ivdr_deploy.artifacts.archive import unpacked_bundle
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.kinds import Kind, identify
 from ivdr_deploy.artifacts.manifest import OutputParity, Variant
 from ivdr_deploy.errors import (
     ArtifactError,
+    CheckpointError,
     ConfigError,
     ContractMismatchError,
     GoldenMismatchError,
     IvdrError,
 )
 from ivdr_deploy.records import to_dict
-from ivdr_deploy.runtimes.base import LoadedModel, Runtime
+from ivdr_deploy.runtimes.base import LoadedModel, Runtime, infer_all, not_finite
 from ivdr_deploy.runtimes.compare import describe_failures
 from ivdr_deploy.runtimes.proof import prove_decoder, replay_golden
 from ivdr_deploy.runtimes.registry import load_runtime
@@ -37,7 +40,7 @@ def open_model(
     """Open a model and check it.
 
     Args:
-        path: A bundle, a checkpoint (``.safetensors``) or an exported ``.onnx`` file.
+        path: A bundle, an archive of one (``.mar``), a checkpoint (``.safetensors``) or an exported ``.onnx`` file.
         variant: Which of a bundle's variants; None takes the best verified one that fits this machine.
         device: Where to run; never another one in its place. None: the GPU where the variant can use it.
         threads: Threads of one operator on the CPU; None leaves the choice to the runtime.
@@ -49,7 +52,7 @@ def open_model(
 
     Raises:
         ArtifactError: if the file or folder is not usable.
-        CheckpointError: if the checkpoint is not usable.
+        CheckpointError: if the checkpoint is not usable, or gives NaN or infinity on its golden clips.
         ContractMismatchError: if it has another contract; names the fields when the expected contract is
             known.
         GoldenMismatchError: if the golden clips do not give the recorded outputs, or the golden videos not the
@@ -66,10 +69,16 @@ def open_model(
         bundle = open_bundle(path)
         _check_contract(path, bundle.manifest.clip, expected_contract)
         return _open_from_bundle(bundle, variant, device=device, threads=threads, decoder=decoder)
+    if kind is Kind.ARCHIVE:
+        with unpacked_bundle(path) as folder:
+            bundle = open_bundle(folder)
+            _check_contract(path, bundle.manifest.clip, expected_contract)
+            model = _open_from_bundle(bundle, variant, device=device, threads=threads, decoder=decoder)
+        return replace(model, path=path)
     if kind not in (Kind.CHECKPOINT, Kind.ONNX):
         raise ArtifactError(
-            f"{path} is {'an' if kind is Kind.ARCHIVE else 'a'} {kind}, which cannot be run by itself",
-            hint="give a bundle folder, a checkpoint (.safetensors) or an exported .onnx file",
+            f"{path} is a {kind}, which cannot be run by itself",
+            hint="give a bundle folder, an archive (.mar), a checkpoint (.safetensors) or an exported .onnx file",
         )
     if variant is not None:
         raise ConfigError(
@@ -170,6 +179,12 @@ def _open_checkpoint(path: Path, *, device: Device, threads: int | None) -> Load
     runtime = TorchRuntime(
         checkpoint.model, clip=info.clip, output_names=names, device=device, threads=threads
     )
+    if broken := not_finite(infer_all(runtime, checkpoint.golden)):
+        runtime.close()
+        raise CheckpointError(
+            f"{path} gives NaN or infinity in {', '.join(broken)} on its golden clips",
+            hint="its training diverged; use an earlier checkpoint, or train with a lower learning rate",
+        )
     return LoadedModel(
         path=path,
         name=path.stem,

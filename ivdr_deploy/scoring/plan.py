@@ -7,6 +7,8 @@ same shard names. A run that was stopped is therefore continued by computing the
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +40,8 @@ class ScoreOptions:
     """Clips of a video instead of those of the model's own plan."""
 
     hash_files: bool = False
-    """Whether to store the SHA-256 of every file, which reads it once more."""
+    """Whether to store the SHA-256 of every file, which reads it once more. A run that goes on, or finds its table
+    complete, reads the files of the rows that are there again, and refuses if one was replaced."""
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -74,8 +77,8 @@ class RunPlan:
     """Number of inputs."""
 
     videos_sha256: str
-    """Identity of the list: uri, label and size in bytes of every input, in order. A file that was replaced
-    by one of the same size is not noticed; ask for the hash of every file where that matters."""
+    """Identity of the list: uri, label and size in bytes of every input, in order. A file that was replaced by one of
+    the same size is not noticed, unless ``hash_files``: then the digests in the rows are held against the files."""
 
     model: str
     model_version: str
@@ -116,10 +119,33 @@ class RunPlan:
             for index, start in enumerate(starts)
         )
 
-    def differences(self, other: RunPlan) -> list[str]:
-        """Name every field in which two plans differ, as ``field: mine, not theirs``."""
-        mine, theirs = to_dict(self), to_dict(other)
-        return [f"{name}: {mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+    def differences(self, other: RunPlan) -> dict[str, str]:
+        """Return every field in which two plans differ, with its two values as ``mine, not theirs``."""
+        mine, theirs = _flat(to_dict(self)), _flat(to_dict(other))
+        names = dict.fromkeys([*mine, *theirs])
+        return {
+            name: f"{_short(mine.get(name))}, not {_short(theirs.get(name))}"
+            for name in names
+            if mine.get(name) != theirs.get(name)
+        }
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Spell nested tables with dots."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": deeper for inner, deeper in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text[:12]
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def shard_videos(videos: int) -> int:

@@ -12,13 +12,14 @@ from typing import Any
 from ivdr_deploy import __version__
 from ivdr_deploy._console import Track, untracked
 from ivdr_deploy._files import sha256_file
+from ivdr_deploy._text import as_text
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
-from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.errors import ConfigError, FolderError, VideoOpenError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.results import Outcome
 from ivdr_deploy.scoring.plan import RunPlan, ScoreOptions, shard_videos, video_id
-from ivdr_deploy.scoring.sink import open_sink
+from ivdr_deploy.scoring.sink import ScoreSink, open_sink
 
 Row = Mapping[str, Any]
 
@@ -55,8 +56,8 @@ def score(
 ) -> ScoreSummary:
     """Score every video of a list into a folder, going on where an earlier call stopped.
 
-    A video that cannot be used becomes a row with the reason. Any other exception is a defect and is raised;
-    the shards written before it stay.
+    A video that cannot be used becomes a row with the reason. Any other exception is a defect, or the end of the run,
+    and is raised; the shards written before it stay.
 
     Args:
         predictor: The model, with its decoder and limits.
@@ -68,7 +69,8 @@ def score(
 
     Raises:
         ConfigError: if the model does not have what the options ask for.
-        FolderError: if the folder belongs to something else, or another process writes to it.
+        FolderError: if the folder belongs to something else, another process writes to it, or a file whose digest is
+            in the table is another one now.
         DataError: if the table in the folder is damaged.
     """
     started = time.perf_counter()
@@ -76,6 +78,8 @@ def score(
         predictor, videos, options=options or ScoreOptions(), videos_per_shard=videos_per_shard
     )
     with open_sink(Path(folder), plan, manifest=manifest) as sink:
+        if plan.hash_files:
+            _refuse_replaced(videos, sink, track)
         positions = [position for shard in sink.pending for position in range(shard.start, shard.stop)]
         rows: Iterable[Row] = _rows(predictor, videos, positions, plan=plan)
         source = iter(track(rows, len(positions), "scoring") if positions else rows)
@@ -167,14 +171,41 @@ def _rows(
         yield {"position": position, **_row(videos.items[position], outcome, plan=plan), **constants}
 
 
+def _refuse_replaced(videos: VideoList, sink: ScoreSink, track: Track) -> None:
+    """Hold the digests of the rows that are there against the files."""
+    digests = list(sink.digests())
+    for position, scored in track(digests, len(digests), "checking the files that were scored"):
+        item = videos.items[position]
+        found = _hash(item)
+        if isinstance(found, str) and found != scored:
+            raise FolderError(
+                f"{as_text(item.uri)} is another file than the one scored into {sink.folder} (its SHA-256 begins "
+                f"{found[:12]}, not {scored[:12]})",
+                hint="score into another folder with -o, or delete the shard with its row: it is made again",
+            )
+
+
+def _hash(item: VideoItem) -> str | VideoOpenError | None:
+    """Return the SHA-256 of a file, or why it cannot be read; None where there is no file."""
+    try:
+        return sha256_file(item.path) if item.path.is_file() else None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or error
+        return VideoOpenError(f"{item.uri[:100]!r} cannot be read for its SHA-256: {reason}")
+
+
 def _row(item: VideoItem, outcome: Outcome, *, plan: RunPlan) -> Row:
-    row: dict[str, Any] = {"video_id": video_id(item.uri), "uri": _text(item.uri), "label": item.label}
-    if plan.hash_files and item.path.is_file():
-        row["sha256"] = sha256_file(item.path)
+    row: dict[str, Any] = {"video_id": video_id(item.uri), "uri": as_text(item.uri), "label": item.label}
     result, error = outcome.result, outcome.error
+    if plan.hash_files:
+        digest = _hash(item)
+        if isinstance(digest, VideoOpenError):
+            result, error = None, error or digest
+        else:
+            row["sha256"] = digest
     if result is None:
         assert error is not None, "an outcome without a result carries the reason"
-        return row | {"status": "error", "error_code": error.code, "error_message": _text(error.message)}
+        return row | {"status": "error", "error_code": error.code, "error_message": as_text(error.message)}
     if result.probabilities is not None:
         top = result.top(plan.top_k)
         row |= {"labels": [label for label, _ in top], "scores": [value for _, value in top]}
@@ -187,8 +218,3 @@ def _row(item: VideoItem, outcome: Outcome, *, plan: RunPlan) -> Row:
         "preprocess_ms": result.preprocess_ms,
         "infer_ms": result.infer_ms,
     }
-
-
-def _text(value: str) -> str:
-    """Spell out what is not text: a file name may hold any bytes, a Parquet string may not."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

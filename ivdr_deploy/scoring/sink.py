@@ -12,9 +12,7 @@ Names that begin with ``_`` or ``.`` are skipped by the usual readers of Parquet
 
 from __future__ import annotations
 
-import fcntl
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,18 +21,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ivdr_deploy._files import atomic_path, fsync_directory
+from ivdr_deploy._files import atomic_path, fsync_directory, left_over_name, remove_left_over, try_lock
 from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE as LEDGER_FILE
 from ivdr_deploy.errors import ConfigError, DataError, FolderError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.scoring.plan import TABLE_VERSION, RunPlan, Shard
-from ivdr_deploy.spec import canonical_json
+from ivdr_deploy.scoring.shard import read_shard, shard_metadata, table_schema
 
 LOCK_FILE = "_run.lock"
-METADATA_KEY = b"ivdr"
-"""Key of the schema metadata: canonical JSON ``{"run_id", "plan", "manifest"}``."""
-
-_TEMPORARY = re.compile(r"\.(_run\.json|part-.*\.parquet)\.[0-9a-f]+\.tmp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +48,7 @@ class ScoreSink:
     def __init__(self, folder: Path, plan: RunPlan, *, manifest: Mapping[str, Any]) -> None:
         self.folder = folder
         self.plan = plan
-        facts = {"run_id": plan.run_id, "plan": to_dict(plan), "manifest": manifest}
-        self._schema = table_schema(plan).with_metadata({METADATA_KEY: canonical_json(facts).encode()})
+        self._schema = table_schema(plan).with_metadata(shard_metadata(plan, manifest))
         self.pending = _absent(folder, plan)
         """Shards that nobody has written yet, when the sink was opened."""
 
@@ -72,8 +65,18 @@ class ScoreSink:
         positions = [row["position"] for row in rows]
         assert positions == list(range(shard.start, shard.stop)), f"{shard} got the rows {positions}"
         table = pa.Table.from_pylist(rows, schema=self._schema)
-        with atomic_path(self.folder / shard.name) as temporary:
-            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        # As a stream: pyarrow takes a name such as ``a:b`` for a URI.
+        with atomic_path(self.folder / shard.name) as temporary, temporary.open("wb") as stream:
+            pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+
+    def digests(self) -> Iterator[tuple[int, str]]:
+        """Yield position and SHA-256 of every row that was there when the sink was opened and has one."""
+        for shard in self.plan.shards:
+            if shard not in self.pending:
+                table = read_shard(self.folder, shard, self.plan, columns=["sha256"])
+                for position, digest in enumerate(table["sha256"].to_pylist(), start=shard.start):
+                    if digest is not None:
+                        yield position, digest
 
     def outcomes(self) -> Counter[str]:
         """Count the rows written so far by error code; ``"ok"`` stands for no error."""
@@ -107,19 +110,15 @@ def open_sink(folder: Path, plan: RunPlan, *, manifest: Mapping[str, Any]) -> It
     folder.mkdir(parents=True, exist_ok=True)
     fsync_directory(folder.parent)
     with (folder / LOCK_FILE).open("a") as lock:  # the kernel lets go of it however this process ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(lock.fileno()):
             raise FolderError(
                 f"another process is writing scores to {folder}", hint="wait for it, or choose another folder"
-            ) from error
-        for path in folder.iterdir():
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink()
+            )
+        remove_left_over(folder)
         _claim(folder, plan)
         for shard in plan.shards:
             if (folder / shard.name).exists():
-                _check_shard(folder, shard, plan)
+                read_shard(folder, shard, plan)
         yield ScoreSink(folder, plan, manifest=manifest)
 
 
@@ -143,9 +142,7 @@ def read_scores(folder: str | Path) -> Any:
             f"{folder} is not finished: it lacks {sum(shard.size for shard in absent)} of {plan.videos} rows",
             hint="run the same `ivdr score` command again; it goes on where it stopped",
         )
-    for shard in plan.shards:
-        _check_shard(folder, shard, plan)
-    return pa.concat_tables([_read_shard(folder, shard) for shard in plan.shards])
+    return pa.concat_tables([read_shard(folder, shard, plan) for shard in plan.shards])
 
 
 def summarise_shards(folder: Path, plan: RunPlan) -> tuple[int, Counter[str]]:
@@ -157,52 +154,15 @@ def summarise_shards(folder: Path, plan: RunPlan) -> tuple[int, Counter[str]]:
     counts: Counter[str] = Counter()
     for shard in plan.shards:
         if (folder / shard.name).exists():
-            codes = _read_shard(folder, shard, columns=["error_code"])["error_code"].to_pylist()
+            codes = read_shard(folder, shard, plan, columns=["error_code"])["error_code"].to_pylist()
             counts.update("ok" if code is None else code for code in codes)
     return counts.total(), counts
-
-
-def table_schema(plan: RunPlan) -> Any:
-    """Return the columns of a run's table as a ``pyarrow.Schema``.
-
-    Vectors are lists of float32, null where the video failed: ``feature`` (F,), ``inter`` (D,), and
-    ``intra``, nested, (num_clips, S, D) in time order.
-    """
-    import pyarrow as pa
-
-    text, real = pa.string(), pa.float64()
-    vector = pa.list_(pa.float32())
-    columns = [
-        pa.field("position", pa.int64(), nullable=False),  # in the list, from 0
-        pa.field("video_id", text, nullable=False),
-        pa.field("uri", text, nullable=False),  # as the list writes it
-        pa.field("sha256", text),
-        pa.field("label", text),  # as the list says, not the model
-        pa.field("status", text, nullable=False),  # "ok" or "error"
-        pa.field("error_code", text),
-        pa.field("error_message", text),
-        pa.field("labels", pa.list_(text)),  # best first
-        pa.field("scores", vector),  # probabilities of ``labels``
-        *(pa.field(name, pa.list_(pa.list_(vector)) if name == "intra" else vector) for name in plan.outputs),
-        pa.field("num_frames", pa.int64()),
-        pa.field("duration_seconds", real),
-        pa.field("decode_ms", real),
-        pa.field("preprocess_ms", real),
-        pa.field("infer_ms", real),
-        pa.field("model", text, nullable=False),
-        pa.field("model_version", text, nullable=False),
-        pa.field("variant", text, nullable=False),
-        pa.field("contract_hash", text, nullable=False),
-        pa.field("view_plan", text, nullable=False),  # in words; the schema metadata has its fields
-        pa.field("run_id", text, nullable=False),
-    ]
-    return pa.schema(columns)
 
 
 def _require_empty(folder: Path) -> None:
     """Refuse to write among files that are not ours."""
     found = sorted(path.name for path in folder.iterdir())
-    foreign = [name for name in found if name != LOCK_FILE and not _TEMPORARY.fullmatch(name)]
+    foreign = [name for name in found if name != LOCK_FILE and not left_over_name(name)]
     if foreign:
         raise FolderError(
             f"{folder} is not empty and is no score table (it holds {', '.join(foreign[:3])})",
@@ -218,15 +178,23 @@ def _claim(folder: Path, plan: RunPlan) -> None:
             _refuse_foreign(folder, plan, error=FolderError)
             return
         if any(folder.rglob("*.parquet")):
-            raise FolderError(
-                f"{folder} holds the scores of another run ({'; '.join(ledger.plan.differences(plan))})",
-                hint="choose another folder with -o, or delete this one if its scores are not needed",
-            )
+            raise _another_run(folder, ledger.plan.differences(plan))
     ledger = Ledger(run_id=plan.run_id, started_at=datetime.now(UTC).isoformat(timespec="seconds"), plan=plan)
     with atomic_path(folder / LEDGER_FILE) as temporary:
         temporary.write_text(
             json.dumps(to_dict(ledger), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
+
+
+def _another_run(folder: Path, differences: Mapping[str, str]) -> FolderError:
+    named = "; ".join(f"{name}: {values}" for name, values in differences.items())
+    hint = "choose another folder with -o, or delete this one if its scores are not needed"
+    if differences.keys() <= {"videos", "videos_sha256", "shard_videos"}:
+        hint = (
+            "the list has other videos, labels or file sizes than the one that was scored: score it into another "
+            "folder with -o; a list of the new files alone is enough, rows of both tables are told apart by video_id"
+        )
+    return FolderError(f"{folder} holds the scores of another run ({named})", hint=hint)
 
 
 def read_ledger(folder: Path) -> Ledger:
@@ -253,49 +221,14 @@ def read_ledger(folder: Path) -> Ledger:
 def _refuse_foreign(folder: Path, plan: RunPlan, *, error: type[FolderError] | type[DataError]) -> None:
     """Refuse Parquet files of other origin: a reader of the folder would take them for rows of this run."""
     ours = {folder / shard.name for shard in plan.shards}
-    foreign = sorted(str(path) for path in folder.rglob("*.parquet") if path not in ours)
+    found = (path for path in folder.rglob("*.parquet") if path not in ours)
+    # Readers of Parquet folders pass over what begins so; what a killed writer left over does.
+    foreign = sorted(
+        str(path) for path in found if not any(part[0] in "._" for part in path.relative_to(folder).parts)
+    )
     if foreign:
         raise error(f"{foreign[0]} is not a part of the run in {folder}", hint="move it out of the folder")
 
 
 def _absent(folder: Path, plan: RunPlan) -> tuple[Shard, ...]:
     return tuple(shard for shard in plan.shards if not (folder / shard.name).exists())
-
-
-def _check_shard(folder: Path, shard: Shard, plan: RunPlan) -> None:
-    """Check that a shard is the one that its name says, and holds exactly its rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = folder / shard.name
-    try:
-        with pq.ParquetFile(path) as file:
-            facts = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
-            positions = file.read(columns=["position"])["position"].to_pylist() if facts else []
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
-    if facts.get("run_id") != plan.run_id or positions != list(range(shard.start, shard.stop)):
-        raise _damaged(
-            path,
-            f"it holds {len(positions)} rows of run {facts.get('run_id')}; "
-            f"expected rows {shard.start} to {shard.stop - 1} of run {plan.run_id}",
-        )
-
-
-def _read_shard(folder: Path, shard: Shard, *, columns: list[str] | None = None) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = folder / shard.name
-    try:
-        # Without partitioning=None a folder called ``day=3`` would add a column ``day`` to the table.
-        return pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
-
-
-def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(
-        f"{path} is damaged ({reason})",
-        hint="delete it and run the same `ivdr score` command: it is made again",
-    )

@@ -101,6 +101,13 @@ class EndpointClient:
             worker["status"] == "READY" for worker in workers
         )
 
+    def lacks_model(self) -> bool:
+        """Whether TorchServe answers and does not know the model: it reads its archives before it listens."""
+        try:
+            return self._fetch(f"{self.management_url}/models/{self.model}")[0] == 404
+        except ServerError:
+            return False
+
     def metrics(self) -> dict[str, float]:
         """Return the Prometheus metrics: value by name with labels, as written.
 

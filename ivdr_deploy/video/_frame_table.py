@@ -110,7 +110,12 @@ def build_table(source: CheckedSource, packets: PacketSource, budget: Budget) ->
     # No seek can be checked unless each packet has its own position; an edit list may play a part twice.
     if len(order_at) != num_packets or None in order_at or container not in _SEEKABLE:
         entries, start_time = [], None
-    missing = _count_beyond(packets.stream, source.size_bytes) if container == "mov" else 0
+    missing = 0
+    if container == "mov":
+        budget.check_packets(len(packets.stream.index_entries))
+        with budget.charged():
+            missing = _count_beyond(packets.stream, source.size_bytes)
+        budget.check_count(len(pts) + missing)
     return FrameTable(
         pts=_extended(pts, missing),
         num_missing=missing,

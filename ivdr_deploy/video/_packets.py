@@ -10,7 +10,7 @@ from typing import Any
 import av
 from av.stream import Discard, Disposition
 
-from ivdr_deploy.errors import NoVideoStreamError, VideoDecodeError, VideoOpenError
+from ivdr_deploy.errors import NoVideoStreamError, VideoDecodeError, VideoLimitError, VideoOpenError
 from ivdr_deploy.video._source import DAMAGED_HINT, Budget, CheckedSource
 
 av.logging.set_level(
@@ -22,17 +22,28 @@ _BAD_DATA = (av.FFmpegError, ValueError, IndexError)
 """What PyAV raises for bad data; IndexError when a stream turns up on the way (damaged transport streams)."""
 
 
-def open_arguments(source: CheckedSource, *, pyav_version: str = av.__version__) -> dict[str, Any]:
+_MAX_STREAMS = 100
+"""Of one file. FFmpeg's own limit is 1000, and it may decode a picture of each while it opens the file."""
+
+
+def open_arguments(
+    source: CheckedSource, *, max_pixels: int, pyav_version: str = av.__version__
+) -> dict[str, Any]:
     """Return the arguments of ``av.open`` for a source, for the PyAV that is installed.
 
-    The container is named, so that FFmpeg never guesses one, and nothing but the file itself may be opened. PyAV 18
+    The container is named, so that FFmpeg never guesses one, and nothing but the file itself may be opened. Opening
+    may decode pictures to learn what they are: ``max_pixels`` holds for these, too. PyAV 18
     raises on metadata that are not UTF-8 unless told otherwise; PyAV 19 never does, and knows no such argument.
     """
     data = source.data
     arguments: dict[str, Any] = {
         "file": io.BytesIO(data) if isinstance(data, bytes) else str(data),
         "format": source.container,
-        "options": {"protocol_whitelist": "" if isinstance(data, bytes) else "file"},
+        "options": {
+            "protocol_whitelist": "" if isinstance(data, bytes) else "file",
+            "max_streams": str(_MAX_STREAMS),
+            "max_pixels": str(max_pixels),
+        },
     }
     if int(pyav_version.partition(".")[0]) < 19:
         arguments["metadata_errors"] = "ignore"
@@ -76,7 +87,9 @@ class PacketSource:
         self.close()
         try:
             with self._budget.charged():
-                self._container = av.open(**open_arguments(self._source))
+                self._container = av.open(
+                    **open_arguments(self._source, max_pixels=self._budget.limits.max_pixels)
+                )
             self.stream = self._pick_stream()
         except _BAD_DATA as error:
             self.close()
@@ -95,6 +108,7 @@ class PacketSource:
             VideoTimeoutError: when the time allowed is used up.
         """
         demuxing = self._container.demux(self.stream)
+        num_packets = 0
         while True:
             try:
                 with self._budget.charged():
@@ -103,6 +117,8 @@ class PacketSource:
                 raise VideoDecodeError(f"reading stopped: {_reason(error)}", hint=DAMAGED_HINT) from error
             if packet is None:
                 return
+            num_packets += 1
+            self._budget.check_packets(num_packets)
             yield packet
 
     def packets_from(
@@ -127,13 +143,34 @@ class PacketSource:
 
         Raises:
             VideoDecodeError: if the decoder refuses it.
+            VideoLimitError: if its frame is larger than allowed, or more memory is needed than allowed.
             VideoTimeoutError: when the time allowed is used up.
         """
-        try:
-            with self._budget.charged():
+        with self._budget.charged():
+            try:
                 return list(packet.decode())
-        except _BAD_DATA as error:
-            raise VideoDecodeError(_reason(error), hint=DAMAGED_HINT) from error
+            except _BAD_DATA as error:
+                self._check_refused_size(error)
+                if isinstance(error, MemoryError):
+                    raise
+                raise VideoDecodeError(_reason(error), hint=DAMAGED_HINT) from error
+
+    def _check_refused_size(self, error: Exception) -> None:
+        """See whether a decoder failed since its frames are too large: a stream may grow, or its header lie.
+
+        HEVC then has the size that was refused, all others have none.
+
+        Raises:
+            VideoLimitError: if so.
+        """
+        context = self.stream.codec_context
+        self._budget.check_size(context.width, context.height)
+        if not context.width and (self._had_size or isinstance(error, av.ArgumentError)):
+            raise VideoLimitError(
+                f"{self._source.name} has frames of a size that its header does not tell, and more than the "
+                f"limit of {self._budget.limits.max_pixels} pixels",
+                hint="send a smaller picture, or raise the limit",
+            )
 
     def _sought(self, time: int, order: int, order_at: dict[int, int]) -> Iterator[tuple[int, Any]] | None:
         try:
@@ -161,6 +198,7 @@ class PacketSource:
         for other in streams:
             if other.index != stream.index:
                 other.discard = Discard.all
+        self._had_size = context.width > 0
         context.thread_type, context.thread_count = "NONE", 1
         context.options = {"max_pixels": str(self._budget.limits.max_pixels)}  # a stream may grow on the way
         return stream

@@ -20,6 +20,9 @@ _KEPT_BYTES = 64 << 20
 240 at 25 frames a second. Nearly all files whose frames must be decoded to be counted (Xvid AVI with
 B-frames) fit."""
 
+_FATAL_FORMATS = frozenset({"yaf32le", "yaf32be"})
+"""An assertion fails in swscale 9.5; its other formats either convert or raise."""
+
 
 class PyAvReader(VideoReader):
     """Reads a path or bytes.
@@ -67,7 +70,18 @@ class PyAvReader(VideoReader):
 
     def to_rgb(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
         """See ``VideoReader.to_rgb``."""
-        return resize_frame(frame, size, rotation=self.info.rotation)
+        name = frame.format.name
+        reason = "FFmpeg ends the process on it" if name in _FATAL_FORMATS else ""
+        if not reason:
+            try:
+                with self._budget.charged():
+                    return resize_frame(frame, size, rotation=self.info.rotation)
+            except (av.FFmpegError, ValueError) as error:
+                reason = str(error)[:100]
+        raise VideoDecodeError(
+            f"{self._name}: frames of the pixel format {name} cannot be converted: {reason}",
+            hint="encode it again as yuv420p",
+        )
 
     def _describe(self, source: CheckedSource, first: av.VideoFrame) -> VideoInfo:
         stream = self._packets.stream

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ivdr_deploy.errors import VideoLimitError, VideoOpenError, VideoTimeoutError
+from ivdr_deploy.video._declared import check_declared
 from ivdr_deploy.video.containers import HEAD_BYTES, sniff_container
 from ivdr_deploy.video.reader import VideoInfo, VideoLimits
 from ivdr_deploy.video.source import VideoSource, as_source
@@ -47,10 +50,16 @@ class Budget:
 
         Raises:
             VideoTimeoutError: after the call, when the time allowed is used up.
+            VideoLimitError: if it needs more memory than there is, or than this process may take.
         """
         start = time.monotonic()
         try:
             yield
+        except MemoryError as error:  # FFmpeg's own is one, too
+            raise VideoLimitError(
+                f"{self._name} needs more memory than the decoder may take",
+                hint="send a smaller video, or raise the memory of a decode worker",
+            ) from error
         finally:
             self._spent_seconds += time.monotonic() - start
         if self._spent_seconds > self.limits.max_decode_seconds:
@@ -66,6 +75,11 @@ class Budget:
                 f"{self._name} has more than {self.limits.max_frames} frames, the limit",
                 hint="send a shorter video",
             )
+
+    def check_packets(self, num_packets: int) -> None:
+        """Refuse more packets than frames within the limit can have: two, when each holds one field."""
+        if num_packets > 2 * self.limits.max_frames:
+            self.check_count(num_packets)
 
     def check_size(self, width: int, height: int) -> None:
         """Refuse frames of more than ``max_pixels``, and slivers."""
@@ -95,34 +109,44 @@ class Budget:
 
 
 def check_source(source: VideoSource, limits: VideoLimits) -> CheckedSource:
-    """Check existence, size and container.
+    """Check existence, size, container, and what the header of an MP4 declares.
 
     Raises:
         VideoOpenError: if it is absent, a folder, not readable, or not an allowed container.
         NoVideoStreamError: if it is a sound file.
-        VideoLimitError: if it is larger than ``limits.max_bytes``.
+        VideoLimitError: if it is larger than ``limits.max_bytes``, or declares more than the limits allow.
     """
     source = as_source(source)
     data, name = source.local(), source.uri
-    if isinstance(data, bytes):
-        size, head = len(data), data[:HEAD_BYTES]
-    else:
+    if not isinstance(data, bytes):
         data = data.absolute()
-        size, head = _look_into(data, name)
-    if size > limits.max_bytes:
-        raise VideoLimitError(
-            f"{name} has {size} bytes, more than the limit of {limits.max_bytes}", hint="send a smaller file"
-        )
-    container = sniff_container(head, name=name)
-    if container not in limits.containers:
-        raise VideoOpenError(
-            f"{name} is a {container} file, which is not allowed here",
-            hint=f"allowed containers: {', '.join(limits.containers)}",
-        )
+    with _opened(data, name) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        if size > limits.max_bytes:
+            raise VideoLimitError(
+                f"{name} has {size} bytes, more than the limit of {limits.max_bytes}",
+                hint="send a smaller file",
+            )
+        stream.seek(0)
+        container = sniff_container(stream.read(HEAD_BYTES), name=name)
+        if container not in limits.containers:
+            raise VideoOpenError(
+                f"{name} is a {container} file, which is not allowed here",
+                hint=f"allowed are {', '.join(limits.containers)}; --allow-container {container} allows it too, "
+                "or limits.containers in the settings of an endpoint",
+            )
+        if container == "mov":
+            check_declared(stream, name=name, max_frames=limits.max_frames)
     return CheckedSource(data=data, name=name, size_bytes=size, container=container)
 
 
-def _look_into(path: Path, name: str) -> tuple[int, bytes]:
+@contextmanager
+def _opened(data: Path | bytes, name: str) -> Iterator[BinaryIO]:
+    """Open a source; an error of the system, then or while it is read, is one of the video."""
+    if isinstance(data, bytes):
+        yield io.BytesIO(data)
+        return
+    path = data
     try:
         if path.is_dir():
             raise VideoOpenError(
@@ -133,7 +157,7 @@ def _look_into(path: Path, name: str) -> tuple[int, bytes]:
         if not path.is_file():  # a pipe or device could block for ever
             raise VideoOpenError(f"{name} is not a regular file", hint="copy it to a file first")
         with path.open("rb") as stream:
-            return path.stat().st_size, stream.read(HEAD_BYTES)
+            yield stream
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise VideoOpenError(
             f"{name!r} cannot be read: {error}", hint="check the path and its permissions"

@@ -13,8 +13,10 @@ HEAD_BYTES = 1024
 DEFAULT_CONTAINERS = ("mov", "matroska", "avi", "gif", "mpeg", "mpegts")
 """Opened unless the limits say otherwise: those that were tortured with damaged files."""
 
-CONTAINER_NAMES = (*DEFAULT_CONTAINERS, "flv", "asf", "ogg")
-"""Every container that can be allowed, by FFmpeg's name. ``mov`` is also mp4, ``matroska`` also webm."""
+CONTAINER_NAMES = (*DEFAULT_CONTAINERS, "flv", "asf", "ogg", "h264", "hevc", "mpegvideo", "m4v")
+"""Every container that can be allowed, by FFmpeg's name. ``mov`` is also mp4, ``matroska`` also webm, ``asf`` also wmv,
+``ogg`` also ogv. The last four are elementary streams: a codec's own bytes (MPEG-1 and MPEG-2 are ``mpegvideo``, MPEG-4
+part 2 is ``m4v``), without times; FFmpeg takes 25 frames a second where the codec does not say."""
 
 _MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof")
 _PREFIXES = (
@@ -25,7 +27,16 @@ _PREFIXES = (
     (b"FLV\x01", "flv"),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
     (b"OggS", "ogg"),
+    (b"\x00\x00\x01\xb3", "mpegvideo"),
+    (b"\x00\x00\x01\xb0", "m4v"),
+    (b"\x00\x00\x01\x00", "m4v"),
 )
+_H264_UNITS = (6, 7, 9)
+"""What an H.264 stream begins with, by the lowest five bits of its first unit: messages, parameters, a delimiter."""
+
+_HEVC_UNITS = (32, 33, 35, 39)
+"""The same for HEVC, by six bits further up: parameters, a delimiter, messages."""
+
 _NOT_VIDEO = (
     (b"ID3", "an MP3 sound file"),
     (b"\xff\xfb", "an MP3 sound file"),
@@ -63,6 +74,8 @@ def sniff_container(head: bytes, *, name: str) -> str:
             return container
     if _is_transport_stream(head):
         return "mpegts"
+    if stream := _elementary_stream(head):
+        return stream
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
         raise NoVideoStreamError(f"{name} is a WAVE sound file: it has no pictures", hint="send a video file")
     for prefix, kind in _NOT_VIDEO:
@@ -80,3 +93,16 @@ def _is_transport_stream(head: bytes) -> bool:
         len(head) >= first + 4 * size and all(byte == 0x47 for byte in head[first::size])
         for first, size in ((0, 188), (4, 192))
     )
+
+
+def _elementary_stream(head: bytes) -> str | None:
+    """Tell H.264 from HEVC by the unit after the first start code; None if there is no start code, or another unit."""
+    start = 4 if head.startswith(b"\x00\x00\x00\x01") else 3
+    if head[:start] not in (b"\x00\x00\x00\x01", b"\x00\x00\x01") or len(head) < start + 2:
+        return None
+    first, second = head[start], head[start + 1]
+    if first & 0x80:  # set in no unit
+        return None
+    if (first >> 1) & 0x3F in _HEVC_UNITS and not first & 1 and second == 1:
+        return "hevc"
+    return "h264" if first & 0x1F in _H264_UNITS else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -38,6 +38,11 @@ class VideoLimits:
 
     containers: tuple[str, ...] = DEFAULT_CONTAINERS
     """Containers that may be opened, by their names in ``containers.CONTAINER_NAMES``."""
+
+    @classmethod
+    def allowing(cls, containers: Iterable[str]) -> Self:
+        """Return the defaults, with more containers allowed."""
+        return cls(containers=tuple(dict.fromkeys((*DEFAULT_CONTAINERS, *containers))))
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_seconds", "max_frames", "max_pixels", "max_decode_seconds"):

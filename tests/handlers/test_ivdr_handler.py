@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,20 @@ from videos import numbered_video
 from ivdr_deploy.errors import ArtifactError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.serving.torchserve.archive import build_archive
+from ivdr_deploy.serving.torchserve.settings import DRAIN_VARIABLE, EndpointSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def model_dir(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "bundle").symlink_to(tiny_bundle)
-    return folder
+    """An archive as TorchServe unpacks it."""
+    store = tmp_path_factory.mktemp("store")
+    packed = build_archive(tiny_bundle, model_store=store, settings=EndpointSettings()).path
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(store / "model")
+    return store / "model"
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +152,81 @@ def test_file_holds_one_class_and_imports_the_standard_library_alone() -> None:
         [sys.executable, "-c", code, str(ROOT / "handlers")], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_changed_file_of_the_archive_is_refused_by_the_worker(model_dir: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(model_dir, tmp_path / "model"))
+    with (changed / "model-config.yaml").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(ArtifactError, match=r"model-config\.yaml was changed"):
+        IvdrHandler().initialize(make_context(changed, []))
+
+
+def ask(handler: IvdrHandler, model_dir: Path, parts: dict[str, Any], **headers: str) -> tuple[int, Any, Any]:
+    """Send one request with headers; returns status, body and the headers of the answer."""
+    context = make_context(
+        model_dir, [parts], headers={name.replace("_", "-"): v for name, v in headers.items()}
+    )
+    (answer,) = handler.handle([parts], context)
+    return context.get_response_status(0)[0], json.loads(answer), context.get_response_headers(0)
+
+
+def test_query_and_headers_reach_the_service(handler: IvdrHandler, model_dir: Path, video: Path) -> None:
+    body = bytearray(video.read_bytes())
+    status, answer, _ = ask(handler, model_dir, {"top_k": bytearray(b"1"), "body": body}, Content_Length="9")
+    assert (status, len(answer["predictions"])) == (200, 1)
+    for name in ("Content_Encoding", "content_encoding"):
+        status, answer, _ = ask(handler, model_dir, {"body": body}, **{name: "gzip"})
+        assert (status, answer["code"]) == (415, "bad_encoding")
+    # As Netty completes what declares no body, and as clients declare an empty one.
+    status, answer, headers = ask(handler, model_dir, {"body": bytearray()}, content_length="0")
+    assert (status, answer["code"], headers["Allow"]) == (405, "bad_method", "POST, PUT")
+    status, answer, _ = ask(handler, model_dir, {"body": bytearray()}, Content_Length="0")
+    assert (status, answer["code"]) == (400, "bad_request")
+
+
+def test_drain_file_closes_admission(
+    model_dir: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drain = tmp_path / "drain"
+    monkeypatch.setenv(DRAIN_VARIABLE, str(drain))
+    loaded = IvdrHandler()
+    loaded.initialize(make_context(model_dir, []))
+    parts = {"body": bytearray(video.read_bytes())}
+    assert ask(loaded, model_dir, parts)[0] == 200
+    drain.touch()
+    status, answer, headers = ask(loaded, model_dir, parts)
+    assert (status, answer["code"]) == (503, "draining")
+    assert headers["Retry-After"]
+    loaded._adapter.close()
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpu_id", "expected"),
+    [
+        (None, 0, "0"),
+        (None, 3, "3"),
+        ("", 1, ""),
+        ("4,5", 1, "5"),
+        ("4,5", 2, "4"),
+        ("GPU-aa,GPU-bb", 1, "GPU-bb"),
+        ("4,5", None, "4,5"),
+        ("4,5", -1, "4,5"),
+        (None, None, None),
+    ],
+)
+def test_worker_uses_the_gpu_that_torchserve_gave_it(
+    visible: str | None,
+    gpu_id: int | None,
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "to be restored")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES") if visible is None else monkeypatch.setenv(
+        "CUDA_VISIBLE_DEVICES", visible
+    )
+    context = make_context(tmp_path, [], gpu_id=gpu_id)
+    with pytest.raises(ArtifactError):  # there is no model here: the GPU is chosen before anything is loaded
+        IvdrHandler().initialize(context)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from ivdr_deploy.cli import main
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.runtimes import loading
 from ivdr_deploy.runtimes.base import LoadedModel
+from ivdr_deploy.serving.torchserve.archive import build_archive
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 from ivdr_deploy.spec import ClipSpec, ViewPlan
 from train.cache import cache_videos
 from train.evaluate import evaluate_model
@@ -133,8 +136,9 @@ def assert_the_same_everywhere(source: Path, bundle: Path, heard: list[str], tmp
             assert outcome.error is None
     assert taken(heard) == training
 
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "bundle").symlink_to(bundle)
+    packed = build_archive(bundle, model_store=tmp_path / "store", settings=EndpointSettings())
+    with zipfile.ZipFile(packed.path) as archive:
+        archive.extractall(tmp_path / "model")  # as TorchServe does
     handler = IvdrHandler()
     rows = [{"body": path.read_bytes()} for path in paths]
     handler.initialize(make_context(tmp_path / "model", []))

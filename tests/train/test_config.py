@@ -7,7 +7,7 @@ import pytest
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import ViewPlan
 from train.config import FinetuneConfig, PretrainConfig, RunConfig
-from train.config_file import load_config
+from train.config_file import changed_settings, load_config, settings_toml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
 
@@ -58,10 +58,19 @@ def test_overrides_beat_the_file_which_beats_the_default(minimal: Path) -> None:
         ('optim.name="adamw"', lambda config: config.optim.name == "adamw"),
         ("optim.name=adamw", lambda config: config.optim.name == "adamw"),
         ("clip.target_fps=12.5", lambda config: config.clip.target_fps == 12.5),
+        ("out=2024", lambda config: config.out == "2024"),
+        ("out=2024-11-23", lambda config: config.out == "2024-11-23"),
+        ("out=true", lambda config: config.out == "true"),
+        ("out=[a]", lambda config: config.out == "[a]"),
+        ("out=1e3", lambda config: config.out == "1e3"),
+        ('out="2024"', lambda config: config.out == "2024"),
+        ("data.train=1", lambda config: config.data.train == "1"),
+        ("data.cache=0x10", lambda config: config.data.cache == "0x10"),
+        ("init=7", lambda config: config.init == "7"),
         ("view_plan.spatial_crops=3", lambda config: config.view_plan == ViewPlan(spatial_crops=3)),
     ],
 )
-def test_override_values_are_toml_or_plain_text(minimal: Path, override: str, read) -> None:  # type: ignore[no-untyped-def]
+def test_override_values_follow_the_type_of_the_setting(minimal: Path, override: str, read) -> None:  # type: ignore[no-untyped-def]
     assert read(load_config(FinetuneConfig, minimal, [override]))
 
 
@@ -80,6 +89,8 @@ def test_override_values_are_toml_or_plain_text(minimal: Path, override: str, re
         ("optim.lr.x=1", "'lr' is a value"),
         ("optim.lr", "is not a setting"),
         ("=1", "is not a setting"),
+        ("seed=" + "9" * 5000, "seed: expected int"),
+        ("optim.milestones=" + "[" * 5000, "milestones: expected a list"),
         ("augment.hue=0.7", "hue must be between 0.0 and 0.5"),
         ("augment.blur_sigma=[2.0, 1.0]", "blur_sigma"),
         ("model.num_slots=3", r"num_slots 3 does not divide clip.num_frames 16"),
@@ -132,3 +143,54 @@ def test_missing_key_missing_file_and_bad_toml_are_named(tmp_path: Path) -> None
 def test_only_losses_with_a_weight_train_their_heads() -> None:
     config = load_config(PretrainConfig, CONFIGS / "pretrain.toml", ["dual.clip_weight=0"])
     assert config.dual.trained_heads == ("series_head",)
+
+
+def test_a_tilde_is_the_home_folder_in_file_and_overrides(
+    minimal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    overrides = [
+        "out=~/run",
+        "data.cache=~/cache",
+        "init=~/c.safetensors",
+        "data.train=~/l.csv",
+        "data.root=~",
+    ]
+    config = load_config(FinetuneConfig, minimal, overrides)
+    data = config.data
+    assert (config.out, config.cache_dir) == ("/home/someone/run", Path("/home/someone/cache"))
+    assert (config.init, data.train, data.root) == (
+        "/home/someone/c.safetensors", "/home/someone/l.csv", "/home/someone"
+    )  # fmt: skip
+    path = write(minimal.parent, 'out = "~/x"\n[data]\ntrain = "~/videos"\n')
+    assert load_config(PretrainConfig, path).out == "/home/someone/x"
+
+
+def test_an_unknown_container_is_refused(minimal: Path) -> None:
+    assert load_config(FinetuneConfig, minimal, ['data.allow_containers=["asf"]']).data.allow_containers == (
+        "asf",
+    )
+    with pytest.raises(ConfigError, match="wmv"):
+        load_config(FinetuneConfig, minimal, ['data.allow_containers=["wmv"]'])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_settings_are_written_as_a_file_that_gives_them_again(path: Path, tmp_path: Path) -> None:
+    cls: type[RunConfig] = PretrainConfig if "pretrain" in path.stem else FinetuneConfig
+    config = load_config(cls, path, ['out=a "b" \\ é', "clip.target_fps=12.5", "optim.milestones=[3, 5]"])
+    assert load_config(cls, write(tmp_path, settings_toml(config))) == config
+
+
+def test_settings_shown_are_those_that_differ_and_can_be_given_again(minimal: Path) -> None:
+    given = ["optim.milestones=[3, 5]", "init=my run", "linear_probe=true", "augment.hue=0.2"]
+    config = load_config(FinetuneConfig, minimal, given)
+    shown = changed_settings(config)
+    assert shown == [
+        "out=runs/x",
+        "data.train=train.csv",
+        "optim.lr=0.5",
+        "optim.milestones=[3, 5]",
+        "init=my run",
+        "linear_probe=true",
+    ]
+    assert load_config(FinetuneConfig, minimal, shown) == config

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from runs import finetune_config, rewrite
 
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.errors import CheckpointError
+from ivdr_deploy.export.bundle_export import export_bundle
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import ViewPlan
 from train.__main__ import main
@@ -21,7 +23,7 @@ def test_checkpoint_without_a_classifier_cannot_be_evaluated(pretrained: Path, d
         evaluate(pretrained, data.test)
 
 
-def test_bad_test_video_is_reported_and_counts_in_no_accuracy(data: DataConfig, tmp_path: Path) -> None:
+def test_bad_test_video_is_reported_and_counts_as_wrong(data: DataConfig, tmp_path: Path) -> None:
     path = finetune(finetune_config(tmp_path / "run", replace(data, test="")))
     lists = rewrite(data.test, tmp_path / "test.csv")
     (tmp_path / "broken.mp4").write_bytes(b"no video")
@@ -29,8 +31,55 @@ def test_bad_test_video_is_reported_and_counts_in_no_accuracy(data: DataConfig, 
         stream.write("broken.mp4,up\n")
     report = evaluate(path, lists.test)
     assert [uri for uri, _ in report.failed] == ["broken.mp4"]
-    assert report.video_accuracy.total == 6
+    without = evaluate(path, data.test)
+    assert report.video_accuracy == without.video_accuracy.with_wrong(1)
+    assert report.video_accuracy_top5 == without.video_accuracy_top5.with_wrong(1)
+    assert report.clip_accuracy == without.clip_accuracy.with_wrong(2)
+    assert report.per_class["up"] == without.per_class["up"].with_wrong(1)
+    assert report.per_class["down"] == without.per_class["down"]
     assert report.to_dict()["failed"][0]["uri"] == "broken.mp4"
+
+
+def test_checkpoint_and_card_say_how_many_test_videos_failed(
+    data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = rewrite(data.test, tmp_path / "test.csv")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with Path(lists.test).open("a") as stream:
+        stream.write("broken.mp4,up\n")
+    path = finetune(finetune_config(tmp_path / "run", replace(data, test=lists.test)))
+    assert "test video failed, counted as wrong: broken.mp4: " in capsys.readouterr().err
+    metrics = load_checkpoint(path).info.provenance.metrics
+    assert (metrics["test_videos"], metrics["test_videos_failed"]) == (7, 1)
+    assert metrics["video_accuracy"] == evaluate(path, lists.test).video_accuracy.value
+    card = (export_bundle(path, tmp_path / "bundle").path / "MODEL_CARD.md").read_text()
+    assert "- 1 of the 7 test videos could not be used; they count as wrong." in card
+
+
+def test_a_list_of_failures_is_no_accuracy_at_all_and_keeps_the_training(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "test.csv").write_text("path,label\nbroken.mp4,up\n")
+    path = finetune(finetune_config(tmp_path / "run", replace(data, test=str(tmp_path / "test.csv"))))
+    assert load_checkpoint(path).info.provenance.metrics["video_accuracy"] == 0.0
+
+
+def test_a_class_without_test_videos_is_null_in_the_json(
+    data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = finetune(finetune_config(tmp_path / "run", replace(data, test="")))
+    lines = Path(data.test).read_text().splitlines()
+    short = Path(data.test).with_name("up.csv")
+    short.write_text("\n".join([lines[0], *(line for line in lines if line.endswith(",up"))]) + "\n")
+    capsys.readouterr()
+    assert main(["evaluate", str(path), "--data", str(short), "--json"]) == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    report = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert report["per_class"]["down"] == {"value": None, "correct": 0, "total": 0, "low": 0.0, "high": 1.0}
 
 
 # --- command line

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from runs import CLIP, MODEL, PLAN, equal, pretrain_config, state
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
@@ -83,7 +84,9 @@ def test_training_that_diverges_stops_with_an_error_and_no_checkpoint(
     with pytest.raises(TrainingError, match="the loss is nan"):
         pretrain(replace(config, optim=replace(config.optim, name="sgd", lr=1e30, epochs=4)))
     assert not list(tmp_path.glob("*.safetensors"))
-    assert not (tmp_path / "state.pt").exists()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)  # the one before the first step
+    assert state["step"] == 0
+    assert all(value.isfinite().all() for value in state["model"].values())
 
 
 def test_a_last_step_that_ruins_the_weights_is_noticed(data: DataConfig, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from clips import write_set
 
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.decoding import DecodeOptions
-from ivdr_deploy.errors import CheckpointError, TrainingError
+from ivdr_deploy.errors import CheckpointError, FolderError, TrainingError
 from ivdr_deploy.models.network import build_model
 from ivdr_deploy.spec import ClipSpec, ModelSpec
 from ivdr_deploy.video.sampling import random_centre_clip
@@ -168,7 +168,7 @@ def test_state_of_another_run_is_refused(cached: CachedVideos, tmp_path: Path) -
     ]
     for _, _, state, _ in others:
         before = {name: value.clone() for name, value in state.model.state_dict().items()}
-        with pytest.raises(CheckpointError, match="belongs to another run"):
+        with pytest.raises(FolderError, match="belongs to another run"):
             state.load(path)
         assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
     pretraining(tmp_path / "elsewhere", cached, log_every=5)[2].load(path)  # neither shapes the weights

@@ -23,6 +23,28 @@ def test_facts_name_machine_and_software():
     assert facts["packages"]["numpy"] == metadata.version("numpy")
 
 
+IMPORT_ALL = """
+import importlib, os, pkgutil, sys
+import multiprocessing.pool, psutil, subprocess, tempfile, torch  # what others need to be there
+for name in ("fcntl", "resource", "termios", "pwd", "grp"):
+    sys.modules[name] = None
+for name in ("sched_getaffinity", "getloadavg", "sysconf", "getuid", "setpriority", "getpriority", "killpg"):
+    delattr(os, name)
+import ivdr_deploy
+from ivdr_deploy.environment import environment_facts, usable_cores
+for module in pkgutil.walk_packages(ivdr_deploy.__path__, "ivdr_deploy."):
+    if not module.name.endswith(("__main__", "trt_runtime", "._forkserver", "._preload")):
+        importlib.import_module(module.name)
+print(usable_cores() == os.cpu_count(), environment_facts()["cores"] == os.cpu_count())
+"""
+
+
+def test_every_module_can_be_imported_where_the_system_is_not_linux() -> None:
+    """What only Linux has is imported where it is used: the rest works on."""
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True True\n"), done.stderr[-2000:]
+
+
 def test_absent_packages_are_left_out(monkeypatch):
     monkeypatch.setattr("ivdr_deploy.environment.PACKAGES", ("numpy", "no-such-package"))
 

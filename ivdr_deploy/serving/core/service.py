@@ -15,7 +15,14 @@ import numpy as np
 from ivdr_deploy import __version__, errors
 from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, read_manifest
 from ivdr_deploy.decoding import DecodeOptions
-from ivdr_deploy.errors import ArtifactError, IvdrError, ServerError, VideoOpenError
+from ivdr_deploy.errors import (
+    ArtifactError,
+    DrainingError,
+    IvdrError,
+    OptionError,
+    ServerError,
+    VideoOpenError,
+)
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.results import Outcome
 from ivdr_deploy.runtimes.base import LoadedModel, Runtime
@@ -23,6 +30,8 @@ from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.serving.core import metrics as counted
 from ivdr_deploy.serving.core.metrics import Metrics
 from ivdr_deploy.serving.core.schema import (
+    METHODS,
+    Envelope,
     Options,
     Response,
     chosen_outputs,
@@ -36,6 +45,9 @@ from ivdr_deploy.serving.core.settings import ServiceSettings
 logger = logging.getLogger(__name__)
 
 STATUS: tuple[tuple[type[IvdrError], int], ...] = (
+    (errors.DrainingError, 503),
+    (errors.MethodError, 405),
+    (errors.EncodingError, 415),
     (errors.OptionError, 422),  # understood, but not to be had
     (errors.RequestError, 400),
     (errors.VideoLimitError, 413),
@@ -47,6 +59,15 @@ STATUS: tuple[tuple[type[IvdrError], int], ...] = (
 )
 """HTTP status of every error one request can cause; the first match counts, and 500 is what is left: the network failed
 on this video, or a defect of ours. A full queue is answered by the server itself."""
+
+HEADERS: dict[int, dict[str, str]] = {405: {"Allow": ", ".join(METHODS)}, 503: {"Retry-After": "5"}}
+"""That go with a status."""
+
+MAX_ANSWER_BYTES = 16 << 20
+"""Of one answer as JSON. A request for vectors of many clips may ask for more, and is refused."""
+
+_MESSAGE_CHARACTERS = 1000
+"""Of a message and of a hint in an answer. A guard: each message cuts short what it quotes."""
 
 
 class InferenceService:
@@ -67,6 +88,7 @@ class InferenceService:
         self.settings = settings
         self.view_plan = settings.view_plan(model.view_plan)
         self.metrics = metrics or Metrics()
+        self._draining = False
         self.model = replace(model, runtime=_CountedRuntime(model.runtime, self.metrics))
         self._predictor = VideoPredictor(
             self.model,
@@ -103,11 +125,12 @@ class InferenceService:
             raise
         return service
 
-    def submit(self, parts: Mapping[str, Any]) -> Future[Response]:
+    def submit(self, parts: Mapping[str, Any], envelope: Envelope | None = None) -> Future[Response]:
         """Answer a request in the background.
 
         Args:
             parts: Its named parts; see ``schema.parse_request``.
+            envelope: What HTTP says about it.
 
         Returns:
             The answer. A request that fails is an answer too: the future has no exception.
@@ -116,7 +139,9 @@ class InferenceService:
         answer.set_running_or_notify_cancel()
         self.metrics.add(counted.BUSY)
         try:
-            request = parse_request(parts)
+            if self._draining:
+                raise DrainingError("this endpoint is about to stop", hint="send the request again later")
+            request = parse_request(parts, envelope or Envelope())
             chosen_outputs(request.options, self.model)  # refused before the work of decoding
             plan = chosen_plan(request.options, self.view_plan, max_clips=self.settings.max_clips)
             inferring = self._predictor.submit(request.video, plan=plan)
@@ -125,6 +150,10 @@ class InferenceService:
         else:
             inferring.add_done_callback(lambda done: self._inferred(done, request.options, answer))
         return answer
+
+    def drain(self) -> None:
+        """Refuse every further request; those that were submitted are answered."""
+        self._draining = True
 
     def describe(self) -> dict[str, Any]:
         """Return what is loaded, and how closely the golden clips and videos agreed when it was loaded."""
@@ -165,6 +194,12 @@ class InferenceService:
             if not is_finite(result):
                 raise ServerError("the network gave values that are not finite numbers")
             body = describe_result(result, self.model, options=options, top_k=self.settings.top_k)
+            response = Response(status=200, body=body)
+            if len(response.json) > MAX_ANSWER_BYTES:
+                raise OptionError(
+                    f"the answer would have {len(response.json)} bytes, more than the limit of {MAX_ANSWER_BYTES}",
+                    hint="ask for fewer clips or outputs",
+                )
         except Exception as error:  # noqa: BLE001  # as in submit
             self._finish(answer, error)
             return
@@ -172,15 +207,16 @@ class InferenceService:
         self.metrics.observe(counted.DECODE_SECONDS, result.decode_ms / 1000.0)
         self.metrics.observe(counted.PREPROCESS_SECONDS, result.preprocess_ms / 1000.0)
         self.metrics.observe(counted.INFER_SECONDS, result.infer_ms / 1000.0)
-        self._finish(answer, body)
+        self._finish(answer, response)
 
-    def _finish(self, answer: Future[Response], found: dict[str, Any] | Exception) -> None:
+    def _finish(self, answer: Future[Response], found: Response | Exception) -> None:
         """Give an answer and count it, before anyone sees it."""
         if isinstance(found, Exception):
-            response = Response(status=status_of(found), body=_error_body(found))
+            status = status_of(found)
+            response = Response(status=status, body=_error_body(found), headers=HEADERS.get(status, {}))
             outcome = response.body["code"]
         else:
-            response, outcome = Response(status=200, body=found), "ok"
+            response, outcome = found, "ok"
         self.metrics.add(counted.REQUESTS, label=outcome)
         self.metrics.add(counted.BUSY, -1.0)
         answer.set_result(response)
@@ -193,7 +229,7 @@ def status_of(error: Exception) -> int:
 
 def _error_body(error: Exception) -> dict[str, Any]:
     if isinstance(error, IvdrError):
-        return error.to_dict()
+        return {name: text[:_MESSAGE_CHARACTERS] for name, text in error.to_dict().items()}
     logger.error("a request failed unexpectedly", exc_info=error)
     message = f"unexpected {type(error).__name__}"
     return {"code": "internal", "message": message, "hint": "see the log of the service"}

@@ -52,6 +52,11 @@ class ServiceSettings:
                 raise ConfigError(f"{name} must be at least 1, found {value}")
         if not 1 <= self.max_clips <= MAX_CLIPS:
             raise ConfigError(f"max_clips must be between 1 and {MAX_CLIPS}, found {self.max_clips}")
+        if (self.num_clips or 1) > self.max_clips:
+            raise ConfigError(
+                f"num_clips {self.num_clips} is more than max_clips {self.max_clips}, the most of a request",
+                hint="raise max_clips, or lower num_clips",
+            )
 
     def view_plan(self, plan: ViewPlan) -> ViewPlan:
         """Return what a request gets that asks for nothing.

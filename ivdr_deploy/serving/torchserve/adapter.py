@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ivdr_deploy.artifacts.archive import BUNDLE_FOLDER, check_unpacked
 from ivdr_deploy.serving.core.metrics import Metric, Metrics, Series
-from ivdr_deploy.serving.core.schema import Response
+from ivdr_deploy.serving.core.schema import Envelope, Response
 from ivdr_deploy.serving.core.service import InferenceService
-from ivdr_deploy.serving.torchserve.archive import BUNDLE_FOLDER, MODEL_CONFIG_FILE
-from ivdr_deploy.serving.torchserve.settings import service_settings
+from ivdr_deploy.serving.torchserve.archive import MODEL_CONFIG_FILE
+from ivdr_deploy.serving.torchserve.settings import DRAIN_VARIABLE, service_settings
 
 
 class TorchServeAdapter:
@@ -22,22 +23,31 @@ class TorchServeAdapter:
         context: TorchServe's; it says where the archive was unpacked, and holds the settings packed in it.
 
     Raises:
-        ArtifactError: if the archive was packed by another version, or as ``InferenceService.open``.
+        ArtifactError: if the archive was packed by another version, its files were changed, or as
+            ``InferenceService.open``.
     """
 
     def __init__(self, context: Any) -> None:
+        _choose_gpu(context.system_properties["gpu_id"])
+        drain_file = os.environ.get(DRAIN_VARIABLE)
+        self._drain_file = Path(drain_file) if drain_file else None
         settings = service_settings(context.model_yaml_config, where=MODEL_CONFIG_FILE)
-        bundle = Path(context.system_properties["model_dir"]) / BUNDLE_FOLDER
+        folder = Path(context.system_properties["model_dir"])
+        check_unpacked(folder)
         self._observed: deque[tuple[Metric, float]] = deque()
         self._passed: dict[Series, float] = {}
         metrics = Metrics(on_observe=lambda metric, value: self._observed.append((metric, value)))
-        self._service = InferenceService.open(bundle, settings, metrics=metrics)
+        self._service = InferenceService.open(folder / BUNDLE_FOLDER, settings, metrics=metrics)
 
-    def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[str]:
+    def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer one batch, each request with its own status."""
+        if self._drain_file is not None and self._drain_file.exists():
+            self._service.drain()
         # TorchServe may put a question of its management port into a batch of videos.
         waiting = [
-            None if context.get_request_header(i, "describe") == "True" else self._service.submit(parts)
+            None
+            if context.get_request_header(i, "describe") == "True"
+            else self._service.submit(parts, _envelope(parts, context.get_all_request_header(i)))
             for i, parts in enumerate(data)
         ]
         self._pass_on(context)  # ivdr_busy: `ivdr serve` looks at it before it stops
@@ -49,7 +59,9 @@ class TorchServeAdapter:
         for i, answer in enumerate(answers):
             context.set_response_status(code=answer.status, idx=i)
             context.set_response_content_type(i, "application/json")
-        return [answer.to_json() for answer in answers]
+            for name, value in answer.headers.items():
+                context.set_response_header(i, name, value)
+        return [answer.json for answer in answers]
 
     def close(self) -> None:
         """Stop the service."""
@@ -79,3 +91,26 @@ class TorchServeAdapter:
                 context.metrics.add_metric(
                     metric.name, value, "s", dimensions=[], metric_type=MetricTypes.HISTOGRAM
                 )
+
+
+def _envelope(parts: Mapping[str, Any], headers: Mapping[str, Any]) -> Envelope:
+    """Tell what TorchServe lets its workers see: the headers, and not the method.
+
+    Netty adds ``content-length: 0``, spelled so, where a request declares no body, as with GET, HEAD and DELETE. A POST
+    without a body that is spelled so too is taken for one of them; both are refused.
+    """
+    bodiless = not parts.get("body", b"?") and headers.get("content-length") == "0"
+    encodings = [value for name, value in headers.items() if name.lower() == "content-encoding"]
+    return Envelope(
+        method="GET, HEAD or DELETE" if bodiless else "POST",
+        content_encoding=str(encodings[0]) if encodings else "",
+    )
+
+
+def _choose_gpu(gpu_id: int | None) -> None:
+    """Show this process the one GPU that TorchServe gave it, before anything looks for GPUs: it is `cuda` then."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpu_id is None or gpu_id < 0 or visible == "":
+        return
+    names = visible.split(",") if visible else []
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[gpu_id % len(names)] if names else str(gpu_id)

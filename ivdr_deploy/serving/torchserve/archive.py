@@ -17,21 +17,19 @@ from pathlib import Path
 import ivdr_deploy
 from ivdr_deploy._files import atomic_path
 from ivdr_deploy._optional import pip_install
+from ivdr_deploy._text import quoted
+from ivdr_deploy.artifacts.archive import BUNDLE_FOLDER, PACK_AGAIN, opened_archive, seal_archive
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, ArtifactManifest, read_manifest
 from ivdr_deploy.errors import ArtifactError, MissingDependencyError
 from ivdr_deploy.runtimes.variants import choose_variant
 from ivdr_deploy.serving.torchserve.settings import (
-    PACK_AGAIN,
     EndpointSettings,
     from_model_config,
     to_model_config,
 )
 
 HANDLER_FILE = "ivdr_handler.py"
-BUNDLE_FOLDER = "bundle"
-"""Where the bundle lies inside the archive; the worker looks for it there."""
-
 MODEL_CONFIG_FILE = "model-config.yaml"
 _ARCHIVE_MANIFEST = "MAR-INF/MANIFEST.json"
 
@@ -93,7 +91,9 @@ def build_archive(bundle: Path, *, model_store: Path, settings: EndpointSettings
         inside.mkdir(parents=True)
         packed = opened.copy_serving_files(inside, variant)
         (scratch / MODEL_CONFIG_FILE).write_text(to_model_config(settings), encoding="utf-8")
-        archive = open_archive(_run_archiver(scratch, name=name, version=opened.manifest.version))
+        made = _run_archiver(scratch, name=name, version=opened.manifest.version)
+        seal_archive(made)
+        archive = open_archive(made)
         if (archive.manifest, archive.settings) != (packed.manifest, settings):
             raise ArtifactError(f"{target.name} holds another manifest or other settings than were packed")
         shutil.move(archive.path, temporary)
@@ -101,28 +101,28 @@ def build_archive(bundle: Path, *, model_store: Path, settings: EndpointSettings
 
 
 def open_archive(path: Path) -> Archive:
-    """Read an archive and check everything that the manifest of its bundle lists.
+    """Read an archive and check everything in it.
 
     Raises:
-        ArtifactError: if it is no archive of ours, or a file in it is missing or changed; names the file.
+        ArtifactError: if it is no archive of ours, or a file in it is missing, changed or added; names the file.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _check_archive(path, archive)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"{path} cannot be read as an archive ({error})", hint=PACK_AGAIN) from error
-    except KeyError as error:
-        raise ArtifactError(
-            f"{path} is not an archive of `ivdr archive`: {error.args[0]}", hint=PACK_AGAIN
-        ) from error
+    with opened_archive(path) as archive:
+        return _read_archive(path, archive)
 
 
-def _check_archive(path: Path, archive: zipfile.ZipFile) -> Archive:
-    settings = from_model_config(archive.read(MODEL_CONFIG_FILE), where=f"{path}: {MODEL_CONFIG_FILE}")
+def _read_archive(path: Path, archive: zipfile.ZipFile) -> Archive:
+    held = set(archive.namelist())
     where = f"{BUNDLE_FOLDER}/{MANIFEST_FILE}"
+    for name in (MODEL_CONFIG_FILE, HANDLER_FILE, _ARCHIVE_MANIFEST, where):
+        if name not in held:
+            raise ArtifactError(f"{path} is not an archive of `ivdr archive`: no {name}", hint=PACK_AGAIN)
+    settings = from_model_config(archive.read(MODEL_CONFIG_FILE), where=f"{path}: {MODEL_CONFIG_FILE}")
     manifest = read_manifest(archive.read(where), where=f"{path}: {where}")
     for entry in manifest.files:
-        with archive.open(f"{BUNDLE_FOLDER}/{entry.path}") as stream:
+        name = f"{BUNDLE_FOLDER}/{entry.path}"
+        if name not in held:
+            raise ArtifactError(f"{path}: {name[:100]} is missing", hint=PACK_AGAIN)
+        with archive.open(name) as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # a binary stream
         if digest != entry.sha256:
             raise ArtifactError(
@@ -130,17 +130,18 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> Archive:
                 f"{entry.sha256[:12]}",
                 hint=PACK_AGAIN,
             )
-    described = json.loads(archive.read(_ARCHIVE_MANIFEST))["model"]
-    archive.getinfo(HANDLER_FILE)
+    described = json.loads(archive.read(_ARCHIVE_MANIFEST))
     expected = {
         "modelName": manifest.name,
         "modelVersion": manifest.version,
         "handler": HANDLER_FILE,
         "configFile": MODEL_CONFIG_FILE,
     }
-    if wrong := [key for key, value in expected.items() if described.get(key) != value]:
-        found = {key: described.get(key) for key in wrong}
-        raise ArtifactError(f"{path}: {_ARCHIVE_MANIFEST} says {found}, expected {expected}", hint=PACK_AGAIN)
+    found = described.get("model") if isinstance(described, dict) else None
+    if found != expected:  # anything else in it is something more that TorchServe would load
+        raise ArtifactError(
+            f"{path}: {_ARCHIVE_MANIFEST} says {quoted(found)}, expected {expected}", hint=PACK_AGAIN
+        )
     return Archive(path=path, manifest=manifest, settings=settings)
 
 

@@ -12,11 +12,17 @@ from typing import Self
 
 from ivdr_deploy._files import atomic_path
 from ivdr_deploy._optional import pip_install, require
-from ivdr_deploy.errors import ConfigError, MissingDependencyError, ServerError
+from ivdr_deploy._text import quoted
+from ivdr_deploy.errors import ConfigError, FolderError, MissingDependencyError, ServerError
+from ivdr_deploy.serving.core.service import MAX_ANSWER_BYTES
 from ivdr_deploy.serving.torchserve.archive import Archive
+from ivdr_deploy.serving.torchserve.settings import DRAIN_VARIABLE
 
 HOST = "127.0.0.1"
 """Only this machine is served; whoever wants more puts a proxy with authorisation in front."""
+
+_MARKER = ".ivdr-serve"
+"""File that tells the run folder of a server."""
 
 _SOCKET_PATH_LIMIT = 107
 """Bytes in the path of a Unix socket (Linux); TorchServe makes one per worker in its temporary folder."""
@@ -108,10 +114,20 @@ class ServerConfig:
         """The settings file given to TorchServe."""
         return self.run_dir / "config.properties"
 
+    @property
+    def drain_file(self) -> Path:
+        """When it is there, the workers take no more requests."""
+        return self.temporary / "ivdr-draining"
+
     def write(self) -> None:
-        """Make the run folder and write the settings into it."""
+        """Make the run folder and write the settings into it.
+
+        Raises:
+            FolderError: if it holds something else.
+        """
+        claim_run_folder(self.run_dir)
         for folder in (self.temporary, self.logs):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
         with atomic_path(self.properties_file) as temporary:
             temporary.write_text(self.properties(), encoding="ascii")
 
@@ -133,6 +149,8 @@ class ServerConfig:
             "allowed_urls": f"{re.escape(self.archive.path.parent.as_uri())}/.*",
             "install_py_dep_per_model": "false",
             "max_request_size": settings.max_request_bytes,
+            # TorchServe kills the worker of a larger answer, and all requests of its batch with it.
+            "max_response_size": 2 * MAX_ANSWER_BYTES,
             "job_queue_size": settings.queue_size,
             "default_workers_per_model": settings.workers,
             "metrics_mode": "prometheus",
@@ -149,6 +167,7 @@ class ServerConfig:
             "TEMP": str(self.temporary),
             "LOG_LOCATION": str(self.logs),
             "METRICS_LOCATION": str(self.logs),
+            DRAIN_VARIABLE: str(self.drain_file),
         }
 
     def start_command(self) -> list[str]:
@@ -166,6 +185,22 @@ class ServerConfig:
         """Return a command with its environment, as a line for a shell."""
         variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment().items()]
         return " ".join(["env", "-u", "TS_CONFIG_FILE", *variables, shlex.join(command)])
+
+
+def claim_run_folder(folder: Path) -> None:
+    """Make a run folder, or take one of an earlier server. What a server finds in its run folder, it deletes.
+
+    Raises:
+        FolderError: if it holds anything, and no server made it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / _MARKER
+    if not marker.exists() and (found := next(folder.iterdir(), None)) is not None:
+        raise FolderError(
+            f"{folder} holds {quoted(found.name)} and is not the run folder of a server",
+            hint="give a new or empty folder with --run-dir",
+        )
+    marker.write_text("Made by `ivdr serve`, which deletes tmp and logs beside this file when it starts.\n")
 
 
 def _torchserve() -> str:

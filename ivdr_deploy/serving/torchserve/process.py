@@ -6,8 +6,8 @@ import logging
 import os
 import re
 import shutil
-import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,18 +18,16 @@ import psutil
 
 from ivdr_deploy.errors import FolderError, ServerError
 from ivdr_deploy.serving.client import EndpointClient
+from ivdr_deploy.serving.torchserve import guard
 from ivdr_deploy.serving.torchserve.archive import build_archive, open_archive
-from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig
+from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig, claim_run_folder
+from ivdr_deploy.serving.torchserve.guard import POLL_SECONDS, end_group
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.2
 _SERVER_START_SECONDS = 60.0
 """For TorchServe itself, on top of the time its settings give a worker."""
-
-_END_SECONDS = 20.0
-"""For processes to end after a signal; then they are killed."""
 
 
 class TorchServeProcess:
@@ -83,6 +81,7 @@ class TorchServeProcess:
                 hint=f"stop it with: {config.shell_line(config.stop_command())}",
             )
         config.ports.check()
+        claim_run_folder(config.run_dir)
         for folder in (config.temporary, config.logs):
             shutil.rmtree(folder, ignore_errors=True)
         config.write()
@@ -91,10 +90,10 @@ class TorchServeProcess:
         # What it prints is in its own rotated logs as well; only what Java says when it cannot go on is not.
         with (config.logs / "stderr.log").open("wb") as errors:
             self._process = subprocess.Popen(
-                config.start_command(),
+                [sys.executable, "-P", guard.__file__, *config.start_command()],
                 cwd=config.run_dir,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closed by the system when this process dies: the guard ends the others then
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C must reach us alone, so that requests can be finished first
@@ -144,13 +143,16 @@ class TorchServeProcess:
         while not self.client.ready():
             if process.poll() is not None:
                 raise ServerError(f"TorchServe ended while it started: {self._last_words()}", hint=where)
+            if self.client.lacks_model():
+                reason = front_end_failure(_read(self.config.logs / "ts_log.log"))
+                raise ServerError(f"TorchServe cannot load {self.config.archive.path}: {reason}", hint=where)
             if "Retry worker:" in _read(self.config.logs / "ts_log.log"):  # it would go on trying for minutes
                 self._end_group()  # all of the log is written once everything has ended
                 cause = worker_failure(_read(self.config.logs / "model_log.log"))
                 raise ServerError(f"a worker could not load {self.client.model}: {cause}", hint=where)
             if time.monotonic() > deadline:
                 raise ServerError(f"no worker of {self.client.model} was ready in time", hint=where)
-            _wait(process, _POLL_SECONDS)
+            _wait(process, POLL_SECONDS)
 
     def _ask_worker(self) -> None:
         """Ask a worker what it has loaded, and hold it against what was packed."""
@@ -165,42 +167,53 @@ class TorchServeProcess:
         self.worker_facts = facts
 
     def _drain(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait until nothing is queued or running: TorchServe cuts off what is unanswered when it stops."""
+        """Have every request answered that was accepted before now, which TorchServe would cut off.
+
+        It accepts requests to its end; the workers refuse them: a question to a worker goes through the same queue, and
+        when it is answered, all that waited before it has reached a worker; then admission is closed.
+        """
         settings = self.config.archive.settings
         deadline = time.monotonic() + settings.response_timeout_seconds
         # Twice, further apart than a batch is collected: between queue and worker a request is not seen.
-        pause, quiet = max(_POLL_SECONDS, 2 * settings.max_batch_delay_ms / 1000.0), 0
+        pause, quiet = max(POLL_SECONDS, 2 * settings.max_batch_delay_ms / 1000.0), 0
+        while not self._queue_passed() and time.monotonic() < deadline and process.poll() is None:
+            _wait(process, POLL_SECONDS)
+        self.config.drain_file.touch()
         while quiet < 2 and time.monotonic() < deadline and process.poll() is None:
+            _wait(process, pause)
             try:
                 quiet = quiet + 1 if self._is_idle() else 0
             except ServerError:  # it is ending already
                 return
-            _wait(process, pause)
         if quiet < 2:
             logger.warning("stopping TorchServe although not every request has been answered")
+
+    def _queue_passed(self) -> bool:
+        """Wait at the end of the queue; False where it is full."""
+        try:
+            self.client.describe(ask_worker=True)
+        except ServerError:
+            return False
+        return True
 
     def _is_idle(self) -> bool:
         described, metrics = self.client.describe(), self.client.metrics()
         workers = [f'ivdr_busy{{worker="{worker["pid"]}"' for worker in described["workers"]]
-        busy = any(value and name.startswith(tuple(workers)) for name, value in metrics.items())
-        return not busy and described["jobQueueStatus"]["pendingRequests"] == 0
+        return not any(value and name.startswith(tuple(workers)) for name, value in metrics.items())
 
     def _end_group(self) -> int:
         """End what is left of the process group; return how many processes had to be killed."""
         process = self._process
         if process is None:
             return 0
-        _signal_group(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + _END_SECONDS
-        while (left := _group_members(process.pid)) and time.monotonic() < deadline:
-            _, left = psutil.wait_procs(left, timeout=_POLL_SECONDS)
-        if left:
-            _signal_group(process.pid, signal.SIGKILL)
+        killed = end_group(process.pid)
         process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
         self._process = None
         shutil.rmtree(self.config.temporary, ignore_errors=True)
         self.config.temporary.mkdir()  # the line for a shell needs it
-        return len(left)
+        return killed
 
     def _last_words(self) -> str:
         """Return the first error TorchServe printed, or else its last line."""
@@ -220,9 +233,11 @@ def serve(source: Path, *, run_dir: Path, ports: Ports | None = None) -> TorchSe
     Raises:
         ArtifactError: if the archive or bundle cannot be used.
         ConfigError: if the run folder's path is too long.
+        FolderError: if the run folder holds something else.
     """
     source, run_dir = source.resolve(), run_dir.resolve()
     if source.is_dir():
+        claim_run_folder(run_dir)
         archive = build_archive(source, model_store=run_dir / "model_store", settings=EndpointSettings())
     else:
         archive = open_archive(source)
@@ -248,6 +263,25 @@ def worker_failure(log: str) -> str:
     )
 
 
+def front_end_failure(log: str) -> str:
+    """Find in TorchServe's own log why it could not load the archive.
+
+    Args:
+        log: Text of ``ts_log.log``.
+
+    Returns:
+        Type and message of the exception, and of the first one that caused it.
+    """
+    _, said, trace = log.partition(" - Failed to load model: ")
+    if not said:
+        return "it does not say why; is the disk of the run folder full?"
+    raised = re.findall(
+        r"^(?:Caused by: )?((?:[\w$]+\.)+[\w$]*(?:Exception|Error)\b.*)$", trace, re.MULTILINE
+    )
+    causes = list(dict.fromkeys(re.sub(r"^(?:[\w$]+\.)+", "", line) for line in raised))
+    return " <- ".join([*causes[:1], *causes[1:][-1:]])[:500] or trace.splitlines()[0][:200]
+
+
 def _running_server(temporary: Path) -> int | None:
     """Return the process id of the TorchServe that uses this temporary folder, if it is alive."""
     try:
@@ -255,21 +289,6 @@ def _running_server(temporary: Path) -> int | None:
         return pid if "org.pytorch.serve.ModelServer" in psutil.Process(pid).cmdline() else None
     except (OSError, ValueError, psutil.Error):
         return None
-
-
-def _group_members(group: int) -> list[psutil.Process]:
-    """List the processes of a group, without those that have ended and only wait to be collected."""
-    members = []
-    for process in psutil.process_iter():
-        with suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                members.append(process)
-    return members
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from ivdr_deploy._optional import require
+from ivdr_deploy._text import quoted
+from ivdr_deploy.artifacts.archive import PACK_AGAIN
 from ivdr_deploy.decoding.pool import GRACE_SECONDS
 from ivdr_deploy.errors import ArtifactError, ConfigError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
 
-ARCHIVE_FORMAT = 2
+ARCHIVE_FORMAT = 3
 """Of ``model-config.yaml``. Archives are not read across formats: a bundle is packed again in seconds. 1: the handler's
-table named a runtime and a precision in place of a variant."""
+table named a runtime and a precision in place of a variant. 2: no list of the digests of all files."""
 
-PACK_AGAIN = "make it again with `ivdr archive BUNDLE`"
+DRAIN_VARIABLE = "IVDR_DRAIN_FILE"
+"""Environment variable of a worker: when the file of that name is there, it takes no more requests."""
 
 REQUEST_OVERHEAD_BYTES = 1 << 20
 """What a request may carry besides the video: options, multipart borders, JSON syntax."""
+
+_JAVA_INT = (1 << 31) - 1
+"""Largest number that TorchServe reads."""
 
 _ANSWER_SECONDS = 30.0
 """Time granted to everything that is neither decoding nor the network: transfers, JSON, a decode worker that starts."""
@@ -56,10 +62,15 @@ class EndpointSettings:
 
     def __post_init__(self) -> None:
         for name in ("workers", "batch_size", "max_batch_delay_ms", "queue_size", "startup_seconds"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if not self.max_seconds_per_clip > 0:
+            if not 1 <= getattr(self, name) <= _JAVA_INT:
+                raise ConfigError(f"{name} must be at least 1, found {quoted(getattr(self, name))}")
+        if not 0 < self.max_seconds_per_clip < math.inf:
             raise ConfigError(f"max_seconds_per_clip must be positive, found {self.max_seconds_per_clip}")
+        if not self.service.limits.max_decode_seconds < math.inf or self.response_timeout_seconds > _JAVA_INT:
+            raise ConfigError(
+                "a batch may take longer than TorchServe can wait",
+                hint="lower max_decode_seconds, max_seconds_per_clip, max_clips or batch_size",
+            )
         if self.max_request_bytes >= 1 << 31:
             raise ConfigError(
                 f"max_bytes {self.service.limits.max_bytes} is more than TorchServe takes in one request",
@@ -92,8 +103,8 @@ def read_settings(path: Path) -> EndpointSettings:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as TOML ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, too many digits
+        raise ConfigError(f"{path} cannot be read as TOML ({str(error)[:200]})") from error
     service = values.get("service")
     if isinstance(service, dict) and isinstance(limits := service.get("limits"), dict):
         # A limit that is not named keeps the endpoint's default, not the looser one of VideoLimits.
@@ -131,7 +142,7 @@ def from_model_config(text: str | bytes, *, where: str) -> EndpointSettings:
     yaml = require("yaml", extra="torchserve")
     try:
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{where} is not YAML ({reason})", hint=PACK_AGAIN) from error
     service = service_settings(values, where=where)

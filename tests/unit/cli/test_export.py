@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -9,21 +10,6 @@ from bundles import TINY_CLIP, TINY_LABELS, make_tiny_checkpoint, reseal
 from videos import numbered_video
 
 from ivdr_deploy.artifacts.bundle import open_bundle
-from ivdr_deploy.cli import main
-
-
-@pytest.fixture
-def ivdr(capsys: pytest.CaptureFixture[str]):
-    """Run the command line; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +91,33 @@ def test_export_refuses_what_it_must_not_replace(ivdr, checkpoint: Path, tmp_pat
     code, _, stderr = ivdr("export", checkpoint, "-o", tmp_path / "b", "--compute-capability", "8.6")
     assert code == 2
     assert "add --trt" in stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [(("-o", "b 1"), "--name"), (("-o", "b", "--model-version", "1 0"), "--model-version")],
+)
+def test_a_name_that_cannot_be_served_is_refused_with_the_option_that_gives_another(
+    ivdr,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    option: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, stderr = ivdr("export", checkpoint, *words)
+    assert code == 2
+    assert f"give it with {option}\n" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_any_name_holds_a_bundle_that_is_named(ivdr, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my run" / "b 1"
+    code, _, stderr = ivdr("export", checkpoint, "-o", out, "--name", "b1")
+    assert code == 0, stderr
+    (line,) = (line for line in stderr.splitlines() if line.startswith("next: "))
+    assert shlex.split(line) == ["next:", "ivdr", "verify", str(out), "--videos", "test.csv"]
 
 
 def test_export_of_a_damaged_checkpoint_is_one_line_and_code_5(ivdr, tmp_path: Path) -> None:

@@ -1,121 +1,14 @@
-"""Every accepted form of a list, and every wrong one with its reason."""
+"""What holds for lists of every form: labels, repeated videos, roots, names, and what is refused."""
 
+import os
+import re
 from pathlib import Path
 
 import pytest
+from lists import entries, refusal, touch, write
 
-from ivdr_deploy.datasets.lists import VideoList, read_video_list
-from ivdr_deploy.errors import DataError
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(name.encode())
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def entries(videos: VideoList) -> list[tuple[str, str | None]]:
-    return [(item.uri, item.label) for item in videos.items]
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        read_video_list(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-# --- folders
-
-
-def test_class_folders_name_the_classes(tmp_path: Path) -> None:
-    touch(tmp_path, "walk/b.mp4", "walk/deep/a.AVI", "run/c.webm", "notes.txt", "run/labels.csv")
-    videos = read_video_list(tmp_path)
-    assert entries(videos) == [("run/c.webm", "run"), ("walk/b.mp4", "walk"), ("walk/deep/a.AVI", "walk")]
-    assert videos.labels == ("run", "walk")
-    assert videos.items[0].path == tmp_path / "run" / "c.webm"
-
-
-def test_folder_with_videos_in_it_has_no_labels(tmp_path: Path) -> None:
-    touch(tmp_path, "b.mp4", "sub/a.mp4")
-    assert entries(read_video_list(tmp_path)) == [("b.mp4", None), ("sub/a.mp4", None)]
-
-
-def test_hidden_files_and_folders_are_not_videos(tmp_path: Path) -> None:
-    touch(tmp_path, "a.mp4", ".b.mp4", ".cache/c.mp4")
-    assert entries(read_video_list(tmp_path)) == [("a.mp4", None)]
-
-
-def test_empty_folder_is_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "readme.txt")
-    assert "holds no videos" in refusal(tmp_path)
-
-
-# --- csv
-
-
-def test_csv_takes_path_and_label_from_any_columns(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", '\ufefffps,label,path\n25,walk,x/a.mp4\n\n30,"sit, down",/abs/b.mp4\n')
-    videos = read_video_list(path)
-    assert entries(videos) == [("x/a.mp4", "walk"), ("/abs/b.mp4", "sit, down")]
-    assert [item.path for item in videos.items] == [tmp_path / "x/a.mp4", Path("/abs/b.mp4")]
-
-
-def test_csv_without_labels_and_with_empty_labels(tmp_path: Path) -> None:
-    assert entries(read_video_list(write(tmp_path / "a.csv", "path\na.mp4\n"))) == [("a.mp4", None)]
-    assert entries(read_video_list(write(tmp_path / "b.csv", "path,label\na.mp4,\n"))) == [("a.mp4", None)]
-
-
-def test_wrong_csv_header_is_shown_beside_the_expected_one(tmp_path: Path) -> None:
-    message = refusal(write(tmp_path / "a.csv", "video,class\na.mp4,walk\n"))
-    assert "'video,class'" in message
-    assert "path" in message
-    assert "label" in message
-
-
-def test_csv_line_of_another_length_is_named(tmp_path: Path) -> None:
-    assert "line 3" in refusal(write(tmp_path / "a.csv", "path,label\na.mp4,walk\nb.mp4\n"))
-
-
-def test_csv_with_a_header_only_holds_no_videos(tmp_path: Path) -> None:
-    assert "holds no videos" in refusal(write(tmp_path / "a.csv", "path,label\n"))
-
-
-def test_empty_csv_is_refused(tmp_path: Path) -> None:
-    assert "expected a header" in refusal(write(tmp_path / "a.csv", ""))
-
-
-# --- text
-
-
-def test_text_list_of_paths_and_labels(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt", "x/a.mp4 3\nmy clips/b c.avi sit down\n\n/abs/d.mp4\t7\n")
-    assert entries(read_video_list(path)) == [
-        ("x/a.mp4", "3"),
-        ("my clips/b c.avi", "sit down"),
-        ("/abs/d.mp4", "7"),
-    ]
-
-
-def test_text_list_of_bare_paths(tmp_path: Path) -> None:
-    path = write(tmp_path / "list", "x/a.mp4\nmy clips/b c.MKV\nframes_001\n")
-    assert entries(read_video_list(path)) == [
-        ("x/a.mp4", None),
-        ("my clips/b c.MKV", None),
-        ("frames_001", None),
-    ]
-
-
-def test_text_line_without_a_video_suffix_splits_at_the_first_blank(tmp_path: Path) -> None:
-    assert entries(read_video_list(write(tmp_path / "a.txt", "clip_1 walk\n"))) == [("clip_1", "walk")]
-
-
-# --- what goes wrong
+from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.errors import ConfigError, DataError
 
 
 def test_missing_list_is_refused(tmp_path: Path) -> None:
@@ -132,10 +25,105 @@ def test_binary_file_is_refused(tmp_path: Path) -> None:
     assert "cannot be read as text" in refusal(tmp_path / "list.txt")
 
 
-def test_repeated_videos_are_refused_however_they_are_written(tmp_path: Path) -> None:
+def test_a_repeated_video_is_one_item_however_it_is_written(tmp_path: Path) -> None:
+    lines = f"a.mp4,x\nb.mp4,x\n./sub/../a.mp4,x \n{tmp_path}/a.mp4,x\n"
+    videos = read_video_list(write(tmp_path / "a.csv", f"path,label\n{lines}"))
+    assert entries(videos) == [("a.mp4", "x"), ("b.mp4", "x")]
+    (left,) = videos.left_out
+    assert (left.reason, left.count, left.examples[0]) == ("repeated", 2, "./sub/../a.mp4")
+
+
+def test_a_repeated_video_with_another_label_is_refused_naming_both(tmp_path: Path) -> None:
     message = refusal(write(tmp_path / "a.csv", "path,label\na.mp4,x\nb.mp4,x\n./sub/../a.mp4,y\n"))
-    assert "1 videos occur more than once" in message
-    assert "a.mp4" in message
+    assert re.search(r"a\.mp4 is 'x' \(.*line 2\) and 'y' \(.*line 4\)", message)
+    assert "differ" in refusal(write(tmp_path / "b.csv", "path,label\na.mp4,x\na.mp4,\n"))
+
+
+def test_labels_that_differ_in_form_or_blanks_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    path = write(
+        tmp_path / "a.csv", f"path,label\na.mp4,{composed}\nb.mp4,{decomposed}\nc.mp4, {composed}\u00a0\n"
+    )
+    videos = read_video_list(path)
+    assert videos.labels == (composed,)
+    assert videos.targets([decomposed]) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("Walk", "walk"), ("sit down", "sit  down"), ("file", "\ufb01le")]
+)
+def test_labels_that_look_alike_are_refused_showing_both(tmp_path: Path, one: str, other: str) -> None:
+    message = refusal(write(tmp_path / "a.csv", f"path,label\na.mp4,{one}\nb.mp4,{other}\n"))
+    assert repr(one) in message
+    assert repr(other) in message
+    touch(tmp_path / "folder", f"{one}/a.mp4", f"{other}/b.mp4")
+    assert repr(one) in refusal(tmp_path / "folder")
+
+
+def test_an_unknown_class_that_looks_like_a_known_one_is_shown_beside_it(tmp_path: Path) -> None:
+    videos = read_video_list(write(tmp_path / "a.csv", "path,label\na.mp4,Walk\n"))
+    with pytest.raises(DataError, match="'Walk' is 'walk' there"):
+        videos.targets(["run", "walk"])
+
+
+@pytest.mark.parametrize("suffix", ["json", "JSONL", "xml", "yaml"])
+def test_files_of_other_kinds_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
+    message = refusal(write(tmp_path / f"a.{suffix}", '{"a.mp4": "walk"}\n'))
+    assert f".{suffix.lower()} file" in message
+    assert "csv" in message
+
+
+def test_entries_that_cannot_be_looked_at_are_items(tmp_path: Path) -> None:
+    long = "x" * 300 + ".mp4"
+    touch(tmp_path, "a.mp4")
+    videos = read_video_list(write(tmp_path / "a.csv", f"path\na.mp4\n{long}\n"))
+    assert [item.uri for item in videos.items] == ["a.mp4", long]
+    assert len(videos.data_hash) == 64
+    with pytest.raises(DataError, match="1 of 2 videos do not exist"):
+        videos.require_files()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_list_that_cannot_be_looked_at_is_refused(tmp_path: Path, name: str) -> None:
+    assert "no list of videos at" in refusal(tmp_path / name)
+
+
+def test_relative_paths_start_at_the_root_that_is_given(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "path\nx/a.mp4\n/abs/b.mp4\n")
+    videos = read_video_list(path, root="/data")
+    assert [item.path for item in videos.items] == [Path("/data/x/a.mp4"), Path("/abs/b.mp4")]
+    touch(tmp_path / "folder", "a.mp4")
+    with pytest.raises(ConfigError, match="is for list files"):
+        read_video_list(tmp_path / "folder", root="/data")
+
+
+def test_a_path_in_a_list_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    videos = read_video_list(write(tmp_path / "a.txt", "~/a.mp4\n~b.mp4\n"))
+    assert [item.path for item in videos.items] == [Path("/home/someone/a.mp4"), tmp_path / "~b.mp4"]
+
+
+def test_names_that_are_not_utf8_keep_their_bytes_and_have_a_valid_uri(tmp_path: Path) -> None:
+    raw = os.fsencode(tmp_path) + b"/caf\xe9.avi"
+    Path(os.fsdecode(raw)).write_bytes(b"1")
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9.avi walk\n")
+    (tmp_path / "list.csv").write_bytes(b"path,label\ncaf\xe9.avi,walk\n")
+    for source in (tmp_path, tmp_path / "list.txt", tmp_path / "list.csv"):
+        (item,) = read_video_list(source).items
+        assert os.fsencode(item.path) == raw
+        assert item.uri == "caf\\xe9.avi"
+        read_video_list(source).require_files()
+
+
+def test_a_class_folder_that_is_not_utf8_gives_a_valid_label(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    touch(tmp_path, f"{folder.name}/a.mp4", "b/b.mp4")
+    assert read_video_list(tmp_path).labels == ("b", "caf\\xe9")
+
+
+def test_a_label_in_a_list_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(b"path,label\na.avi,caf\xe9\n")
+    assert "line 2: the label 'caf\\udce9' is not UTF-8" in refusal(tmp_path / "list.csv")
 
 
 def test_absent_files_are_counted_and_the_first_named(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """Accuracies and recalls against values worked by hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from ivdr_deploy.evaluation import metrics
 from ivdr_deploy.evaluation.metrics import (
     Accuracy,
     clip_accuracy,
+    leave_one_out_recall,
     per_class_accuracy,
     retrieval_recall,
     video_accuracy,
@@ -28,6 +31,7 @@ def test_nothing_counted_says_nothing() -> None:
 
 
 def test_accuracy_in_words_and_as_data() -> None:
+    assert Accuracy(0, 0).to_dict()["value"] is None  # JSON has no NaN
     assert str(Accuracy(8, 10)) == "80.0% (8/10, 95 % interval 49.0% to 94.3%)"
     assert Accuracy(8, 10).to_dict().keys() == {"value", "correct", "total", "low", "high"}
 
@@ -62,3 +66,48 @@ def test_retrieval_ranks_after_centring_gallery_and_queries_apart() -> None:
     assert recall == {1: Accuracy(1, 2), 2: Accuracy(2, 2), 4: Accuracy(2, 2)}
     third = retrieval_recall(gallery, queries, gallery_labels=[0, 1, 2, 3], query_labels=[3, 1], ks=[2, 3])
     assert third == {2: Accuracy(0, 2), 3: Accuracy(2, 2)}
+
+
+@pytest.mark.parametrize("block", [1, 7, 40, 1 << 22])
+def test_retrieval_is_that_of_the_whole_table_whatever_the_blocks(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against sorting all similarities at once; features repeat, so that there are ties."""
+    monkeypatch.setattr(metrics, "_BLOCK", block)
+    rng = np.random.default_rng(1)
+    gallery, queries = rng.integers(-1, 2, (23, 3)).astype(float), rng.integers(-1, 2, (11, 3)).astype(float)
+    gallery_labels, query_labels = rng.integers(0, 5, 23).tolist(), rng.integers(0, 6, 11).tolist()
+    ks = [1, 2, 5, 23, 100]
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        centred = rows - rows.mean(axis=0)
+        return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+
+    ranked = np.argsort(-(unit(queries) @ unit(gallery).T), axis=1, kind="stable")
+    found = dict.fromkeys(ks, 0)
+    for k in ks:
+        for row, wanted in zip(ranked, query_labels, strict=True):
+            found[k] += any(gallery_labels[place] == wanted for place in row[:k])
+    recall = retrieval_recall(
+        gallery, queries, gallery_labels=gallery_labels, query_labels=query_labels, ks=ks
+    )
+    assert {k: accuracy.correct for k, accuracy in recall.items()} == found
+
+    features = rng.normal(size=(23, 3))
+    similarity = unit(features) @ unit(features).T
+    np.fill_diagonal(similarity, -np.inf)
+    right = sum(
+        gallery_labels[row.argmax()] == label for row, label in zip(similarity, gallery_labels, strict=True)
+    )
+    assert leave_one_out_recall(features, gallery_labels) == Accuracy(right, 23)
+
+
+def test_retrieval_holds_no_table_of_all_against_all() -> None:
+    features = np.random.default_rng(0).normal(size=(20_000, 4)).astype(np.float32)
+    labels = [index % 10 for index in range(len(features))]
+    tracemalloc.start()
+    leave_one_out_recall(features, labels)
+    retrieval_recall(features, features[:500], gallery_labels=labels, query_labels=labels[:500], ks=[1])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 300e6  # the table would take 1.6 GB

@@ -3,21 +3,26 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from bundles import reseal
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
-from ivdr_deploy.artifacts.manifest import Target, write_manifest
+from ivdr_deploy.artifacts.manifest import OutputParity, Target, Variant, write_manifest
+from ivdr_deploy.datasets.lists import VideoItem
 from ivdr_deploy.decoding import DecodePool
 from ivdr_deploy.errors import ArtifactError, DataError
-from ivdr_deploy.evaluation.verify import verify_bundle
-from ivdr_deploy.evaluation.verify_report import TIE_MARGIN, Flip, VariantReport
+from ivdr_deploy.evaluation.verify import _Tally, _together, verify_bundle
 from ivdr_deploy.export.bundle_export import export_bundle
 from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.runtimes.compare import TOLERANCE
 from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
+from ivdr_deploy.spec import Precision
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +92,45 @@ def test_a_wrong_model_fails_with_its_flips_listed(wrong: Path, videos: Path) ->
     for flip in onnx.flips:
         assert flip.uri.endswith(".mp4")
         assert flip.expected != flip.found
-        assert flip.margin > TIE_MARGIN
+        assert flip.margin > onnx.flip_margin == TOLERANCE["fp32"]
     assert not verify_bundle(wrong).passed
 
 
-def test_a_swap_between_equals_is_no_fault() -> None:
-    def report(margin: float) -> VariantReport:
-        flip = Flip(uri="a.mp4", expected="sit", found="bow", margin=margin)
-        return VariantReport(id="onnx-fp32", flips=(flip,))
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_a_flip_is_judged_by_what_the_precision_explains(precision: Precision) -> None:
+    """Rounding decides between labels that the reference finds about as probable, and between no others."""
 
-    assert report(0.5 * TIE_MARGIN).passed
-    assert not report(2 * TIE_MARGIN).passed
+    class Rounding(TorchRuntime):
+        def __init__(self) -> None:
+            self.precision, self.description = precision, ""
+
+    def passed(margin: float) -> bool:
+        sure, unsure = np.array([0.5 + margin / 2, 0.5 - margin / 2]), np.array([0.4, 0.6])
+        reference, other = (
+            _Tally(
+                variant=Variant(id="other", runtime="torch", precision=precision, files=("f",)),
+                runtime=Rounding(),
+                golden=(),
+                items=[VideoItem(Path("a.mp4"), None, "a.mp4")],
+                probabilities=[row],
+            )
+            for row in (sure, unsure)
+        )  # fmt: skip
+        report = other.report(reference, ["sit", "bow"])
+        assert [flip.found for flip in report.flips] == ["bow"]
+        return report.passed
+
+    assert passed(0.9 * TOLERANCE[precision])
+    assert not passed(1.1 * TOLERANCE[precision])
+
+
+def test_the_worst_video_decides_not_the_most_generous_one() -> None:
+    entries = [
+        OutputParity(output="logits", max_abs_diff=diff, min_cosine=cosine, tolerance=tolerance)
+        for diff, cosine, tolerance in ((5e-3, 0.99, 1e-2), (2e-3, 0.98, 1e-3))
+    ]
+    assert _together(entries) == replace(entries[1], min_cosine=0.98)
+    assert not _together(entries).passed
 
 
 def test_bad_videos_are_listed_and_the_others_are_judged(bundle: Path, videos: Path) -> None:

@@ -49,6 +49,19 @@ def test_tiny_takes_small_clips_and_gives_its_feature_dim(size: tuple[int, int])
     assert entry.build()(torch.zeros(2, 3, frames, side, side)).shape[:2] == (2, entry.feature_dim)
 
 
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_smallest_clip_is_taken_and_no_smaller_one(name: str) -> None:
+    entry = BACKBONES[name]
+    frames, side = entry.min_frames, entry.min_size
+    with torch.device("meta"):
+        network = entry.build()
+        assert network(torch.empty(2, 3, frames, side, side)).shape[:2] == (2, entry.feature_dim)
+        for smaller in ((frames - 1, side), (frames, side - 1)):
+            if 0 not in smaller:
+                with pytest.raises(RuntimeError, match="too small"):
+                    network(torch.empty(2, 3, smaller[0], smaller[1], smaller[1]))
+
+
 def test_tiny_feature_depends_on_the_order_of_frames() -> None:
     torch.manual_seed(0)
     network = BACKBONES["tiny"].build().eval()

@@ -83,6 +83,15 @@ def test_slots_that_do_not_divide_the_clip_are_refused() -> None:
         build_model(ModelSpec(backbone="tiny", num_slots=4), CLIP)
 
 
+@pytest.mark.parametrize(("frames", "side"), [(16, 16), (4, 112)])
+def test_a_clip_that_is_too_small_for_the_backbone_is_refused(frames: int, side: int) -> None:
+    clip = ClipSpec(num_frames=frames, short_side=128, crop_size=side)
+    with pytest.raises(
+        ConfigError, match=f"s3d needs clips of at least 5 frames of 17 .* found {frames} of {side}"
+    ):
+        build_model(ModelSpec(backbone="s3d"), clip)
+
+
 def test_export_network_returns_the_chosen_outputs_in_order(video: torch.Tensor) -> None:
     model = tiny()
     intra, logits = ExportNetwork(model, ("intra", "logits"))(video)

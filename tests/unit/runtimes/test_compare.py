@@ -45,12 +45,35 @@ def test_the_tolerance_decides() -> None:
     assert describe_failures((near, far)) == "inter differs by 1.01e-04 (tolerance 1e-04)"
 
 
-def test_large_values_may_differ_in_proportion() -> None:
-    expected = {"logits": np.array([[50.0, -1.0]])}
+def test_values_of_one_size_may_differ_in_proportion_to_the_largest() -> None:
+    expected = {"logits": np.array([[50.0, -20.0, 30.0]])}
     near, far = (compare(expected, {"logits": expected["logits"] + shift})[0] for shift in (4e-3, 6e-3))
     assert near.tolerance == pytest.approx(5e-3)
     assert near.passed
     assert not far.passed
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 400])
+@pytest.mark.parametrize("huge", [1e6, 3e38])
+def test_one_huge_value_per_clip_excuses_no_other(classes: int, huge: float) -> None:
+    """A network with zeroed weights and one large bias, beside golden outputs that were changed to have it as well."""
+    expected = np.random.default_rng(0).normal(size=(4, classes)).astype(np.float32)
+    expected[:, 0] = huge
+    zeroed = np.zeros_like(expected)
+    zeroed[:, 0] = huge
+    (entry,) = compare({"logits": expected}, {"logits": zeroed})
+    assert not entry.passed
+    assert entry.tolerance < 1e-2
+    nearly = expected * (1 + 5e-5)
+    assert compare({"logits": expected}, {"logits": nearly.astype(np.float32)})[0].passed
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_expected_values_that_are_not_finite_excuse_nothing(value: float) -> None:
+    expected = np.array([[1.0, 2.0, value]], np.float32)
+    for found in (expected, np.zeros_like(expected)):
+        (entry,) = compare({"logits": expected}, {"logits": found})
+        assert (entry.max_abs_diff, entry.passed) == (np.inf, False)
 
 
 @pytest.mark.parametrize(

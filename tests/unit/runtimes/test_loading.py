@@ -179,7 +179,7 @@ def test_an_absent_file_says_what_to_give(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("x.engine", "a TensorRT plan"), ("x.mar", "an archive"), ("x.parquet", "a shard of a score table")],
+    [("x.engine", "a TensorRT plan"), ("x.parquet", "a shard of a score table")],
 )
 def test_what_does_not_run_by_itself_says_what_it_is(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / name).touch()

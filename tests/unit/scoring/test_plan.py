@@ -58,8 +58,18 @@ def test_whatever_changes_the_rows_changes_the_run_id_and_is_named(change):
 
     assert other.run_id != PLAN.run_id
     assert not {shard.name for shard in other.shards} & {shard.name for shard in PLAN.shards}
-    (difference,) = PLAN.differences(other)
-    assert difference.startswith(f"{next(iter(change))}: ")
+    (name,) = PLAN.differences(other)
+    assert name.split(".")[0] == next(iter(change))
+
+
+def test_a_difference_is_short_and_names_the_setting():
+    long = replace(PLAN, model_sha256="b" * 64, runtime="x" * 1000, limits={"max_bytes": 99})
+
+    assert PLAN.differences(long) == {
+        "model_sha256": "bb, not bbbbbbbbbbbb",
+        "runtime": f"{PLAN.runtime}, not {'x' * 60}...",
+        "limits.max_bytes": "100, not 99",
+    }
 
 
 @pytest.mark.parametrize(("videos", "sizes"), [(1, [1]), (4, [4]), (5, [4, 1]), (10, [4, 4, 2])])

@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundles import TINY_LABELS, make_tiny_checkpoint
-from hostile_sources import EatsMemory, Hangs, KillsItsProcess
+from hostile_sources import EatsMemory, Hangs, KillsItsProcess, Surprises
 from videos import numbered_video
 
+from ivdr_deploy._files import sha256_file
 from ivdr_deploy.cli import main
 from ivdr_deploy.datasets.lists import VideoItem, VideoList, read_video_list
 from ivdr_deploy.decoding import DecodeOptions, pool
 from ivdr_deploy.errors import ClosedError, ConfigError, FolderError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.loading import open_model
-from ivdr_deploy.scoring import ScoreOptions, read_scores, score
-from ivdr_deploy.scoring.sink import METADATA_KEY
+from ivdr_deploy.scoring import ScoreOptions, read_scores, score, scorer
+from ivdr_deploy.scoring.shard import METADATA_KEY
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video import Source, VideoLimits
 
@@ -184,8 +185,13 @@ class HostileItem(VideoItem):
 
 @pytest.mark.parametrize(
     ("hostile", "code"),
-    [(KillsItsProcess(), "crashed"), (Hangs(), "too_slow"), (EatsMemory(), "too_large")],
-    ids=["killed", "hangs", "memory"],
+    [
+        (KillsItsProcess(), "crashed"),
+        (Hangs(), "too_slow"),
+        (EatsMemory(), "too_large"),
+        (Surprises(), "crashed"),
+    ],
+    ids=["killed", "hangs", "memory", "unexpected error"],
 )
 def test_a_video_that_breaks_its_worker_is_one_row(checkpoint, videos, tmp_path, monkeypatch, hostile, code):
     monkeypatch.setattr(pool, "GRACE_SECONDS", 0.2)
@@ -208,6 +214,69 @@ def test_a_list_whose_files_changed_is_another_run(predictor, videos, tmp_path):
 
     with pytest.raises(FolderError, match=r"another run.*videos_sha256"):
         score(predictor, videos, tmp_path / "out")
+
+
+def test_a_list_that_grew_is_refused_with_what_to_do(predictor, videos, tmp_path):
+    shorter = VideoList(videos.source, videos.items[:4])
+    score(predictor, shorter, tmp_path / "out")
+
+    with pytest.raises(FolderError, match=r"another run \(videos: 4, not 5; videos_sha256: ") as caught:
+        score(predictor, videos, tmp_path / "out")
+    assert "a list of the new files alone is enough" in caught.value.hint
+
+
+def test_with_digests_a_file_replaced_by_one_of_the_same_size_is_noticed(predictor, videos, tmp_path):
+    options = ScoreOptions(hash_files=True)
+    score(predictor, videos, tmp_path / "out", options=options)
+    assert score(predictor, videos, tmp_path / "out", options=options).scored == 0
+    path = videos.items[1].path
+    path.write_bytes(path.read_bytes()[::-1])
+
+    with pytest.raises(FolderError, match=r"1\.mp4 is another file than the one scored into") as caught:
+        score(predictor, videos, tmp_path / "out", options=options)
+    assert "delete the shard" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(36, "File name too long")]
+)
+def test_a_file_whose_digest_cannot_be_made_is_a_row(predictor, videos, tmp_path, monkeypatch, error):
+    def refuse(path):
+        if path == videos.items[1].path:
+            raise error
+        return sha256_file(path)
+
+    monkeypatch.setattr(scorer, "sha256_file", refuse)
+    options = ScoreOptions(hash_files=True)
+
+    score(predictor, videos, tmp_path / "out", options=options)
+
+    rows = read_scores(tmp_path / "out").to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "error", "error", "ok", "error"]
+    assert (rows[1]["error_code"], rows[1]["sha256"], rows[1]["labels"]) == ("unreadable", None, None)
+    assert error.strerror in rows[1]["error_message"]
+    assert score(predictor, videos, tmp_path / "out", options=options).scored == 0
+
+
+def test_numbers_that_are_not_finite_are_a_failure_of_the_network(predictor, videos, tmp_path, monkeypatch):
+    infer, calls = predictor.model.runtime.infer, []
+
+    def broken(video):
+        outputs = infer(video)
+        calls.append(len(video))
+        outputs["inter"][0] = np.nan  # of the first clip of the first video of a call
+        return outputs
+
+    monkeypatch.setattr(predictor._batcher, "_infer", broken)
+
+    summary = score(predictor, videos, tmp_path / "out", options=ONE_CLIP)
+
+    rows = read_scores(tmp_path / "out").to_pylist()
+    assert rows[0]["error_code"] == "inference_failed"
+    assert "NaN or infinity in inter" in rows[0]["error_message"]
+    assert rows[0]["labels"] is None
+    assert summary.errors["inference_failed"] == len(calls)
+    assert rows[1]["status"] == "ok"
 
 
 def test_another_model_is_another_run(predictor, videos, tmp_path):

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import pytest
 
 from ivdr_deploy.errors import DataError, FolderError
 from ivdr_deploy.scoring.plan import RunPlan
-from ivdr_deploy.scoring.sink import LEDGER_FILE, METADATA_KEY, open_sink, read_scores
+from ivdr_deploy.scoring.shard import METADATA_KEY
+from ivdr_deploy.scoring.sink import LEDGER_FILE, open_sink, read_scores
 from ivdr_deploy.spec import ViewPlan
 
 PLAN = RunPlan(
@@ -119,8 +123,9 @@ def test_rows_of_another_place_are_not_written(out):
 
 def test_what_a_killed_writer_left_is_removed(out):
     write(out, shards=1)
-    half_written = out / f".{PLAN.shards[1].name}.4711.tmp"
-    half_written.write_bytes(b"PAR1")
+    half_written = out / f".{PLAN.shards[1].name}.0123456789abcdef.tmp"
+    half_written.mkdir()
+    (half_written / PLAN.shards[1].name).write_bytes(b"PAR1")
 
     write(out)
 
@@ -131,7 +136,7 @@ def test_what_a_killed_writer_left_is_removed(out):
 def test_a_writer_killed_before_its_ledger_leaves_a_folder_that_can_be_used(out):
     out.mkdir()
     (out / "_run.lock").touch()
-    (out / "._run.json.4711.tmp").write_text("{")
+    (out / "._run.json.0123456789abcdef.tmp").mkdir()
 
     write(out)
 
@@ -254,3 +259,73 @@ def test_the_name_of_a_folder_adds_no_column(tmp_path):
     write(out)
 
     assert "day" not in read_scores(out).column_names
+
+
+def test_a_table_that_a_killed_writer_left_is_called_unfinished_and_not_foreign(out):
+    write(out, shards=2)
+    left = out / f".{PLAN.shards[2].name}.0123456789abcdef.tmp"
+    left.mkdir()
+    (left / PLAN.shards[2].name).write_bytes(b"PAR1")
+
+    with pytest.raises(DataError, match="not finished"):
+        read_scores(out)
+
+
+def test_a_folder_whose_name_reads_like_a_uri(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    write(Path("scores:1"))
+
+    assert read_scores("scores:1").num_rows == 5
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def test_what_resuming_calls_complete_is_what_reading_reads_whatever_bit_is_flipped(out):
+    write(out)
+    whole = read_scores(out)
+    path = out / PLAN.shards[0].name
+    content = path.read_bytes()
+    name = content.rindex(b"error_code") * 8  # of a column, in the footer
+    bits = random.Random(33).sample(range(8 * len(content)), 150)
+    refused = 0
+    for bit in [name, *bits]:
+        path.write_bytes(flipped(content, bit))
+        try:  # any other exception is a failure of this test
+            table = read_scores(out)
+        except DataError:
+            table = None
+        if table is None:
+            refused += 1
+            with pytest.raises(DataError, match="is damaged"):
+                write(out)
+        else:
+            write(out)  # there is nothing to do
+            assert table.equals(whole, check_metadata=True), f"bit {bit}"
+    assert refused > 50
+
+
+def test_rows_that_need_more_space_than_there_is_leave_the_shards_before_them(out):
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_sink import PLAN, MANIFEST, open_sink, row
+from ivdr_deploy._console import exiting
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with exiting("ivdr"), open_sink(Path({str(out)!r}), PLAN, manifest=MANIFEST) as sink:
+    for shard in sink.pending:
+        sink.write(shard, [row(position) for position in range(shard.start, shard.stop)])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (9, f"ivdr: {out}: File too large\n")
+    assert sorted(path.name for path in out.iterdir()) == ["_run.json", "_run.lock", PLAN.shards[0].name]
+    write(out)
+    assert read_scores(out).num_rows == 5

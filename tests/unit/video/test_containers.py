@@ -22,6 +22,11 @@ TS_PACKET = b"\x47" + bytes(187)
         (b"\x00\x00\x00\x00" + (TS_PACKET + bytes(4)) * 5, "mpegts"),
         (b"FLV\x01\x05", "flv"),
         (b"OggS\x00", "ogg"),
+        (b"\x00\x00\x00\x01\x67\x64", "h264"),
+        (b"\x00\x00\x01\x09\x10", "h264"),
+        (b"\x00\x00\x00\x01\x40\x01\x0c", "hevc"),
+        (b"\x00\x00\x01\xb3\x06", "mpegvideo"),
+        (b"\x00\x00\x01\xb0\x01", "m4v"),
     ],
 )
 def test_a_container_is_known_by_its_first_bytes(head: bytes, container: str) -> None:
@@ -45,6 +50,8 @@ def test_sound_files_have_no_video_stream(head: bytes) -> None:
         b"ffconcat version 1.0\nfile x",
         b"just text",
         b"\x47",
+        b"\x00\x00\x01",
+        b"\x00\x00\x00\x01\xff\xff",
         b"RIFF\x00\x00\x00\x00WEBPVP8 ",
     ],
 )

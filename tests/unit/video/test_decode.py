@@ -27,13 +27,14 @@ from ivdr_deploy.errors import (
 )
 from ivdr_deploy.spec import DecoderName
 from ivdr_deploy.video import _pyav
+from ivdr_deploy.video.containers import CONTAINER_NAMES
 from ivdr_deploy.video.decode import open_video
 from ivdr_deploy.video.reader import VideoLimits
 
 DECODERS: tuple[DecoderName, ...] = ("pyav", "opencv")
 NUM_FRAMES = 45
 VARIABLE_MS = [40 * k + 35 * (k // 7) for k in range(NUM_FRAMES)]
-ALL_CONTAINERS = VideoLimits(containers=("mov", "matroska", "avi", "gif", "mpeg", "mpegts", "flv", "asf"))
+ALL_CONTAINERS = VideoLimits(containers=CONTAINER_NAMES)
 
 X264, X265 = "keyint=9:scenecut=0:bframes=3", "keyint=9:scenecut=0:bframes=3:log-level=none"
 VIDEOS: dict[str, dict[str, object]] = {
@@ -58,6 +59,10 @@ VIDEOS: dict[str, dict[str, object]] = {
     "h264.ts": {},
     "h264.flv": {},
     "wmv2.asf": {"codec": "wmv2", "bframes": 0},
+    "vp8.ogv": {"codec": "libvpx", "bframes": 0},
+    "elementary.h264": {},
+    "elementary.hevc": {"codec": "libx265", "options": {"x265-params": X265}},
+    "elementary.m2v": {"codec": "mpeg2video"},
     "numbers.gif": {"codec": "gif", "pix_fmt": "gray", "fps": 10},
 }
 

@@ -15,9 +15,9 @@ from bundles import reseal
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.golden import write_golden
 from ivdr_deploy.artifacts.manifest import write_manifest
-from ivdr_deploy.errors import ArtifactError, ConfigError, GoldenMismatchError
+from ivdr_deploy.errors import ArtifactError, ConfigError, GoldenMismatchError, VideoOpenError
 from ivdr_deploy.pipeline import VideoPredictor
-from ivdr_deploy.serving.core.schema import Response
+from ivdr_deploy.serving.core.schema import Envelope, Response
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
 from ivdr_deploy.spec import ViewPlan
@@ -31,7 +31,7 @@ def ask(service: InferenceService, requests: Sequence[dict[str, Any]]) -> list[R
 
 def send(service: InferenceService, video: bytes, **options: Any) -> tuple[int, dict[str, Any]]:
     (response,) = ask(service, [{"video": video, "options": options}])
-    return response.status, json.loads(response.to_json())
+    return response.status, json.loads(response.json)
 
 
 def test_answer_is_what_the_predictor_says(service: InferenceService, videos: list[bytes]) -> None:
@@ -215,3 +215,52 @@ def test_golden_clips_that_disagree_are_refused(tiny_bundle: Path, tmp_path: Pat
     write_golden(folder, replace(golden, expected=expected))
     with pytest.raises(GoldenMismatchError, match="feature"):
         InferenceService.open(reseal(folder), ServiceSettings())
+
+
+def test_statuses_of_the_envelope(service: InferenceService, videos: list[bytes]) -> None:
+    refused = service.submit({"body": b""}, Envelope(method="GET")).result()
+    assert (refused.status, refused.body["code"], refused.headers) == (
+        405,
+        "bad_method",
+        {"Allow": "POST, PUT"},
+    )
+    refused = service.submit({"body": videos[0]}, Envelope(content_encoding="gzip")).result()
+    assert (refused.status, refused.body["code"]) == (415, "bad_encoding")
+    answered = service.submit({"body": videos[0], "top_k": b"1"}, Envelope(method="PUT")).result()
+    assert len(answered.body["predictions"]) == 1
+
+
+def test_draining_refuses_what_is_new_and_finishes_what_was_taken(
+    service: InferenceService, videos: list[bytes]
+) -> None:
+    draining = InferenceService(service.model, ServiceSettings(decode_workers=1))
+    taken = [draining.submit({"body": video}) for video in videos]
+    draining.drain()
+    refused = draining.submit({"body": videos[0]})
+    assert refused.done(), "a refusal waits for nothing"
+    assert (refused.result().status, refused.result().body["code"]) == (503, "draining")
+    assert int(refused.result().headers["Retry-After"]) > 0
+    assert [answer.result(60).status for answer in taken] == [200] * len(videos)
+    draining._predictor.close()
+
+
+def test_answer_has_a_bound_of_its_own(
+    service: InferenceService, videos: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ivdr_deploy.serving.core.service.MAX_ANSWER_BYTES", 3000)
+    assert send(service, videos[2], outputs=["intra"], num_clips=2)[0] == 200
+    status, body = send(service, videos[2], outputs=["intra"], num_clips=40)
+    assert (status, body["code"]) == (422, "bad_option")
+    assert "more than the limit of 3000" in body["message"]
+
+
+def test_message_of_an_error_is_cut_whatever_raised_it(
+    service: InferenceService, videos: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(source: bytes, **_: object) -> object:
+        raise VideoOpenError("x" * 1_000_000, hint="y" * 1_000_000)
+
+    monkeypatch.setattr(service._predictor, "submit", broken)
+    (answer,) = ask(service, [{"body": videos[0]}])
+    assert answer.status == 400
+    assert len(answer.json) < 3000

@@ -16,6 +16,8 @@ from ivdr_deploy.spec import ViewPlan
         ({"decode_memory_mib": 0}, "decode_memory_mib must be at least 1"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"num_clips": 0}, "num_clips must be at least 1"),
+        ({"num_clips": 65}, "num_clips 65 is more than max_clips 64"),
+        ({"num_clips": 500}, "num_clips 500 is more than max_clips 64"),
         ({"max_clips": 0}, "max_clips must be between 1 and 1024"),
         ({"max_clips": 2000}, "max_clips must be between 1 and 1024"),
     ],
@@ -34,7 +36,6 @@ def test_plan_is_the_bundles_with_the_endpoints_number_of_clips() -> None:
 @pytest.mark.parametrize(
     ("settings", "plan", "said"),
     [
-        (ServiceSettings(num_clips=500), ViewPlan(), "num_clips takes 500 clips"),
         (ServiceSettings(max_clips=5), ViewPlan(num_clips=6), "the bundle's view plan takes 6 clips"),
         (ServiceSettings(num_clips=22), ViewPlan(spatial_crops=3), "22 clips of a video, each 3 times"),
     ],

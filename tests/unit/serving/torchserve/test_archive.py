@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import json
 import os
+import random
 import shutil
+import tempfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ivdr_deploy.artifacts.archive import LIST_FILE, check_unpacked, seal_archive
 from ivdr_deploy.artifacts.bundle import open_bundle
-from ivdr_deploy.errors import ArtifactError, ConfigError
+from ivdr_deploy.errors import ArtifactError, ConfigError, ContractMismatchError
+from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.serving.core.settings import ServiceSettings
 from ivdr_deploy.serving.torchserve.archive import build_archive, handler_source, open_archive
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
@@ -95,7 +101,6 @@ def test_variant_that_was_asked_for_is_packed(tiny_bundle: Path, tmp_path: Path)
     ("service", "error", "said"),
     [
         (ServiceSettings(variant="trt-fp16"), ArtifactError, "no variant 'trt-fp16'"),
-        (ServiceSettings(num_clips=500), ConfigError, "num_clips takes 500 clips"),
         (ServiceSettings(max_clips=1), ConfigError, "the bundle's view plan takes 2 clips"),
     ],
 )
@@ -107,31 +112,55 @@ def test_what_no_worker_could_serve_is_not_packed(
     assert not list(tmp_path.iterdir())
 
 
-def rewrite(
-    packed: Path, target: Path, *, change: str | None = None, text: str | None = None, drop: str | None = None
-) -> Path:
-    """Copy an archive with one byte or all the text of a member changed, or without a member."""
+def rewrite(packed: Path, target: Path, changes: dict[str, bytes | None], *, reseal: bool = False) -> Path:
+    """Copy an archive with some members changed, added, or taken out (None); ``reseal``: with a true list again."""
     with zipfile.ZipFile(packed) as old, zipfile.ZipFile(target, "w") as new:
-        for name in old.namelist():
-            content = bytearray(old.read(name))
-            if name == change and text is not None:
-                content = bytearray(text.encode())
-            elif name == change:
-                content[len(content) // 2] ^= 1
-            if name != drop:
-                new.writestr(name, bytes(content))
+        content: dict[str, bytes | None] = {name: old.read(name) for name in old.namelist()}
+        for name, data in (content | changes).items():
+            if data is not None and not (reseal and name == LIST_FILE):
+                new.writestr(name, data)
+    if reseal:
+        seal_archive(target)
     return target
 
 
-@pytest.mark.parametrize("member", ["bundle/model.onnx", "bundle/golden.npz", "bundle/manifest.json"])
-def test_one_changed_byte_is_found(packed: Path, tmp_path: Path, member: str) -> None:
-    changed = rewrite(packed, tmp_path / "changed.mar", change=member)
-    with pytest.raises(ArtifactError) as caught:
-        open_archive(changed)
-    assert Path(member).name in str(caught.value)
-    assert caught.value.hint
+def members(packed: Path) -> list[str]:
+    with zipfile.ZipFile(packed) as archive:
+        return archive.namelist()
 
 
+def flipped(packed: Path, name: str) -> bytes:
+    with zipfile.ZipFile(packed) as archive:
+        content = bytearray(archive.read(name))
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
+def test_one_changed_byte_of_any_member_is_found(packed: Path, tmp_path: Path) -> None:
+    for name in members(packed):
+        changed = rewrite(packed, tmp_path / "changed.mar", {name: flipped(packed, name)})
+        with pytest.raises(ArtifactError) as caught:
+            open_archive(changed)
+        assert Path(name).name in str(caught.value)
+        assert "ivdr archive" in caught.value.hint
+
+
+def test_random_flips_of_the_file_serve_what_was_packed_or_are_refused(packed: Path, tmp_path: Path) -> None:
+    data, chance = packed.read_bytes(), random.Random(7)
+    expected, path = open_archive(packed), tmp_path / "flipped.mar"
+    for _ in range(150):
+        place = chance.randrange(len(data))
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :])
+        try:
+            found = open_archive(path)
+        except ArtifactError:
+            continue
+        assert replace(found, path=packed) == expected  # a time stamp, for example, is not read
+        with zipfile.ZipFile(path) as changed, zipfile.ZipFile(packed) as whole:
+            assert all(changed.read(name) == whole.read(name) for name in members(packed))
+
+
+@pytest.mark.parametrize("reseal", [False, True])
 @pytest.mark.parametrize(
     "member",
     [
@@ -142,16 +171,131 @@ def test_one_changed_byte_is_found(packed: Path, tmp_path: Path, member: str) ->
         "MAR-INF/MANIFEST.json",
     ],
 )
-def test_missing_member_is_named(packed: Path, tmp_path: Path, member: str) -> None:
+def test_missing_member_is_named(packed: Path, tmp_path: Path, member: str, reseal: bool) -> None:
     with pytest.raises(ArtifactError, match=member.replace(".", r"\.")):
-        open_archive(rewrite(packed, tmp_path / "short.mar", drop=member))
+        open_archive(rewrite(packed, tmp_path / "short.mar", {member: None}, reseal=reseal))
 
 
-def test_archive_of_the_former_format_is_refused_by_name(packed: Path, tmp_path: Path) -> None:
-    former = "minWorkers: 1\nhandler: {runtime: onnxruntime, precision: fp32}\nserver: {queue_size: 32}\n"
-    with pytest.raises(ArtifactError, match="the archive has format 1") as caught:
-        open_archive(rewrite(packed, tmp_path / "old.mar", change="model-config.yaml", text=former))
-    assert "pack again" in caught.value.hint
+@pytest.mark.parametrize(
+    "name", ["torch.py", "bundle/extra.bin", "../outside.py", "/etc/outside", "MAR-INF/x"]
+)
+def test_added_member_is_named(packed: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArtifactError, match=f"'{name}' was added"):
+        open_archive(rewrite(packed, tmp_path / "more.mar", {name: b"import os"}))
+
+
+@pytest.mark.parametrize("name", ["../outside.py", "/etc/outside"])
+def test_member_outside_the_folder_is_refused_in_a_true_list_too(
+    packed: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ArtifactError, match="would lie outside"):
+        open_archive(rewrite(packed, tmp_path / "outside.mar", {name: b"import os"}, reseal=True))
+
+
+def test_member_that_the_directory_does_not_list_is_refused(packed: Path, tmp_path: Path) -> None:
+    # TorchServe reads from front to back: it would unpack the hidden member over the one before it.
+    hidden = tmp_path / "hidden.zip"
+    with zipfile.ZipFile(hidden, "w") as archive:
+        archive.writestr("ivdr_handler.py", "import os")
+        directory = archive.start_dir
+    data, before = hidden.read_bytes()[:directory], tmp_path / "before.mar"
+    before.write_bytes(data + packed.read_bytes())
+    with pytest.raises(ArtifactError, match="is not stored as"):
+        open_archive(before)
+    between = tmp_path / "between.mar"
+    shutil.copy(packed, between)
+    with zipfile.ZipFile(between, "a") as archive:
+        assert archive.fp is not None
+        archive.fp.seek(archive.start_dir)
+        archive.fp.write(data)
+        archive.start_dir = archive.fp.tell()
+        archive._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(ArtifactError, match="its directory does not list"):
+        open_archive(between)
+
+
+def test_second_member_of_a_name_is_refused(packed: Path, tmp_path: Path) -> None:
+    twice = Path(shutil.copy(packed, tmp_path / "twice.mar"))
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(twice, "a") as archive:
+        archive.writestr("ivdr_handler.py", "import os")
+    with pytest.raises(ArtifactError, match=r"ivdr_handler\.py was changed"):
+        open_archive(twice)
+
+
+@pytest.mark.parametrize("key", ["modelFile", "requirementsFile", "serializedFile", "extensions"])
+def test_manifest_of_the_archiver_names_nothing_more_to_load(packed: Path, tmp_path: Path, key: str) -> None:
+    with zipfile.ZipFile(packed) as archive:
+        values = json.loads(archive.read("MAR-INF/MANIFEST.json"))
+    values["model"][key] = "evil.py"
+    changes: dict[str, bytes | None] = {"MAR-INF/MANIFEST.json": json.dumps(values).encode()}
+    with pytest.raises(ArtifactError, match=r"MANIFEST\.json says"):
+        open_archive(rewrite(packed, tmp_path / "more.mar", changes, reseal=True))
+
+
+@pytest.mark.parametrize("member", ["MAR-INF/MANIFEST.json", "bundle/manifest.json", "model-config.yaml"])
+@pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"1", b"[" * 100_000, b'{"model": []}'])
+def test_damage_that_a_true_list_covers_is_an_error_of_ours(
+    packed: Path, tmp_path: Path, member: str, text: bytes
+) -> None:
+    with pytest.raises(ArtifactError):
+        open_archive(rewrite(packed, tmp_path / "damaged.mar", {member: text}, reseal=True))
+
+
+def test_archive_of_a_former_version_is_refused(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="of a former version") as caught:
+        open_archive(rewrite(packed, tmp_path / "old.mar", {LIST_FILE: None}))
+    assert "make it again" in caught.value.hint
+
+
+@pytest.fixture
+def unpacked(packed: Path, tmp_path: Path) -> Path:
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_worker_finds_what_was_changed_after_packing(unpacked: Path) -> None:
+    (unpacked / "__pycache__").mkdir()
+    (unpacked / "__pycache__" / "ivdr_handler.cpython-311.pyc").touch()
+    check_unpacked(unpacked)
+    for name in ("ivdr_handler.py", "model-config.yaml", "MAR-INF/MANIFEST.json", LIST_FILE):
+        content = (unpacked / name).read_bytes()
+        (unpacked / name).write_bytes(content + b" ")
+        with pytest.raises(ArtifactError, match=f"{Path(name).name} was changed"):
+            check_unpacked(unpacked)
+        (unpacked / name).unlink()
+        with pytest.raises(ArtifactError, match=Path(name).name):
+            check_unpacked(unpacked)
+        (unpacked / name).write_bytes(content)
+    (unpacked / "numpy.py").touch()
+    with pytest.raises(ArtifactError, match=r"'numpy\.py' was added"):
+        check_unpacked(unpacked)
+
+
+def test_archive_runs_by_itself_like_its_bundle(
+    packed: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    clips = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
+    with open_model(packed).runtime as alone, open_model(tiny_bundle).runtime as bundled:
+        assert np.array_equal(alone.infer(clips)["logits"], bundled.infer(clips)["logits"])
+        assert not list(tmp_path.iterdir()), "nothing stays behind in the temporary folder"
+
+
+def test_model_of_an_archive_says_where_it_comes_from(packed: Path) -> None:
+    model = open_model(packed)
+    with model.runtime:
+        assert (model.path, model.name, model.variant) == (packed, "tiny", "onnx-fp32")
+        assert model.golden_max_abs_diff
+        assert model.decode_mean_diff
+
+
+def test_changed_archive_runs_no_more_than_it_is_served(packed: Path, tmp_path: Path) -> None:
+    changed = rewrite(packed, tmp_path / "x.mar", {"ivdr_handler.py": b"import os"})
+    with pytest.raises(ArtifactError, match=r"ivdr_handler\.py was changed"):
+        open_model(changed)
+    with pytest.raises(ContractMismatchError, match=r"tiny\.mar"):
+        open_model(packed, expected_contract="0" * 64)
 
 
 def test_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from ivdr_deploy.errors import ArtifactError, ServerError
+from ivdr_deploy.errors import ArtifactError, FolderError, ServerError
 from ivdr_deploy.serving.client import EndpointClient
+from ivdr_deploy.serving.torchserve import guard
+from ivdr_deploy.serving.torchserve.archive import build_archive
 from ivdr_deploy.serving.torchserve.config import Ports
-from ivdr_deploy.serving.torchserve.process import serve, worker_failure
+from ivdr_deploy.serving.torchserve.process import front_end_failure, serve, worker_failure
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
 PREFIX = "2026-11-23T07:11:51,084 [INFO ] W-9000-echo_1.0-stdout MODEL_LOG - "
 
@@ -61,3 +67,82 @@ def test_endpoint_that_is_not_there_is_not_ready_and_says_where_it_was_looked_fo
 def test_serving_what_is_not_there_is_an_artifact_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"absent\.mar"):
         serve(tmp_path / "absent.mar", run_dir=tmp_path / "run")
+
+
+FRONT_END = """2026-11-25T12:18:00,560 [WARN ] main org.pytorch.serve.ModelServer - Failed to load model: e.mar
+org.pytorch.serve.archive.model.InvalidModelException: Failed to parse signature.json.
+\tat org.pytorch.serve.archive.utils.ArchiveUtils.readFile(ArchiveUtils.java:45) ~[model-server.jar:?]
+Caused by: com.google.gson.JsonSyntaxException: java.io.EOFException: End of input at line 1
+\tat com.google.gson.Gson.fromJson(Gson.java:1236) ~[model-server.jar:?]
+Caused by: java.io.EOFException: End of input at line 1 column 5
+\t... 8 more
+"""
+
+
+def test_reason_of_the_front_end_is_its_exception_and_the_first_cause() -> None:
+    said = front_end_failure(FRONT_END)
+    assert said.startswith(
+        "InvalidModelException: Failed to parse signature.json. <- EOFException: End of input"
+    )
+    full = "x - Failed to load model: e.mar\njava.io.IOException: No space left on device\n\tat java.base/x\n"
+    assert front_end_failure(full) == "IOException: No space left on device"
+    assert "disk" in front_end_failure("")
+
+
+@pytest.mark.parametrize("name", ["tmp", "logs"])
+def test_folders_that_no_server_made_are_not_deleted(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "run" / name / "precious.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(FolderError, match=f"holds '{name}'"):
+        serve(tiny_bundle, run_dir=tmp_path / "run")
+    archive = build_archive(tiny_bundle, model_store=tmp_path / "store", settings=EndpointSettings())
+    with pytest.raises(FolderError, match="is not the run folder"):
+        serve(archive.path, run_dir=tmp_path / "run").start()
+    assert mine.read_text() == "mine"
+
+
+COMMAND = """
+import subprocess, sys, time
+child = "import signal, time; signal.signal(signal.SIGTERM, signal.%s); print('up', flush=True); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", child])
+time.sleep(600)
+"""
+
+STARTER = """
+import subprocess, sys
+process = subprocess.Popen([sys.executable, "-P", sys.argv[1], sys.executable, "-c", sys.argv[2]],
+                           stdin=subprocess.PIPE, start_new_session=True)
+print(process.pid, flush=True)
+process.wait()
+"""
+
+
+def test_guard_ends_the_group_when_its_starter_is_killed() -> None:
+    command = [sys.executable, "-c", STARTER, guard.__file__, COMMAND % "SIG_DFL"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        said = {starter.stdout.readline().strip() for _ in range(2)}
+        (group,) = (psutil.Process(int(line)) for line in said - {"up"})
+        members = [group, *group.children(recursive=True)]
+        assert len(members) == 3
+        starter.kill()
+        _, alive = psutil.wait_procs(members, timeout=15)
+    assert not alive
+
+
+def test_what_ignores_the_signal_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "END_SECONDS", 0.5)
+    command = [sys.executable, "-c", COMMAND % "SIG_IGN"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (child,) = psutil.Process(process.pid).children()
+        assert guard.end_group(process.pid) == 1
+        child.wait(10)
+
+
+def test_guard_ends_with_its_command() -> None:
+    command = [sys.executable, "-P", guard.__file__, sys.executable, "-c", "import sys; sys.exit(7)"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.wait(30) == 7

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from ivdr_deploy.artifacts.bundle import open_bundle
-from ivdr_deploy.errors import ConfigError, ServerError
+from ivdr_deploy.errors import ConfigError, FolderError, ServerError
+from ivdr_deploy.serving.core.service import MAX_ANSWER_BYTES
 from ivdr_deploy.serving.torchserve.archive import Archive
-from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig
+from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig, claim_run_folder
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
 
@@ -48,6 +49,7 @@ def test_sizes_come_from_the_settings_of_the_archive(tiny_bundle: Path) -> None:
     values = read_properties(make_config(tiny_bundle, Path("/run/x")).properties())
     assert values["max_request_size"] == str(EndpointSettings().max_request_bytes)
     assert values["job_queue_size"] == "9"
+    assert int(values["max_response_size"]) > MAX_ANSWER_BYTES + (1 << 20)
 
 
 def test_shell_line_survives_blanks_in_paths(tiny_bundle: Path) -> None:
@@ -76,3 +78,24 @@ def test_taken_port_is_named_with_its_use() -> None:
 def test_ports_out_of_range_are_refused(first: int) -> None:
     with pytest.raises(ConfigError, match="port must be between"):
         Ports.starting_at(first)
+
+
+def test_run_folder_that_a_server_made_is_taken_again(tmp_path: Path) -> None:
+    for folder in (tmp_path / "new", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        claim_run_folder(folder)
+        (folder / "tmp").mkdir()
+        claim_run_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["tmp", "logs", "model_store", "config.properties", ".hidden"])
+def test_folder_of_somebody_else_is_no_run_folder(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, Path(), Path("/")):
+        with pytest.raises(FolderError, match="is not the run folder of a server") as caught:
+            claim_run_folder(folder)
+        assert "--run-dir" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -1,0 +1,46 @@
+"""Text that goes out: a file name may hold any bytes; what is printed or stored is always valid Unicode."""
+
+from __future__ import annotations
+
+import os
+import reprlib
+from typing import Any
+
+QUOTED = 80
+"""Characters of a foreign value that a message shows."""
+
+_REPR = reprlib.Repr()  # looks no deeper and no further than it shows
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 4 * QUOTED
+
+_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+"""Line ends and other control characters, as JSON spells them, so that a line of JSON stays JSON."""
+
+
+def as_text(value: str | os.PathLike[str]) -> str:
+    r"""Return text that every encoding of Unicode can hold; bytes that are no text are spelled, as in ``caf\xe9.avi``.
+
+    Args:
+        value: Text, in which Python keeps such bytes as lone surrogates, or a path. Of a path the result depends on its
+            bytes alone, not on the locale.
+    """
+    if not isinstance(value, str):
+        return os.fsencode(value).decode("utf-8", "backslashreplace")
+    try:
+        found = value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        found = value.encode("utf-8", "surrogatepass")
+    return found.decode("utf-8", "backslashreplace")
+
+
+def one_line(value: str | os.PathLike[str]) -> str:
+    """Return ``as_text``, with line ends and other control characters spelled: a name may hold those too."""
+    return as_text(value).translate(_CONTROLS)
+
+
+def quoted(value: Any) -> str:
+    """Show a foreign value, cut short: it may be megabytes long, or nested without end."""
+    try:
+        text = _REPR.repr(value[:QUOTED] if isinstance(value, str | bytes | bytearray) else value)
+    except ValueError:  # a whole number with more digits than Python writes
+        text = f"a very large {type(value).__name__}"
+    return as_text(text if len(text) <= QUOTED else f"{text[:QUOTED]}...")

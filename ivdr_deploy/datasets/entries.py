@@ -1,0 +1,147 @@
+"""What every form of a list is read into: entries, and the count of what was left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from ivdr_deploy._text import as_text, one_line, quoted
+from ivdr_deploy.errors import DataError
+
+VIDEO_SUFFIXES = frozenset(
+    {".264", ".265", ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".h265", ".hevc", ".m1v", ".m2ts"}
+    | {
+        ".m2v",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    }
+)
+"""What counts as a video when a folder is listed. In a list file any name goes."""
+
+FORMATS = (
+    "a folder of videos, a folder of class folders, a csv or parquet file with the columns path and label or path, "
+    "or a text list"
+)
+
+_NAMED = 3
+"""Examples that a message names; the rest are counted."""
+
+_LOOKED_AT = 4096
+"""Bytes at the beginning of a list file that tell whether it is text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One video as a list names it, before repeated ones are joined."""
+
+    path: Path
+    uri: str
+    """The path as the list writes it; below a folder, relative to it. Valid Unicode."""
+
+    label: str | None
+    key: str
+    """The same for all entries of one file."""
+
+    where: str = ""
+    """Place in the list, such as ``line 3``; empty where the uri says it all."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a listing passed over, for one reason."""
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+    """The first few."""
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.reason}: {some(self.examples, self.count)}"
+
+
+class Omissions:
+    """Counts what a listing passes over."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._examples: dict[str, list[str]] = {}
+
+    def add(self, reason: str, example: str) -> None:
+        """Count one thing that is left out."""
+        self._counts[reason] = self._counts.get(reason, 0) + 1
+        if len(examples := self._examples.setdefault(reason, [])) < _NAMED:
+            examples.append(example)
+
+    def found(self) -> tuple[LeftOut, ...]:
+        """Return what was counted, by reason."""
+        return tuple(LeftOut(key, count, tuple(self._examples[key])) for key, count in self._counts.items())
+
+
+def listed(root: Path, written: str, label: str | None, where: str) -> Entry:
+    """Make an entry of what a list file writes.
+
+    Args:
+        root: Where relative paths start.
+        written: The path, read as UTF-8; bytes that are not are lone surrogates. ``~/`` is the home folder.
+        label: The class, if there is one.
+        where: The place, for messages.
+
+    Raises:
+        DataError: if the label is not UTF-8.
+    """
+    # Whatever the locale, the path has the bytes that stand in the list.
+    local = os.fsdecode(written.encode("utf-8", "surrogateescape"))
+    path = root / (os.path.expanduser(local) if local.startswith("~/") else local)
+    if label is not None and not label.isascii():
+        try:
+            label.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{where}: the label {quoted(label)} is not UTF-8", hint="save the list as UTF-8"
+            ) from error
+    return Entry(path, as_text(written), label or None, os.path.abspath(path), where)
+
+
+def open_text(source: Path, *, newline: str | None = None) -> TextIO:
+    """Open a list file as UTF-8; bytes in it that are not become lone surrogates, since paths may hold any.
+
+    Raises:
+        DataError: if it cannot be read, or is no text.
+    """
+    try:
+        with source.open("rb") as stream:
+            head = stream.read(_LOOKED_AT)
+        if b"\0" in head:
+            raise DataError(
+                f"{source} cannot be read as text: there are null bytes in it",
+                hint=f"save a list as UTF-8; expected {FORMATS}",
+            )
+        return source.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+    except OSError as error:
+        raise DataError(f"{source} cannot be read ({error.strerror})") from error
+
+
+def some(values: Iterable[str], count: int | None = None) -> str:
+    """Name the first few of some values.
+
+    Args:
+        values: All of them, or at least the first few.
+        count: How many there are, where ``values`` does not hold all.
+    """
+    values = list(values)
+    shown = [value if len(value) <= 100 else f"{value[:97]}..." for value in map(one_line, values[:_NAMED])]
+    more = (len(values) if count is None else count) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,99 @@
+"""Lists with columns: csv and Parquet."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ivdr_deploy._text import quoted
+from ivdr_deploy.datasets.entries import Entry, listed, open_text
+from ivdr_deploy.datasets.official import ClassFolders, is_kinetics, kinetics_entry
+from ivdr_deploy.datasets.text import is_blank_separated, read_text
+from ivdr_deploy.errors import DataError
+
+
+def read_csv(source: Path, root: Path) -> Iterator[Entry]:
+    """Yield the entries of a csv with a header; columns besides ``path`` and ``label`` are not looked at.
+
+    Two other forms that are published as ``.csv`` are read too: ``path label`` without a header, and the annotations
+    of Kinetics.
+
+    Raises:
+        DataError: if it cannot be read, or a line does not fit the header.
+    """
+    with open_text(source, newline="") as stream:
+        rows = csv.reader(stream, delimiter="\t" if source.suffix.lower() == ".tsv" else ",", strict=True)
+        try:
+            header = [name.strip() for name in next(rows, [])]
+            if len(header) == 1 and is_blank_separated(header[0]):
+                yield from read_text(source, root)
+                return
+            kinetics = is_kinetics(header)
+            if ("path" not in header and not kinetics) or len(set(header)) != len(header):
+                raise DataError(
+                    f"{source}: the first line is {quoted(','.join(header))}; expected a header with the column path, "
+                    "and label if there are labels",
+                    hint="put path,label on the first line",
+                )
+            folders = ClassFolders(root)
+            for row in rows:
+                if not row:
+                    continue
+                where = f"{source}: line {rows.line_num}"
+                if len(row) != len(header):
+                    raise _bad_row(where, row, header)
+                values = dict(zip(header, row, strict=True))
+                entry = kinetics_entry(folders, values, where) if kinetics else _entry(root, values, where)
+                if entry is None:
+                    raise _bad_row(where, row, header)
+                yield entry
+        except csv.Error as error:
+            raise DataError(f"{source}: line {rows.line_num} is not valid csv ({error})") from error
+
+
+def read_parquet(source: Path, root: Path) -> Iterator[Entry]:
+    """Yield the entries of a Parquet file with the column ``path`` and, if there are labels, ``label``.
+
+    Raises:
+        DataError: if it is damaged, or the columns are not there or not of text.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # An open file, because a name such as scores:1 would be taken for a URI.
+        with source.open("rb") as stream, pq.ParquetFile(stream) as file:
+            names = file.schema_arrow.names
+            if "path" not in names:
+                raise DataError(
+                    f"{source} has the columns {quoted(', '.join(names))}; expected path, and label if there are labels"
+                )
+            row = 0
+            for batch in file.iter_batches(columns=[name for name in ("path", "label") if name in names]):
+                for values in batch.to_pylist():
+                    row += 1
+                    where = f"{source}: row {row}"
+                    path, label = values["path"], values.get("label")
+                    if not isinstance(path, str) or isinstance(label, float | bytes | list | dict):
+                        raise DataError(f"{where} is {quoted(values)}; expected text in path and label")
+                    entry = _entry(root, {"path": path, "label": "" if label is None else str(label)}, where)
+                    if entry is None:
+                        raise DataError(f"{where} has no path")
+                    yield entry
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise DataError(f"{source} cannot be read as Parquet ({reason})") from error
+
+
+def _entry(root: Path, values: Mapping[str, str], where: str) -> Entry | None:
+    """Make an entry of a row; None if it has no path."""
+    written = values["path"].strip(" \t")
+    return listed(root, written, values.get("label"), where) if written else None
+
+
+def _bad_row(where: str, row: list[str], header: list[str]) -> DataError:
+    return DataError(
+        f"{where} is {quoted(','.join(row))}; expected {len(header)} values for {quoted(','.join(header))}",
+        hint="quote a value that contains a comma",
+    )

@@ -1,0 +1,114 @@
+"""The journey of the README, typed as it stands there, on a few made videos; then its Python block."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from videos import numbered_video
+
+from ivdr_deploy.cli import main as ivdr
+from ivdr_deploy.errors import ServerError
+from ivdr_deploy.serving.torchserve.config import Ports
+from train.__main__ import main as train
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = [
+    "model.backbone=tiny", "clip.num_frames=4", "clip.frame_stride=2", "clip.short_side=36", "clip.crop_size=32",
+    "view_plan.num_clips=2", "device=cpu", "optim.epochs=1", "optim.batch_size=4",
+]  # fmt: skip
+"""The README names the paper's settings, which take a GPU and days."""
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with every file that the README names."""
+    # Not tmp_path: sockets lie in the run folder of the server, and their paths may not be longer than 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ivdr-") as name:
+        monkeypatch.chdir(name)
+        yield write_files(Path(name))
+        monkeypatch.undo()
+
+
+def write_files(folder: Path) -> Path:
+    (folder / "videos").mkdir()
+    names = []
+    for index in range(8):
+        names.append(f"videos/{index}.mp4")
+        numbered_video(folder / names[-1], num_frames=12 + index, size=(64, 48))
+    for name in ("video.mp4", "a.mp4", "b.mp4"):
+        (folder / name).symlink_to(names[0])
+    rows = [f"{name},{('sit', 'wave')[index % 2]}" for index, name in enumerate(names)]
+    (folder / "videos.csv").write_text("\n".join(["path", *names]) + "\n")
+    (folder / "train.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    (folder / "test.csv").write_text("\n".join(["path,label", *rows[:4]]) + "\n")
+    (folder / "train").mkdir()
+    (folder / "train" / "configs").symlink_to(ROOT / "train" / "configs")
+    return folder
+
+
+def block(language: str, *, heading: str) -> str:
+    """The first fenced block of a language under a heading."""
+    found = re.search(rf"^## {heading}$.*?^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def first_of_five_ports() -> int:
+    for first in range(20_000 + os.getpid() % 4000 * 10, 65_000, 5):
+        with suppress(ServerError):
+            Ports.starting_at(first).check()
+            return first
+    raise AssertionError("no five ports in a row are free")
+
+
+def serve(words: list[str]) -> int:
+    """Run ``ivdr serve`` until it is ready, then stop it as Ctrl-C does."""
+    program = str(Path(sysconfig.get_path("scripts")) / "ivdr")
+    ports = ["--port", str(first_of_five_ports())]
+    with subprocess.Popen([program, *words, *ports], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = ""
+        for line in process.stderr:
+            said += line
+            if "stop it with Ctrl-C" in line:
+                process.send_signal(signal.SIGINT)
+        assert "READY" in said, said
+        return process.wait()
+
+
+def ended(run: Callable[[], object]) -> object:
+    try:
+        return run()
+    except SystemExit as error:
+        return error.code
+
+
+@pytest.mark.slow
+@pytest.mark.torchserve
+def test_the_journey_runs_as_it_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = []
+    for line in block("console", heading="The journey").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if words[1] == "serve":
+            code: object = serve(words[1:])
+        elif words[0] == "ivdr":
+            code = ended(lambda words=words[1:]: ivdr(words))
+        else:
+            small = SMALL if "--config" in words else []
+            code = ended(lambda words=[*words[3:], *small]: train(words))
+        assert not code, f"{line}\n{capsys.readouterr().err}"
+        ran.append(line)
+    assert len(ran) >= 12
+    exec(compile(block("python", heading="From Python"), "README.md", "exec"), {})
+    assert re.findall(r"pyarrow\.Table", capsys.readouterr().out)

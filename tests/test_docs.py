@@ -1,0 +1,105 @@
+"""What README and docs tell a reader to type exists, and what they show of settings is read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+from ivdr_deploy.cli import app
+from ivdr_deploy.serving.torchserve.settings import read_settings
+from train.__main__ import _parser
+from train.config import FinetuneConfig, PretrainConfig
+from train.config_file import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def blocks(language: str) -> list[tuple[Path, str]]:
+    """The fenced blocks of a language in all pages."""
+    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(page, text) for page in PAGES for text in pattern.findall(page.read_text(encoding="utf-8"))]
+
+
+def console_lines() -> list[str]:
+    return [line for _, text in blocks("console") for line in text.splitlines() if line.startswith("$ ")]
+
+
+def help_lines() -> list[str]:
+    """The examples at the end of each command's help."""
+    texts = [command.epilog for command in COMMANDS.values()]
+    for name in ("pretrain", "finetune", "evaluate"):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            _parser().parse_args([name, "-h"])
+        texts.append(printed.getvalue())
+    found = [re.findall(r"^  ((?:ivdr|python -m train) .*)$", text, re.MULTILINE) for text in texts]
+    assert all(found), "every help ends with an example"
+    return [line for lines in found for line in lines]
+
+
+def check(words: list[str]) -> None:
+    """Parse a command line with what would parse it, without running it."""
+    match words:
+        case ["ivdr", name, *rest]:
+            COMMANDS[name].make_context(name, rest)
+        case ["python", "-m", "train", *rest]:
+            options = _parser().parse_args(rest)
+            if rest[0] in ("pretrain", "finetune"):
+                kind = PretrainConfig if rest[0] == "pretrain" else FinetuneConfig
+                load_config(kind, ROOT / options.config, options.overrides)
+        case ["make", target, *_]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+        case ["pip", "install", package]:
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+            name, _, extras = package.rstrip("]").partition("[")
+            assert name == project["name"]
+            assert set(extras.split(",")) - {""} <= set(project["optional-dependencies"])
+        case _:
+            pytest.fail(f"nothing here knows how to check {shlex.join(words)}")
+
+
+@pytest.mark.parametrize("line", [*console_lines(), *help_lines()])
+def test_a_line_to_type_is_one_that_the_program_takes(line: str) -> None:
+    check(shlex.split(line.removeprefix("$ "), comments=True))
+
+
+def test_the_readme_shows_every_command() -> None:
+    shown = {
+        words[1] for words in map(shlex.split, (line[2:] for line in console_lines())) if words[0] == "ivdr"
+    }
+    assert shown == set(COMMANDS)
+
+
+def mentions() -> list[tuple[str, str, str]]:
+    """Where pages and messages name a command in passing: place, command, and the words after it."""
+    found = []
+    sources = [
+        path for folder in ("ivdr_deploy", "train", "handlers") for path in (ROOT / folder).rglob("*.py")
+    ]
+    for path in [*PAGES, *sorted(sources)]:
+        for command, rest in re.findall(r"`ivdr ([a-z]+)([^`]*)`", path.read_text(encoding="utf-8")):
+            found.append((str(path.relative_to(ROOT)), command, rest))
+    return found
+
+
+@pytest.mark.parametrize(("place", "command", "rest"), mentions())
+def test_a_command_named_in_passing_exists_with_its_options(place: str, command: str, rest: str) -> None:
+    known = {option for parameter in COMMANDS[command].params for option in parameter.opts}
+    named = {word for word in rest.split() if word.startswith("-")}
+    assert named <= known | {"--help"}
+
+
+@pytest.mark.parametrize("text", [text for _, text in blocks("toml")])
+def test_settings_that_are_shown_are_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text(text, encoding="utf-8")
+    read_settings(path)

@@ -1,0 +1,196 @@
+"""What a second run into the same folder does, and what is left when a run is stopped or the disk is full."""
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from runs import equal, finetune_config, pretrain_config, state
+
+from ivdr_deploy.errors import CheckpointError, FolderError
+from train import finetune as finetuning
+from train import run
+from train.config import DataConfig
+from train.finetune import finetune
+from train.pretrain import pretrain
+
+
+class StoppedError(Exception):
+    """What ends a run in the middle."""
+
+
+@contextmanager
+def stopping_after(steps: int) -> Iterator[None]:
+    """Let a run end before it takes one more step."""
+    take_step, taken = run.take_step, []
+
+    def counted(*arguments: object, **options: object) -> None:
+        if len(taken) == steps:
+            raise StoppedError
+        taken.append(None)
+        take_step(*arguments, **options)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "take_step", counted)
+        patch.setattr(run, "SAVE_SECONDS", 0.0)
+        yield
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_the_same_command_goes_on_where_a_run_was_stopped(
+    pretrained: Path, data: DataConfig, tmp_path: Path
+) -> None:
+    config = pretrain_config(tmp_path, data)
+    with pytest.raises(StoppedError), stopping_after(2):
+        pretrain(config)
+    assert not list(tmp_path.glob("*.safetensors"))
+    with stopping_after(2):  # the two that are missing
+        again = pretrain(config)
+    for part in ("backbone", "clip_head", "series_head"):
+        assert equal(state(pretrained, part), state(again, part))
+    assert (tmp_path / "metrics.csv").read_text() == (pretrained.parent / "metrics.csv").read_text()
+
+
+def test_a_run_stopped_before_its_first_step_goes_on(data: DataConfig, tmp_path: Path) -> None:
+    config = pretrain_config(tmp_path, data)
+    with pytest.raises(StoppedError), stopping_after(0):
+        pretrain(config)
+    pretrain(config)
+    assert len(list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))) == 4
+
+
+def test_a_run_stopped_after_its_last_step_takes_none_again(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its test list is measured and its checkpoint written."""
+    config = finetune_config(tmp_path, data)
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(finetuning, "evaluate_model", stop)
+    with pytest.raises(StoppedError):
+        finetune(config)
+    monkeypatch.undo()
+    log = (tmp_path / "metrics.csv").read_text()
+    with stopping_after(0):
+        path = finetune(config)
+    metrics = finetuning.load_checkpoint(path).info.provenance.metrics
+    assert metrics["test_videos"] == 6
+    assert metrics["loss"] == pytest.approx(
+        float(list(csv.DictReader(log.splitlines()))[-1]["loss"]), rel=1e-4
+    )
+    assert (tmp_path / "metrics.csv").read_text() == log
+
+
+def test_a_run_that_has_ended_is_kept(data: DataConfig, tmp_path: Path) -> None:
+    config = pretrain_config(tmp_path, data)
+    pretrain(config)
+    before = contents(tmp_path)
+    with pytest.raises(
+        FolderError, match=r"has ended: 4 steps are taken and checkpoint\.safetensors is written"
+    ):
+        pretrain(config)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_with_other_settings_is_kept(data: DataConfig, tmp_path: Path) -> None:
+    config = pretrain_config(tmp_path, data)
+    with pytest.raises(StoppedError), stopping_after(2):
+        pretrain(config)
+    before = contents(tmp_path)
+    for other in (replace(config, seed=1), replace(config, optim=replace(config.optim, lr=1e-4))):
+        with pytest.raises(FolderError, match="belongs to another run") as caught:
+            pretrain(other)
+        assert "give another out=" in caught.value.hint
+    with pytest.raises(FolderError, match="belongs to another run"):
+        finetune(finetune_config(tmp_path, replace(data, test="")))
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.csv"])
+def test_a_folder_with_the_files_of_some_run_is_kept(data: DataConfig, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FolderError, match=f"is used: it holds {name}"):
+        pretrain(pretrain_config(tmp_path, data))
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_a_damaged_state_is_kept(data: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="not a readable training state"):
+        pretrain(pretrain_config(tmp_path, data))
+    assert contents(tmp_path) == {"state.pt": b"damaged"}
+
+
+def test_two_runs_at_once_are_refused(data: DataConfig, tmp_path: Path) -> None:
+    config = pretrain_config(tmp_path, data)
+    with run.run_folder(config), pytest.raises(FolderError, match="another process is training into"):
+        pretrain(config)
+
+
+LIMITED = """
+import resource, signal, sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from runs import pretrain_config
+from train import run
+from train.config import DataConfig
+from train.pretrain import pretrain
+from ivdr_deploy._console import exiting
+
+torch.set_num_threads(1)
+run.SAVE_SECONDS = 0.0
+write_checkpoint, save = run.write_checkpoint, run.TrainState.save
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+def full(function):
+    def limited(*arguments, **options):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        return function(*arguments, **options)
+    return limited
+
+def full_later(self, path):
+    return (full(save) if self.step == 2 else save)(self, path)
+
+import train.pretrain
+if sys.argv[4] == "checkpoint":
+    train.pretrain.write_checkpoint = full(write_checkpoint)
+else:
+    run.TrainState.save = full_later
+data = DataConfig(train=sys.argv[2], cache=sys.argv[3])
+with exiting("train"):
+    pretrain(pretrain_config(Path("out"), data))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of files there")
+@pytest.mark.parametrize(("what", "step"), [("checkpoint", 4), ("state", 1)])
+def test_a_full_disk_ends_the_run_with_its_folder_named_and_the_last_state_kept(
+    data: DataConfig, tmp_path: Path, pretrained: Path, what: str, step: int
+) -> None:
+    arguments = [str(Path(__file__).parent), data.train, data.cache, what]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert (done.returncode, last) == (9, "train: out: File too large"), done.stderr
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"metrics.csv", "settings.toml", "state.pt", "tensorboard"}
+    assert torch.load(tmp_path / "out" / "state.pt", weights_only=True)["step"] == step
+    again = pretrain(pretrain_config(tmp_path / "out", data))  # with space again
+    assert equal(state(pretrained, "backbone"), state(again, "backbone"))

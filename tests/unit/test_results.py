@@ -1,0 +1,38 @@
+"""Which label goes with which probability, and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ivdr_deploy.datasets.lists import VideoItem, VideoList
+from ivdr_deploy.results import VideoResult
+from ivdr_deploy.spec import ViewPlan
+
+
+def result(*probabilities: float) -> VideoResult:
+    return VideoResult(
+        labels=("a", "b", "c", "d")[: len(probabilities)], probabilities=np.array(probabilities, np.float32),
+        clip_logits=None, feature=None, inter=None, intra=None, clip_seconds=np.zeros((1, 2)),
+        view_plan=ViewPlan(num_clips=1), info=None, decode_ms=0.0, preprocess_ms=0.0, infer_ms=0.0,
+    )  # fmt: skip
+
+
+def test_the_best_label_comes_first_with_its_own_probability() -> None:
+    assert result(0.2, 0.1, 0.7).top(2) == [("c", pytest.approx(0.7)), ("a", pytest.approx(0.2))]
+
+
+def test_equal_probabilities_keep_the_order_of_the_labels() -> None:
+    assert [label for label, _ in result(0.2, 0.3, 0.2, 0.3).top(4)] == ["b", "d", "a", "c"]
+
+
+def test_classes_are_in_the_order_of_their_names_whatever_the_list_says() -> None:
+    items = tuple(
+        VideoItem(uri=f"{i}.mp4", path=Path(f"{i}.mp4"), label=label)
+        for i, label in enumerate(("wave", "bow", "wave", "sit"))
+    )
+    videos = VideoList(Path("list.csv"), items)
+    assert videos.labels == ("bow", "sit", "wave")
+    assert videos.targets(videos.labels) == [2, 0, 2, 1]
