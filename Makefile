@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 # The demo's data: empty for the made videos, or a folder of real clips (class folders, or train.csv and test.csv).
 DATA ?=
 
-.PHONY: help install demo test test-gpu lint format typecheck bench wheel-check all clean
+.PHONY: help install demo test test-all test-gpu lint format typecheck bench wheel-check all clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,7 +28,10 @@ install: $(STAMP) ## make .venv with everything the demo and the tests need
 demo: $(STAMP) ## the whole journey, from videos to a served label (DATA=DIR for real clips)
 	$(BIN)/python -m examples.demo $(if $(DATA),--data "$(DATA)")
 
-test: $(STAMP) ## all tests; those for a GPU are skipped where there is none
+test: $(STAMP) ## the tests; those for a GPU are skipped where there is none
+	$(BIN)/python -m pytest -m "not exhaustive"
+
+test-all: $(STAMP) ## all tests, also the slow ones that repeat a check for every backbone
 	$(BIN)/python -m pytest
 
 test-gpu: $(STAMP) ## the tests for a GPU; a missing GPU is a failure

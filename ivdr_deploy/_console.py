@@ -12,7 +12,7 @@ Shared by ``ivdr`` and ``python -m train``. Exit codes:
     6     a package, GPU or execution provider that this command needs is not there
     7     export failed, or the exported model computes something else
     8     the server did not start, answer or stop as it should
-    9     the system refused a file: no permission, no space
+    9     the system refused a file (no permission, no space), memory or a thread
     10    the output folder is in use by another process, or holds something else
     11    training cannot go on, for example because the loss is not finite
     12    the network failed on a video
@@ -59,6 +59,7 @@ EXIT_CODES: tuple[tuple[type[errors.IvdrError], int], ...] = (
     (errors.DeviceError, 6),
     (errors.ExportError, 7),
     (errors.ServerError, 8),
+    (errors.ResourceError, 9),
     (errors.FolderError, 10),
     (errors.TrainingError, 11),
     (errors.InferenceError, 12),
@@ -72,6 +73,10 @@ class PlainConsole(Console):
 
     def __init__(self, *, stderr: bool = False, markup: bool = True) -> None:
         super().__init__(stderr=stderr, markup=markup, highlight=False, soft_wrap=True)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, with bytes that are no text spelled as ``_text.as_text`` does."""
+        super().print(*(as_text(item) if isinstance(item, str) else item for item in objects), **options)
 
     def on_broken_pipe(self) -> None:
         """Raise what rich caught, and print nothing more."""

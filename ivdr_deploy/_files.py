@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,6 +116,23 @@ def naming_full_disk(folder: Path, *, below: Path | None = None) -> Iterator[Non
         raise OSError(error.errno, error.strerror, str(where)) from error
 
 
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """Make a folder in the system's temporary one, for as long as the block runs.
+
+    Raises:
+        OSError: if it cannot be made; when the disk is full, in the whole block, it names the system's folder.
+    """
+    base = Path(tempfile.gettempdir())
+    with naming_full_disk(base):
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+    try:
+        with naming_full_disk(base, below=folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def left_over_name(name: str) -> bool:
     """Say whether a file name is that of something temporary of this module."""
     return _LEFT_OVER.fullmatch(name) is not None
@@ -192,6 +210,17 @@ def remove_unless_locked(folder: Path) -> None:
                 shutil.rmtree(folder)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against others who call this, and wait for them; where it is absent or has no locks, do nothing."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, descriptor)
+            _lock(descriptor, wait=True)
+        yield
 
 
 def try_lock(descriptor: int) -> bool:

@@ -6,6 +6,7 @@ import importlib
 import os
 from types import ModuleType
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import MissingDependencyError
 
 
@@ -39,6 +40,17 @@ def import_onnxruntime() -> ModuleType:
     return module
 
 
+def import_pyarrow() -> ModuleType:
+    """Import pyarrow and its Parquet reader, with the memory of the C library. The package imports it nowhere else.
+
+    Its own allocator reserves 1 GiB of address space with the first column that is read: under a limit of the address
+    space (``ulimit -v``) nothing was left for threads. An allocator that is already in the environment stays.
+    """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    importlib.import_module("pyarrow.parquet")
+    return importlib.import_module("pyarrow")
+
+
 def pip_install(*extras: str) -> str:
     """Return the command that installs an extra, or one of several that exclude each other."""
     return "pip install " + ", or ".join(f"'ivdr-deploy[{extra}]'" for extra in extras)
@@ -49,6 +61,6 @@ def _import(module: str, *extras: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
-            f"the package {module!r} cannot be imported ({error})",
+            f"the package {quoted(module)} cannot be imported ({error})",
             hint=f"install it with: {pip_install(*extras)}",
         ) from error

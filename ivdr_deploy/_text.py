@@ -32,6 +32,14 @@ def as_text(value: str | os.PathLike[str]) -> str:
     return found.decode("utf-8", "backslashreplace")
 
 
+def is_utf8(path: os.PathLike[str]) -> bool:
+    """Say whether a path is UTF-8, on the disk as in this locale: libraries that are given text open no other."""
+    try:
+        return os.fspath(path).encode() == os.fsencode(path)
+    except UnicodeEncodeError:  # bytes that are no text
+        return False
+
+
 def one_line(value: str | os.PathLike[str]) -> str:
     """Return ``as_text``, with line ends and other control characters spelled: a name may hold those too."""
     return as_text(value).translate(_CONTROLS)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ivdr_deploy.errors import ClosedError, InferenceError, IvdrError
+from ivdr_deploy.errors import ClosedError, InferenceError, IvdrError, ResourceError
 from ivdr_deploy.spec import MAX_BATCH
 
 Infer = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -81,6 +81,7 @@ class ClipBatcher:
 
         Raises:
             ClosedError: if the batcher was closed.
+            ResourceError: if its thread cannot be started.
         """
         return self._submit([video], may_grow=True)[0]
 
@@ -98,6 +99,7 @@ class ClipBatcher:
 
         Raises:
             ClosedError: if the batcher was closed.
+            ResourceError: if its thread cannot be started.
         """
         return self._submit(videos, may_grow=False)
 
@@ -109,8 +111,15 @@ class ClipBatcher:
             if self._closed:
                 raise ClosedError("this clip batcher was closed")
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="infer", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="infer", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise ResourceError(
+                        f"the thread of the network cannot be started ({error})",
+                        hint="raise the limit of memory or threads of this process (`ulimit -v`, `ulimit -u`)",
+                    ) from error
+                self._thread = thread
             self._waiting.append(waiting)
             self._changed.notify()
         return [video.result for video in waiting.videos]

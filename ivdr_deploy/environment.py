@@ -20,6 +20,15 @@ PACKAGES = (
 """Distributions whose version can change a figure."""
 
 _ROOT = Path(__file__).resolve().parents[1]
+_INSTRUCTION_SETS = {
+    "avx2": {"avx2"},
+    "avx512": {"avx512vl"},  # every processor with it has the parts that compilers mean by AVX-512
+    "vnni": {"avx512_vnni", "avx_vnni"},
+    "bf16": {"avx512_bf16", "amx_bf16"},
+    "amx": {"amx_int8"},
+}
+"""Name -> flags of ``/proc/cpuinfo``, any of which grants it."""
+
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -27,16 +36,17 @@ def environment_facts() -> dict[str, Any]:
     """Collect what this process runs on, as values that JSON holds.
 
     Returns:
-        ``time`` (UTC), ``cpu``, ``cores`` (that this process may use), ``memory_gib``, ``load_average`` (over
-        the last minute, other processes included), ``os``, ``python``, ``packages``, ``gpus``, ``threads``
-        (variables that limit them), ``git_revision`` and ``command``. What cannot be found out is an empty
-        string or None.
+        ``time`` (UTC), ``cpu``, ``instruction_sets``, ``cores`` (that this process may use), ``memory_gib``,
+        ``load_average`` (over the last minute, other processes included), ``os``, ``python``, ``packages``,
+        ``gpus``, ``threads`` (variables that limit them), ``git_revision`` and ``command``. What cannot be found out
+        is an empty string or None.
     """
     import psutil
 
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
+        "instruction_sets": sorted(instruction_sets()),
         "cores": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_average": round(psutil.getloadavg()[0], 2),
@@ -85,6 +95,21 @@ def cpu_model() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def instruction_sets() -> frozenset[str]:
+    """Name the instruction sets of this processor that decide which engine runs on it.
+
+    Returns:
+        Of ``avx2``, ``avx512``, ``vnni`` (8-bit products summed in 32 bits, in whatever register width), ``bf16`` and
+        ``amx``; empty where the system does not tell.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+    return frozenset(name for name, any_of in _INSTRUCTION_SETS.items() if flags & any_of)
 
 
 def has_nvidia_driver() -> bool:

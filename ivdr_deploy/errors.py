@@ -7,6 +7,7 @@
     ├── DataError                   a list of videos or labels is missing, malformed or empty
     ├── MissingDependencyError      an optional package is not installed
     ├── DeviceError                 a device or execution provider that was asked for is not there
+    ├── ResourceError               the system gives no more memory or threads
     ├── FolderError                 an output folder is in use, or holds something else
     ├── ClosedError                 something was used after it was closed
     ├── VideoError                  one video cannot be used; the others can
@@ -92,6 +93,12 @@ class DeviceError(IvdrError):
     """A device or execution provider that was asked for is not there; nothing else takes its place."""
 
     code = "device"
+
+
+class ResourceError(IvdrError):
+    """The system gives this process no more memory or threads: no fault of a file."""
+
+    code = "resources"
 
 
 class FolderError(IvdrError):

@@ -53,14 +53,14 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key)[:100], fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            hint = f"did you mean {quoted(near[0])}?" if near else f"known keys: {', '.join(fields)}"
             raise ConfigError(f"{where}: unknown key {quoted(key)}", hint=hint)
     hints = typing.get_type_hints(cls)
     arguments = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in arguments:
-            raise ConfigError(f"{where}: the key {name!r} is missing")
+            raise ConfigError(f"{where}: the key {quoted(name)} is missing")
     try:
         return cls(**arguments)
     except ConfigError as error:

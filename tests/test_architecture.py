@@ -141,6 +141,23 @@ def test_normalisation_numbers_stand_in_the_contract_only() -> None:
     assert places == {"spec.py"}
 
 
+def test_messages_quote_foreign_values_cut_short() -> None:
+    """With ``_text.quoted``: what ``!r`` or ``repr`` shows may be megabytes long."""
+    places = {
+        path.relative_to(ROOT).as_posix()
+        for path in _sources("ivdr_deploy", "train", "handlers")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FormattedValue)
+        and (node.conversion == ord("r") or _calls(node.value, "repr"))
+    }
+    # The first names attributes of the package; the second writes a line of Python.
+    assert places <= {"ivdr_deploy/__init__.py", "ivdr_deploy/cli/score.py"}
+
+
+def _calls(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+
+
 @pytest.mark.parametrize(
     "module", ["ivdr_deploy", "ivdr_deploy.cli", "ivdr_deploy.pipeline", "ivdr_deploy.runtimes.loading"]
 )
@@ -156,3 +173,35 @@ def test_import_loads_nothing_heavy(module: str) -> None:
 def test_handler_file_defines_one_class() -> None:
     tree = ast.parse((ROOT / "handlers" / "ivdr_handler.py").read_text())
     assert len([node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]) == 1
+
+
+def test_every_module_can_be_imported_on_a_system_without_fcntl() -> None:
+    """Windows, as far as that can be seen from here: what only Unix has is imported where it is used."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in _sources("ivdr_deploy")
+        if path.name not in {"__main__.py", "guard.py"}  # the latter is a program
+    ]
+    code = (
+        "import importlib, sys\n"
+        "import psutil  # whose module for Linux needs what is taken away\n"
+        "sys.modules.update(dict.fromkeys(('fcntl', 'resource', 'pwd', 'grp', 'termios')))\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n"
+        "        importlib.import_module(name)\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        assert error.name.startswith('tensorrt'), (name, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_is_started_without_the_working_directory_among_its_modules() -> None:
+    """``python -m`` and ``-c`` would take torch.py of any folder for torch; ``-P`` keeps it out."""
+    started = 0
+    for path in _sources("ivdr_deploy", "handlers"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.List) and node.elts and ast.unparse(node.elts[0]) == "sys.executable":
+                started += 1
+                assert ast.unparse(node.elts[1]) == "'-P'", f"{path}: {ast.unparse(node)[:80]}"
+    assert started

@@ -1,13 +1,15 @@
 """Training videos, decoded once into memory-mapped frames.
 
 Decoding costs more than everything else on few cores, so the frames of every video are kept on disk, resized under the
-contract but not cropped: exactly what ``ivdr_deploy.video.open_frames`` gives. Decode workers import this module:
-nothing here needs torch.
+contract but not cropped: exactly what ``ivdr_deploy.video.open_frames`` gives. A file ends with a SHA-256 over
+its name and what is before it, which every run holds against the file before it trains on it; one that is damaged is
+made again. Decode workers import this module: nothing here needs torch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ from ivdr_deploy.video import PathSource, Source, VideoLimits, open_frames
 from ivdr_deploy.video.preprocess import crops
 from ivdr_deploy.video.sampling import place_clips
 
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_PIECE_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class CachedVideos:
@@ -33,7 +38,7 @@ class CachedVideos:
 
     items: tuple[VideoItem, ...]
     files: tuple[Path, ...]
-    """One ``.npy`` per item: uint8 (L, h, w, 3)."""
+    """One ``.npy`` per item: uint8 (L, h, w, 3), and behind it a digest that NumPy does not look at."""
 
     skipped: tuple[tuple[VideoItem, VideoError], ...]
     """Videos that cannot be used, with the reason."""
@@ -43,7 +48,14 @@ class CachedVideos:
 
     def frames(self, row: int) -> np.ndarray:
         """Return the frames of one video, uint8 (L, h, w, 3), mapped from disk."""
-        mapped: np.ndarray = np.load(self.files[row], mmap_mode="r")
+        file = self.files[row]
+        try:
+            mapped: np.ndarray = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{file} was removed or damaged while it was in use ({str(error)[:100]})",
+                hint="run the same command again: the cache is checked, and training goes on from its last state",
+            ) from error
         return mapped
 
     def eval_clips(self, row: int, clip: ClipSpec, plan: ViewPlan) -> np.ndarray:
@@ -63,7 +75,7 @@ def cache_videos(
     limits: VideoLimits | None = None,
     max_bad_share: float = 0.0,
 ) -> CachedVideos:
-    """Decode every video of a list that is not in the cache yet.
+    """Decode every video of a list that is not in the cache yet, or damaged there.
 
     Args:
         videos: What to decode. A file that is absent is a video that cannot be used.
@@ -100,7 +112,7 @@ def fill_cache(
     decode: DecodeOptions | None = None,
     limits: VideoLimits | None = None,
 ) -> list[Path | VideoError]:
-    """Decode the videos that are not in the cache yet.
+    """Decode the videos that are not in the cache yet, or damaged there; check those that are.
 
     A file of the cache belongs to one video (its name, size and time of change), to the settings of the contract that
     shape its frames, and to the decoder's version. Files appear whole or not at all, so several runs may share a
@@ -124,17 +136,15 @@ def fill_cache(
     try:
         with DecodePool(decode) as pool:
 
-            def start(source: Source) -> Path | VideoError | tuple[Future[None], Path]:
+            def start(source: Source) -> VideoError | tuple[Future[None], Path]:
                 try:
                     file = folder / f"{_cache_key(source, clip)}.npy"
                 except VideoError as error:
                     return error
-                if file.is_file():
-                    return file
-                return pool.submit(write_frames, source, clip, file, limits=limits), file
+                return pool.submit(keep_frames, source, clip, file, limits=limits), file
 
-            def finish(started: Path | VideoError | tuple[Future[None], Path]) -> Path | VideoError:
-                if not isinstance(started, tuple):
+            def finish(started: VideoError | tuple[Future[None], Path]) -> Path | VideoError:
+                if isinstance(started, VideoError):
                     return started
                 written, file = started
                 try:
@@ -149,8 +159,19 @@ def fill_cache(
         remove_left_over(folder)  # of workers that were killed
 
 
+def keep_frames(source: Source, /, clip: ClipSpec, file: Path, *, limits: VideoLimits) -> None:
+    """Make sure that a file of the cache is there and whole: a job of the decode workers.
+
+    Raises:
+        VideoError: if the video cannot be used.
+        ScratchError: if there is no space for the file.
+    """
+    if not _is_whole(file):
+        write_frames(source, clip, file, limits=limits)
+
+
 def write_frames(source: Source, /, clip: ClipSpec, file: Path, *, limits: VideoLimits) -> None:
-    """Decode all frames of a video into a ``.npy`` file, holding one at a time: a job of the decode workers.
+    """Decode all frames of a video into a file of the cache, holding one at a time.
 
     Raises:
         VideoError: if the video cannot be used.
@@ -160,13 +181,40 @@ def write_frames(source: Source, /, clip: ClipSpec, file: Path, *, limits: Video
         header = {"descr": "|u1", "fortran_order": False, "shape": stream.shape}
         try:
             with atomic_path(file) as temporary, temporary.open("wb") as out:
-                np.lib.format.write_array_header_1_0(out, header)
+                start = io.BytesIO()
+                np.lib.format.write_array_header_1_0(start, header)
+                digest = _new_digest(file)
+                digest.update(start.getvalue())
+                out.write(start.getvalue())
                 for frame in stream.frames:
-                    out.write(np.ascontiguousarray(frame).data)
+                    pixels = np.ascontiguousarray(frame).data
+                    digest.update(pixels)
+                    out.write(pixels)
+                out.write(digest.digest())
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
             raise ScratchError(error.errno, error.strerror, error.filename) from error
+
+
+def _new_digest(file: Path) -> hashlib._Hash:
+    """Begin the digest of a file of the cache with its name, so that another one does not pass for it."""
+    return hashlib.sha256(file.name.encode())
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file of the cache is there, and its digest is that of its name and all that is before it."""
+    try:
+        with file.open("rb") as stream:
+            left = stream.seek(0, io.SEEK_END) - _DIGEST_BYTES
+            stream.seek(0)
+            digest = _new_digest(file)
+            while left > 0 and (piece := stream.read(min(left, _PIECE_BYTES))):
+                digest.update(piece)
+                left -= len(piece)
+            return stream.read() == digest.digest()
+    except OSError:  # absent, or a disk that does not give back what it holds
+        return False
 
 
 def _cache_key(source: Source, clip: ClipSpec) -> str:

@@ -249,8 +249,8 @@ class FinetuneConfig(RunConfig):
     """``python -m train finetune``."""
 
     init: str = ""
-    """Checkpoint to start from: backbone and dual heads, and the classifier when it has the same labels. Empty:
-    random weights."""
+    """Checkpoint or bundle to start from: backbone and those dual heads that it has, and the classifier when it has the
+    same labels. Empty: random weights."""
 
     dual_weight: float = 0.0
     """Weight of the dual-representation losses beside cross-entropy. Above 0 all heads stay valid."""

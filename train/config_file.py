@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import from_dict, to_dict
 from train.config import RunConfig
@@ -47,9 +48,14 @@ def changed_settings(config: RunConfig) -> list[str]:
 
 def settings_toml(config: RunConfig) -> str:
     """Spell all settings as a file that ``load_config`` reads."""
-    return "".join(
-        f"{key} = {json.dumps(value)}\n" for key, value, _ in _settings(config) if value is not None
-    )
+    return "".join(f"{key} = {_toml(value)}\n" for key, value, _ in _settings(config) if value is not None)
+
+
+def _toml(value: Any) -> str:
+    """Spell a value as TOML does: as JSON does, but for tables."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value)
 
 
 def _settings(record: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -59,7 +65,9 @@ def _settings(record: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
         if dataclasses.is_dataclass(value):
             yield from _settings(value, f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}", to_dict(value), to_dict(field.default)
+            make = field.default_factory
+            default = field.default if make is dataclasses.MISSING else make()
+            yield f"{prefix}{field.name}", to_dict(value), to_dict(default)
 
 
 def _spelled(value: Any) -> str:
@@ -70,14 +78,14 @@ def _apply(cls: type, values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"{override!r} is not a setting", hint="write key=value, e.g. optim.lr=0.01")
+        raise ConfigError(f"{quoted(override)} is not a setting", hint="write key=value, e.g. optim.lr=0.01")
     table: Any = values
     kind: Any = cls
     for part in parts[:-1]:
         kind = _kind(kind, part)
         table = table.setdefault(part, {})
         if not isinstance(table, Mapping):
-            raise ConfigError(f"{override!r}: {part!r} is a value, not a table of settings")
+            raise ConfigError(f"{quoted(override)}: {quoted(part)} is a value, not a table of settings")
     table[parts[-1]] = _parse(text.strip(), is_text=_kind(kind, parts[-1]) is str)
 
 

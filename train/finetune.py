@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ivdr_deploy._console import console
+from ivdr_deploy._text import quoted
+from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
-from ivdr_deploy.errors import CheckpointError, DataError
+from ivdr_deploy.errors import ArtifactError, CheckpointError, DataError
 from ivdr_deploy.models.network import VideoModel, build_model
 from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.spec import CheckpointInfo, ClipSpec, ModelSpec, TrainingState
@@ -65,6 +67,7 @@ def finetune(config: FinetuneConfig) -> Path:
             else (build_model(spec, config.clip), None)
         )
         cached = open_videos(config, videos)
+        spec = model.spec
         model.to(device)
         if config.channels_last:
             model.backbone.to(memory_format=torch.channels_last_3d)
@@ -89,6 +92,7 @@ def finetune(config: FinetuneConfig) -> Path:
             labels=labels,
             training=training,
             metrics=measured,
+            origin=before.provenance.origin if before else {},
         )
 
 
@@ -138,7 +142,7 @@ def read_labelled_lists(data: DataConfig) -> tuple[VideoList, VideoList | None, 
     labels = videos.labels
     if len(labels) < 2:
         raise DataError(
-            f"{videos.source} has one class only, {labels[0]!r}", hint="training needs at least two"
+            f"{videos.source} has one class only, {quoted(labels[0])}", hint="training needs at least two"
         )
     if not data.test:
         return videos, None, labels
@@ -168,18 +172,30 @@ def _transfer(
 ) -> tuple[VideoModel, CheckpointInfo]:
     """Build the network of ``spec`` with backbone and dual heads from a checkpoint, every weight of them.
 
-    A classifier for the same labels is carried over too, so that training can go on in stages.
+    A classifier for the same labels is carried over too, so that training can go on in stages. A head that the
+    checkpoint does not have, as an imported one has no dual heads, begins with random weights.
     Stride, placement and size may change between the stages; what the network computes from a pixel may not.
+
+    Args:
+        path: A checkpoint, or a bundle, whose reference is taken.
+        spec: The network; an empty ``backbone_config`` stands for that of the checkpoint.
+        clip: The contract.
+        labels: Classes, in logit order.
 
     Raises:
         CheckpointError: if the checkpoint is unusable, or was made for another network or normalisation.
+        ArtifactError: if a bundle is unusable, or holds no checkpoint.
     """
-    source = load_checkpoint(path)
-    fields = ("backbone", "num_slots", "clip_dim", "slot_dim")
+    source = load_checkpoint(_checkpoint_of(path))
+    theirs = source.info.model
+    spec = replace(spec, backbone_config=spec.backbone_config or theirs.backbone_config)
+    compared = ["backbone", "backbone_config"]
+    compared += ["clip_dim"] if theirs.clip_dim else []
+    compared += ["num_slots", "slot_dim"] if theirs.num_slots else []
     differences = [
-        f"model.{name}: {getattr(source.info.model, name)} != {getattr(spec, name)}"
-        for name in fields
-        if getattr(source.info.model, name) != getattr(spec, name)
+        f"model.{name}: {quoted(getattr(theirs, name))} != {quoted(getattr(spec, name))}"
+        for name in compared
+        if getattr(theirs, name) != getattr(spec, name)
     ] + [
         f"clip.{name}: {getattr(source.info.clip, name)} != {getattr(clip, name)}"
         for name in ("num_frames", "color", "mean", "std")
@@ -195,6 +211,21 @@ def _transfer(
     if source.info.labels == labels:
         carried.append("classifier")
     for name in carried:
-        if (part := getattr(model, name)) is not None:
-            part.load_state_dict(getattr(source.model, name).state_dict())
+        part, given = getattr(model, name), getattr(source.model, name)
+        if part is not None and given is not None:
+            part.load_state_dict(given.state_dict())
     return model, source.info
+
+
+def _checkpoint_of(path: Path) -> Path:
+    """Return the checkpoint that a path stands for: itself, or the reference of a bundle."""
+    if not path.is_dir():
+        return path
+    bundle = open_bundle(path)
+    reference = bundle.manifest.reference
+    if reference is None or reference.runtime != "torch":
+        raise ArtifactError(
+            f"{path} holds no checkpoint to start from",
+            hint="give the bundle that was exported, or its checkpoint",
+        )
+    return bundle.variant_file(reference)

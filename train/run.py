@@ -237,6 +237,7 @@ def write_checkpoint(
     labels: tuple[str, ...],
     training: TrainingState,
     metrics: Mapping[str, float],
+    origin: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the checkpoint of a finished run into its folder and return its path."""
     provenance = Provenance(
@@ -247,6 +248,7 @@ def write_checkpoint(
         packages=package_versions(),
         config=to_dict(config),
         metrics=dict(metrics),
+        origin=dict(origin or {}),
     )
     info = CheckpointInfo(
         clip=config.clip,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NoReturn, cast
 
-from ivdr_deploy._files import sha256_file
+from ivdr_deploy._files import NO_SPACE, scratch_folder, sha256_file
 from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ArtifactError
 
@@ -45,6 +44,7 @@ def opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
     Raises:
         ArtifactError: if it is no archive of ours, or something in it is missing, changed or added; names the file.
+        OSError: if the block fills a disk.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -62,6 +62,8 @@ def opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         RuntimeError,
         struct.error,
     ) as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise
         raise ArtifactError(
             f"{path} cannot be read as an archive ({str(error)[:100]})", hint=PACK_AGAIN
         ) from error
@@ -69,13 +71,18 @@ def opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 @contextmanager
 def unpacked_bundle(path: Path) -> Iterator[Path]:
-    """Unpack the bundle of an archive for as long as the block runs; see ``opened_archive``."""
-    with tempfile.TemporaryDirectory(prefix=f"ivdr-{path.name[:60]}-") as folder:
+    """Unpack the bundle of an archive for as long as the block runs; see ``opened_archive``.
+
+    Raises:
+        ArtifactError: as ``opened_archive``.
+        OSError: if it cannot be unpacked; when the disk is full, it names the temporary folder of the system.
+    """
+    with scratch_folder(f"ivdr-{path.name[:60]}-") as folder:
         with opened_archive(path) as archive:
             for name in archive.namelist():
                 if name.startswith(f"{BUNDLE_FOLDER}/") and not name.endswith("/"):
                     archive.extract(name, folder)
-        yield Path(folder) / BUNDLE_FOLDER
+        yield folder / BUNDLE_FOLDER
 
 
 def check_unpacked(folder: Path) -> None:

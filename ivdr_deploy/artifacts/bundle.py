@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from ivdr_deploy._files import atomic_directory, sha256_file
+from ivdr_deploy._files import atomic_directory, locked, sha256_file
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.golden import GOLDEN_FILE, Golden, read_golden
 from ivdr_deploy.artifacts.manifest import (
     EXPORT_AGAIN,
@@ -68,7 +69,7 @@ class Bundle:
         held = ", ".join(variant.id for variant in self.manifest.variants) or "none"
         hint = "`ivdr export CHECKPOINT -o BUNDLE --trt` adds a TensorRT plan" if "trt" in variant_id else ""
         raise ArtifactError(
-            f"{self.path} has no variant {variant_id[:60]!r}; its variants are: {held}", hint=hint
+            f"{self.path} has no variant {quoted(variant_id)}; its variants are: {held}", hint=hint
         )
 
     def variant_file(self, variant: Variant) -> Path:
@@ -146,9 +147,9 @@ class Draft:
         for former in [held for held in self.variants if held.id == variant.id]:
             self.variants.remove(former)
             shared = {name for other in self.variants for name in other.files}
-            for name in set(former.files) - set(variant.files) - shared:
-                del self.kinds[name]
-                (self.folder / name).unlink()
+            for name in _all_files(former) - _all_files(variant) - shared:
+                self.kinds.pop(name, None)  # the record of a verification may be absent
+                (self.folder / name).unlink(missing_ok=True)
         self.variants.append(variant)
 
     def finish(self) -> None:
@@ -167,6 +168,11 @@ class Draft:
         write_manifest(self.folder, replace(manifest, files=tuple(files)))
 
 
+def _all_files(variant: Variant) -> set[str]:
+    """Name the files that go when a variant goes: its own, and the record of its verification."""
+    return {*variant.files, *([variant.verification.record] if variant.verification else [])}
+
+
 @contextmanager
 def new_bundle(out: Path, manifest: ArtifactManifest) -> Iterator[Draft]:
     """Make a bundle; it takes the place of an older one at ``out`` when the block ends well, and not before.
@@ -179,10 +185,11 @@ def new_bundle(out: Path, manifest: ArtifactManifest) -> Iterator[Draft]:
         FolderError: if ``out`` holds something that is not ours to replace.
     """
     check_replaceable(out)
-    with atomic_directory(out) as folder:
+    with ExitStack() as swapping, atomic_directory(out) as folder:
         draft = Draft(folder=folder, manifest=replace(manifest, files=(), variants=()))
         yield draft
         draft.finish()
+        swapping.enter_context(locked(out))
 
 
 @contextmanager
@@ -194,7 +201,7 @@ def changed_bundle(bundle: Bundle) -> Iterator[Draft]:
     """
     check_replaceable(bundle.path)
     _require_unchanged(bundle)
-    with atomic_directory(bundle.path) as folder:
+    with ExitStack() as swapping, atomic_directory(bundle.path) as folder:
         for entry in bundle.manifest.files:
             _link_or_copy(bundle.path / entry.path, folder / entry.path)
         draft = Draft(
@@ -205,6 +212,7 @@ def changed_bundle(bundle: Bundle) -> Iterator[Draft]:
         )
         yield draft
         draft.finish()
+        swapping.enter_context(locked(bundle.path))  # until the two have changed places
         check_replaceable(bundle.path)
         _require_unchanged(bundle)
 
@@ -256,7 +264,7 @@ def _check_file(folder: Path, entry: FileEntry) -> None:
     relative = PurePosixPath(entry.path)
     if relative.is_absolute() or ".." in relative.parts:
         raise ArtifactError(
-            f"{folder / MANIFEST_FILE} lists {entry.path[:100]!r}, which lies outside the bundle"
+            f"{folder / MANIFEST_FILE} lists {quoted(entry.path)}, which lies outside the bundle"
         )
     path = folder / relative
     if not path.is_file():

@@ -7,14 +7,16 @@ Tensors are named ``model.<state key>`` and ``golden.video``; the metadata entry
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ivdr_deploy._files import atomic_path
+from ivdr_deploy._text import is_utf8
 from ivdr_deploy.artifacts import former
 from ivdr_deploy.errors import CheckpointError, ClipShapeError, ConfigError, ContractMismatchError
 from ivdr_deploy.records import from_dict, to_dict
@@ -97,7 +99,9 @@ def read_checkpoint_info(path: str | Path) -> CheckpointInfo:
             values = former.upgrade_checkpoint(values, where=str(path))
         return from_dict(CheckpointInfo, values, where=str(path))
     except (ValueError, RecursionError, ConfigError) as error:
-        raise CheckpointError(f"{path} describes itself wrongly ({error})", hint="train again") from error
+        raise CheckpointError(
+            f"{path} describes itself wrongly ({str(error)[:300]})", hint="train again"
+        ) from error
 
 
 def load_checkpoint(path: str | Path, *, expected_clip: ClipSpec | None = None) -> Checkpoint:
@@ -111,11 +115,17 @@ def load_checkpoint(path: str | Path, *, expected_clip: ClipSpec | None = None) 
         CheckpointError: if the file is missing, damaged or not one of ours, or its weights do not fit.
         ContractMismatchError: if the contract is not ``expected_clip``; names each field that differs.
     """
+    import torch
     from safetensors.torch import load_file
 
     from ivdr_deploy.models.network import build_model
 
     path = Path(path)
+    if not is_utf8(path):
+        raise CheckpointError(
+            f"the path {path} is not UTF-8 in this locale, and safetensors opens no other",
+            hint="rename it, or set LC_ALL=C.UTF-8",
+        )
     info = read_checkpoint_info(path)
     if expected_clip is not None and info.clip != expected_clip:
         raise ContractMismatchError(
@@ -126,18 +136,40 @@ def load_checkpoint(path: str | Path, *, expected_clip: ClipSpec | None = None) 
         tensors = load_file(path)
         golden = tensors.pop(_GOLDEN_KEY).numpy()
         _check_golden(golden, info.clip)
-        model = build_model(info.model, info.clip)
         if any(not name.startswith(_MODEL_PREFIX) for name in tensors):
             raise CheckpointError(f"{path} holds tensors that are neither weights nor golden clips")
-        model.load_state_dict({name.removeprefix(_MODEL_PREFIX): value for name, value in tensors.items()})
+        weights = {name.removeprefix(_MODEL_PREFIX): value for name, value in tensors.items()}
+        with torch.device("meta"):  # takes no memory: a damaged description may ask for any amount
+            _check_weights(build_model(info.model, info.clip), weights)
+        model = build_model(info.model, info.clip)
+        model.load_state_dict(weights)
     except KeyError as error:
         raise CheckpointError(f"{path} has no golden clips", hint="train again") from error
     except (SafetensorError, OSError, ConfigError, ClipShapeError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"{path} does not fit its own description ({reason})", hint="train again"
         ) from error
     return Checkpoint(path=path, model=model.eval(), info=info, golden=golden)
+
+
+def _check_weights(model: VideoModel, weights: Mapping[str, Any]) -> None:
+    """Compare the weights of a file with those of a network, before one with memory is built.
+
+    Raises:
+        RuntimeError: if one is missing, too many, or has another shape or dtype.
+    """
+    expected = model.state_dict()
+    if differing := sorted(expected.keys() ^ weights.keys()):
+        what = "missing" if differing[0] in expected else "unexpected"
+        raise RuntimeError(f"{len(differing)} weights differ, {differing[0][:60]} is {what}")
+    for name, value in expected.items():
+        found = weights[name]
+        if (found.shape, found.dtype) != (value.shape, value.dtype):
+            raise RuntimeError(
+                f"{name} is {found.dtype} of shape {tuple(found.shape)}, expected {value.dtype} of shape "
+                f"{tuple(value.shape)}"
+            )
 
 
 def _check_golden(golden: np.ndarray, clip: ClipSpec) -> None:

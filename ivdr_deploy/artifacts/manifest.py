@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ivdr_deploy._files import atomic_path, sha256_file
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts import former
+from ivdr_deploy.artifacts.verification import Verification
 from ivdr_deploy.errors import ArtifactError, ConfigError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.spec import (
@@ -33,7 +35,7 @@ MANIFEST_FILE = "manifest.json"
 DIGEST_KEY = "manifest_sha256"
 EXPORT_AGAIN = "copy the bundle again, or make it again with `ivdr export`"
 
-FileKind = Literal["model", "golden", "sidecar", "document"]
+FileKind = Literal["model", "golden", "sidecar", "document", "record"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,13 +76,26 @@ class Target:
     """The one kind of device it runs on; None: whichever the runtime has."""
 
     instruction_set: str = ""
-    """Of a CPU, e.g. ``avx512``."""
+    """Of a CPU, e.g. ``vnni``; a name of ``environment.instruction_sets``."""
 
     compute_capabilities: tuple[str, ...] = ()
     """Of a GPU, e.g. ``("8.6", "8.9")``."""
 
     threads: int | None = None
     """The number of threads it was compiled for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """What one call with one clip takes, timed in a process of its own."""
+
+    clip_ms: float
+    """Median, without decoding."""
+
+    machine: str
+    """Name of the processor or GPU."""
+
+    threads: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,12 +120,34 @@ class Variant:
     parity: tuple[OutputParity, ...] = ()
     """Against the reference, on the golden clips; empty for the reference itself, and where it was never run."""
 
+    build: dict[str, str] = field(default_factory=dict)
+    """How it was made, where that is not plain from the rest: calibration, versions, settings."""
+
+    speed: Speed | None = None
+    """What it took where it was made; None where it was not timed."""
+
+    verification: Verification | None = None
+    """What `ivdr verify` found over videos; None where it never judged these files."""
+
     @property
     def verified(self) -> bool:
-        """Whether it is the reference, or was run and agrees with it. Nothing else is chosen by default."""
-        if self.derived_from is None:
-            return True
-        return bool(self.parity) and all(entry.passed for entry in self.parity)
+        """Whether it may be chosen by default: nothing speaks against it, and something speaks for it.
+
+        The verdict over videos where there is one. Before that a variant is verified by its golden clips, and the
+        reference by being the reference.
+        """
+        return not self.unverified_reason
+
+    @property
+    def unverified_reason(self) -> str:
+        """Why it is not verified; empty when it is."""
+        if self.verification is not None and not self.verification.passed:
+            return f"its verification says {self.verification}"
+        if not all(entry.passed for entry in self.parity):
+            return "not verified, since it does not agree with the reference on the golden clips"
+        if self.derived_from is not None and not self.parity and self.verification is None:
+            return "not verified, since it was not run where it was built"
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,12 +196,19 @@ class ArtifactManifest:
         if len(set(ids)) != len(ids):
             raise ConfigError(f"two variants have the same id; found {', '.join(ids)[:100]}")
         if empty := [variant.id for variant in self.variants if not variant.files]:
-            raise ConfigError(f"the variant {empty[0][:60]!r} has no files")
+            raise ConfigError(f"the variant {quoted(empty[0])} has no files")
         absent = {name for variant in self.variants for name in variant.files} - {
             entry.path for entry in self.files
         }
         if absent:
             raise ConfigError(f"a variant names files that are not listed: {', '.join(sorted(absent))[:100]}")
+        for variant in self.variants:
+            recorded = variant.verification
+            if recorded is not None and recorded.variant_sha256 != self.variant_sha256(variant):
+                raise ConfigError(
+                    f"the verification of {quoted(variant.id)} belongs to other files than it has",
+                    hint="the manifest was edited by hand; export the bundle again, then `ivdr verify` it",
+                )
         for output in self.outputs:
             if output.name == "logits" and output.shape not in ((), (len(self.labels),)):
                 raise ConfigError(f"{len(self.labels)} labels for logits of shape {output.shape}")
@@ -188,6 +232,11 @@ class ArtifactManifest:
     def entry(self, path: str) -> FileEntry:
         """Return what the manifest says about a file."""
         return next(entry for entry in self.files if entry.path == path)
+
+    def variant_sha256(self, variant: Variant) -> str:
+        """Return one digest over the names and contents of a variant's files."""
+        files = {name: self.entry(name).sha256 for name in variant.files}
+        return hashlib.sha256(canonical_json(files).encode()).hexdigest()
 
 
 def file_entry(folder: Path, name: str, *, kind: FileKind) -> FileEntry:
@@ -226,7 +275,10 @@ def read_manifest(content: str | bytes, *, where: str) -> ArtifactManifest:
             raise ArtifactError(f"{where} was changed after it was written", hint=EXPORT_AGAIN)
         if version == 1:
             values = former.upgrade_manifest(values, where=where)
-        return from_dict(ArtifactManifest, values, where=where)
+        manifest = from_dict(ArtifactManifest, values, where=where)
+        if any(output.name == "logits" and not output.shape for output in manifest.outputs):
+            raise ConfigError(f"{where}: the logits have no shape to hold the labels against")
+        return manifest
     except ConfigError as error:
         raise ArtifactError(error.message, hint=error.hint or EXPORT_AGAIN) from error
     except (ValueError, RecursionError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from ivdr_deploy.artifacts.manifest import ArtifactManifest
+from ivdr_deploy.artifacts.verification import FIGURES, describe_figures
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import MAX_BATCH
 
@@ -29,6 +30,8 @@ def render_model_card(manifest: ArtifactManifest, *, golden_clips: int) -> str:
         _head(manifest),
         _outputs(manifest),
         _parity(manifest, golden_clips),
+        *_verification(manifest),
+        *([_origin(manifest)] if manifest.provenance.origin else []),
         _training(manifest),
         _limits(manifest),
     ]
@@ -89,9 +92,48 @@ def _parity(manifest: ArtifactManifest, golden_clips: int) -> str:
         *rows,
     ]
     text = "\n".join(lines)
-    if unverified := [f"`{variant.id}`" for variant in manifest.variants if not variant.verified]:
-        text += f"\n\nNot verified, because it was not run where it was built: {', '.join(unverified)}."
+    for variant in manifest.variants:
+        if reason := variant.unverified_reason:
+            text += f"\n\n`{variant.id}` is never taken unless asked for: {reason}."
     return text
+
+
+def _verification(manifest: ArtifactManifest) -> list[str]:
+    """Return the section on what `ivdr verify` measured, one column per variant; none where it measured nothing."""
+    judged = [(variant, variant.verification) for variant in manifest.variants if variant.verification]
+    if not judged:
+        return []
+    columns = [dict(describe_figures(found.figures)) for _, found in judged]
+    meanings = [meaning for meaning in FIGURES.values() if any(meaning in column for column in columns)]
+    return [
+        "\n".join(
+            [
+                "## Verified on videos",
+                "",
+                "| | " + " | ".join(f"`{variant.id}`" for variant, _ in judged) + " |",
+                "|---" * (1 + len(judged)) + "|",
+                "| verdict | " + " | ".join(str(found) for _, found in judged) + " |",
+                "| measured | " + " | ".join(found.measured_at for _, found in judged) + " |",
+                "| ran on | " + " | ".join(found.runtime for _, found in judged) + " |",
+                *(
+                    f"| {meaning} | " + " | ".join(column.get(meaning, "") for column in columns) + " |"
+                    for meaning in meanings
+                ),
+                "",
+                "Changes are against the reference on the same videos, with a 95 % interval. All that was measured is"
+                " in "
+                + ", ".join(f"`{found.record}`" for _, found in judged)
+                + "; `ivdr verify BUNDLE --recheck` judges it again.",
+            ]
+        )
+    ]
+
+
+def _origin(manifest: ArtifactManifest) -> str:
+    lines = [f"- {what}: {text}" for what, text in manifest.provenance.origin.items()]
+    return "## Origin\n\nIts weights, or those that its training began with, were imported.\n\n" + "\n".join(
+        lines
+    )
 
 
 def _training(manifest: ArtifactManifest) -> str:
@@ -104,6 +146,8 @@ def _training(manifest: ArtifactManifest) -> str:
         *(f"- {name}: {value:.6g}" for name, value in provenance.metrics.items()),
         *(f"- {name} {version}" for name, version in provenance.packages.items()),
     ]
+    if not provenance.config:
+        return "## Training\n\nNot trained here.\n\n" + "\n".join(lines)
     config = json.dumps(to_dict(provenance.config), indent=2, ensure_ascii=False)
     return "## Training\n\n" + "\n".join(lines) + f"\n\n```json\n{config}\n```"
 

@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from ivdr_deploy import __version__
 from ivdr_deploy._console import exiting
 from ivdr_deploy._files import at_home
-from ivdr_deploy.cli import archive, bench, doctor, export, predict, score, serve, show, verify
+from ivdr_deploy.cli import archive, bench, doctor, export, import_, predict, score, serve, show, verify
 
 
 class _Program(TyperGroup):
@@ -86,9 +86,20 @@ _COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
         ("ivdr export runs/ft/checkpoint.safetensors -o runs/bundle", "ivdr export runs/bundle --trt"),
     ),
     (
+        import_.import_,
+        "Turn a published model into a bundle.",
+        (
+            "ivdr import i3d-k400 -o runs/i3d",
+            "ivdr import i3d-k400 --weights i3d-kinetics-400.ckpt -o runs/i3d",
+        ),
+    ),
+    (
         verify.verify,
         "Compare a bundle's variants with the trained model.",
-        ("ivdr verify runs/bundle --videos test.csv", "ivdr verify runs/bundle --variant onnx-fp32"),
+        (
+            "ivdr verify runs/bundle --videos test.csv",
+            "ivdr verify runs/bundle --recheck --threshold min_agreement=0.97",
+        ),
     ),
     (
         predict.predict,
@@ -129,7 +140,9 @@ _COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
 
 for _run, _summary, _examples in _COMMANDS:
     _epilog = "\b\nExamples:\n" + "\n".join(f"  {example}" for example in _examples)  # \b: keep the lines
-    app.command(cls=_Command, short_help=_summary, epilog=_epilog)(_paths_at_home(_run))
+    app.command(_run.__name__.rstrip("_"), cls=_Command, short_help=_summary, epilog=_epilog)(
+        _paths_at_home(_run)
+    )
 
 
 def main(arguments: list[str] | None = None) -> Any:

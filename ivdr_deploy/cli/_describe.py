@@ -11,6 +11,7 @@ from typing import Any
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE, Kind, identify
 from ivdr_deploy.artifacts.manifest import ArtifactManifest
+from ivdr_deploy.artifacts.verification import describe_figures
 from ivdr_deploy.errors import ArtifactError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import ClipSpec, Provenance, TrainingState, ViewPlan
@@ -152,17 +153,17 @@ def _scores(path: Path) -> Description:
 
 
 def _shard(path: Path) -> Description:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    from ivdr_deploy._optional import import_pyarrow
     from ivdr_deploy.scoring.shard import METADATA_KEY
+
+    pq = import_pyarrow().parquet
 
     try:
         with path.open("rb") as stream, pq.ParquetFile(stream) as parquet:  # scores:1 is no URI
             metadata = (parquet.schema_arrow.metadata or {}).get(METADATA_KEY)
             shape = {"rows": parquet.metadata.num_rows, "columns": parquet.schema_arrow.names}
         values = None if metadata is None else {**shape, **json.loads(metadata)}
-    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+    except Exception as error:  # a damaged file makes the reader raise whatever it meets
         raise ArtifactError(f"{path} is not a readable Parquet file ({str(error)[:100]})") from error
     if values is None:
         raise ArtifactError(f"{path} carries no metadata of ivdr", hint="`ivdr score` writes tables that do")
@@ -192,31 +193,34 @@ def _manifest_rows(manifest: ArtifactManifest) -> list[tuple[str, str]]:
         rows.append((f"output {output.name}", f"[N, {', '.join(map(str, output.shape))}]{stale}"))
     rows += _label_rows(manifest.labels)
     for variant in manifest.variants:
-        if variant.derived_from is None:
+        if not variant.verified:
+            state = f"never taken unless asked for: {variant.unverified_reason}"
+        elif variant.derived_from is None:
             state = "the reference"
-        elif variant.verified:
+        elif variant.parity:
             largest = max(entry.max_abs_diff for entry in variant.parity)
             state = f"verified: golden clips within {largest:.1e}"
         else:
-            state = "not verified: never taken unless asked for"
+            state = "verified"
         size = sum(manifest.entry(name).size_bytes for name in variant.files) / 1e6
         rows.append((f"variant {variant.id}", f"{size:.1f} MB, {state}"))
+        if found := variant.verification:
+            figures = "; ".join(f"{name} {text}" for name, text in describe_figures(found.figures))
+            rows.append((f"measured {variant.id}", f"{found} ({found.measured_at}): {figures}"))
     return [*rows, *_training_rows(manifest.training), *_provenance_rows(manifest.provenance)]
 
 
-def _contract_rows(clip: ClipSpec, plan: ViewPlan) -> list[tuple[str, str]]:
+def describe_clip(clip: ClipSpec) -> str:
+    """Say in words what one clip is."""
     size = (
         f"{clip.exact_size[0]}x{clip.exact_size[1]}" if clip.exact_size else f"short side {clip.short_side}"
     )
     rate = f"at {clip.target_fps:g} frames/s" if clip.target_fps else "of the video's own rate"
-    return [
-        ("contract", clip.contract_hash),
-        (
-            "one clip",
-            f"{clip.num_frames} frames, every {clip.frame_stride} {rate}; {size}, crop {clip.crop_size}",
-        ),
-        ("clips", str(plan)),
-    ]
+    return f"{clip.num_frames} frames, every {clip.frame_stride} {rate}; {size}, crop {clip.crop_size}"
+
+
+def _contract_rows(clip: ClipSpec, plan: ViewPlan) -> list[tuple[str, str]]:
+    return [("contract", clip.contract_hash), ("one clip", describe_clip(clip)), ("clips", str(plan))]
 
 
 def _label_rows(labels: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -238,6 +242,8 @@ def _training_rows(training: TrainingState | None) -> list[tuple[str, str]]:
 
 def _provenance_rows(provenance: Provenance) -> list[tuple[str, str]]:
     rows = [("made", provenance.created_at or "unknown"), ("code", provenance.git_revision or "unknown")]
+    if provenance.origin:
+        rows.append(("origin", "; ".join(f"{what}: {text}" for what, text in provenance.origin.items())))
     measured = [f"{name} {value:.4g}" for name, value in provenance.metrics.items() if "accuracy" in name]
     if measured:
         rows.append(("measured", ", ".join(measured)))

@@ -20,6 +20,13 @@ def archive(
     config: Annotated[
         Path | None, typer.Option(help="TOML file with limits, batching and workers; see docs/serving.md.")
     ] = None,
+    allow_unverified: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unverified",
+            help="Also pack a --variant that is not verified, or failed its verification.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Pack one variant of a bundle, the settings and the handler into MODEL_STORE/NAME.mar, and read it back."""
@@ -29,7 +36,12 @@ def archive(
     settings = read_settings(config) if config else EndpointSettings()
     service = settings.service
     service = replace(service, variant=variant or service.variant, device=device or service.device)
-    built = build_archive(bundle, model_store=model_store, settings=replace(settings, service=service))
+    built = build_archive(
+        bundle,
+        model_store=model_store,
+        settings=replace(settings, service=service),
+        allow_unverified=allow_unverified,
+    )
     service = built.settings.service
     if as_json:
         print_json(
@@ -39,14 +51,17 @@ def archive(
                 "version": built.manifest.version,
                 "variant": service.variant,
                 "device": service.device,
+                "verified": built.manifest.variants[0].verified,
                 "contract_hash": built.manifest.contract_hash,
                 "size_bytes": built.path.stat().st_size,
             }
         )
         return
+    (packed,) = built.manifest.variants
+    unverified = f"; {packed.unverified_reason}" if not packed.verified else ""
     megabytes = built.path.stat().st_size / 1e6
     done(
-        f"PASS: {service.variant} for {service.device} ({built.reason}), read back, every file equal -> "
+        f"PASS: {service.variant} for {service.device} ({built.reason}), read back, every file equal{unverified} -> "
         f"{built.path} ({megabytes:.1f} MB)",
         next_command=("ivdr", "serve", built.path),
     )

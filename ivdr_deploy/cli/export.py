@@ -1,4 +1,4 @@
-"""``ivdr export``: a checkpoint into a bundle, or one more variant into a bundle."""
+"""``ivdr export``: a checkpoint into a bundle, or more variants into a bundle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from ivdr_deploy._console import console, done, print_json
-from ivdr_deploy.cli._options import JsonOption
+from ivdr_deploy.cli._options import (
+    VIDEOS_HELP,
+    AllowContainerOption,
+    JsonOption,
+    RootOption,
+    read_list,
+    video_limits,
+)
 from ivdr_deploy.cli.verify import parity_table
 
 
@@ -33,33 +40,65 @@ def export(
         bool,
         typer.Option("--include-stale", help="Also export heads that were not trained with this backbone."),
     ] = False,
-    trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT plan.")] = False,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", help="Engine of the variants to add: onnx, aoti or trt; may be repeated."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option("--precision", help="Their precision: fp32, fp16, bf16 or int8; may be repeated."),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Add every variant that can be built on this machine.")
+    ] = False,
+    trt: Annotated[bool, typer.Option("--trt", help="The same as --engine trt.")] = False,
+    calibrate: Annotated[
+        Path | None, typer.Option(help=f"Some tens of videos that int8 is calibrated on: {VIDEOS_HELP}")
+    ] = None,
+    root: RootOption = None,
+    allow_container: AllowContainerOption = None,
     compute_capability: Annotated[
-        list[str] | None, typer.Option(help="GPU that the plan is for, e.g. 8.6; may be repeated.")
+        list[str] | None, typer.Option(help="GPU that a plan is for, e.g. 8.6; may be repeated.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a checkpoint into a bundle, if the exported models compute what the trained one computes.
+    """Turn a checkpoint into a bundle, or add variants to a bundle; each must compute what the trained network does.
 
-    Given a bundle, add a TensorRT plan to it (--trt); the other variants stay as they are.
+    A bundle begins with the checkpoint itself and an fp32 ONNX file. --engine and --precision add to that: one variant
+    for every pair of them; onnx and fp32 where only one of the two is given. The other variants stay as they are.
     """
     from ivdr_deploy.artifacts.kinds import Kind, identify
     from ivdr_deploy.errors import ConfigError
-    from ivdr_deploy.export.bundle_export import add_plan, export_bundle
+    from ivdr_deploy.export.bundle_export import add_variants, export_bundle
+    from ivdr_deploy.export.calibration import Calibration
+    from ivdr_deploy.export.steps import StepOptions, buildable_steps, requests
 
-    if compute_capability and not trt:
+    engines = [*(engine or ()), *(["trt"] if trt else ())]
+    asked = bool(engines or precision or everything)
+    if compute_capability and "trt" not in engines and not everything:
         raise ConfigError("--compute-capability is for a TensorRT plan", hint="add --trt")
     adding = source.is_dir() and identify(source)[0] is Kind.BUNDLE
-    if adding and (not trt or out is not None):
+    if adding and (not asked or out is not None):
         raise ConfigError(
-            f"{source} is a bundle: a variant is added to it in place",
-            hint=f"ivdr export {shlex.quote(str(source))} --trt, without -o",
+            f"{source} is a bundle: variants are added to it in place",
+            hint=f"ivdr export {shlex.quote(str(source))} --engine ... --precision ..., without -o",
         )
     if not adding and out is None:
         raise ConfigError("there is no folder to write the bundle to", hint="give one with -o BUNDLE")
+    videos = read_list(calibrate, root=root) if calibrate is not None else None
+    options = StepOptions(
+        calibration=Calibration(videos=videos, limits=video_limits(allow_container)) if videos else None,
+        compute_capabilities=compute_capability,
+    )
+    pairs = [(one, each) for one in engines or ["onnx"] for each in precision or ["fp32"]] if asked else []
+    steps = requests(pairs)
+    if everything:
+        steps, reasons = buildable_steps(options)
+        for (one, each), reason in reasons.items():
+            console.print(f"left out: {one} {each}: {reason}", markup=False)
     with console.status("exporting and comparing with the trained network"):
         if out is None:
-            bundle = add_plan(source, compute_capabilities=compute_capability)
+            bundle = add_variants(source, steps, options)
         else:
             bundle = export_bundle(
                 source,
@@ -67,8 +106,8 @@ def export(
                 name=name,
                 version=model_version,
                 include_stale=include_stale,
-                tensorrt=trt,
-                compute_capabilities=compute_capability,
+                steps=steps,
+                options=options,
             )
     manifest, shown = bundle.manifest, out or source
     variants = [variant.id for variant in manifest.variants]

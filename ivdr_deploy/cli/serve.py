@@ -36,9 +36,9 @@ def serve(
 
     server = servers.serve(source, run_dir=run_dir, ports=Ports.starting_at(port))
     console.print(f"the same by hand:\n{server.command_line}\n", style="dim", markup=False)
-    for name in ("SIGTERM", "SIGHUP"):  # SIGHUP: the terminal was closed; not every system has it
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # nohup
-            signal.signal(getattr(signal, name), _interrupt)
+    for number in _STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _interrupt)
     try:
         with console.status("starting TorchServe"):
             server.start()
@@ -50,9 +50,7 @@ def serve(
         with suppress(OSError):  # the terminal is gone
             console.print("stopping: requests that wait or run are answered first")
     finally:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # stopping has deadlines of its own, and leaves nothing half done
+        _interrupt_no_more()
         server.stop()
     done(f"stopped: nothing of {server.client.model} is left running")
 
@@ -80,5 +78,17 @@ def _proof(facts: dict[str, Any]) -> str:
     return ", ".join(said) or "the bundle holds no golden clips and no golden videos"
 
 
+_STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""SIGHUP: the terminal was closed. Not every system has it."""
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Interrupt once: a shell or ``timeout`` may send the signal twice, and a person may press Ctrl-C again."""
+    _interrupt_no_more()
     raise KeyboardInterrupt
+
+
+def _interrupt_no_more() -> None:
+    """Let the server be stopped in peace: stopping has deadlines of its own, and leaves nothing half done."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 
     from ivdr_deploy.artifacts.manifest import OutputParity
     from ivdr_deploy.evaluation.metrics import Accuracy
+    from ivdr_deploy.evaluation.paired import PairedChange
     from ivdr_deploy.evaluation.verify_report import VariantReport, VerifyReport
+
+_SHOWN = 20
+"""Flips of a variant, and other videos of a kind, that are printed; --json has all."""
 
 
 def verify(
@@ -35,6 +40,27 @@ def verify(
     variant: Annotated[
         list[str] | None, typer.Option(help="Judge this variant only; may be repeated. By default all.")
     ] = None,
+    recheck: Annotated[
+        bool,
+        typer.Option("--recheck", help="Judge what the last run kept in the bundle again; runs nothing."),
+    ] = False,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="With --recheck: judge by this, for every precision; may be repeated. An unknown name shows all.",
+        ),
+    ] = None,
+    no_record: Annotated[
+        bool, typer.Option("--no-record", help="Leave the bundle as it is: keep no record in it.")
+    ] = False,
+    decoder_skew: Annotated[
+        bool,
+        typer.Option(
+            "--decoder-skew",
+            help="Also decode each video with PyAV and OpenCV and show how they differ; not judged.",
+        ),
+    ] = False,
     decoder: DecoderOption = "pyav",
     root: RootOption = None,
     allow_container: AllowContainerOption = None,
@@ -42,40 +68,55 @@ def verify(
 ) -> None:
     """Check that every variant of a bundle computes what its reference computes.
 
-    Exit code 1 says FAIL, that a variant could not run here, or that some videos could not be used.
+    Over videos, what was measured and the verdict are kept in the bundle. Exit code 1 says FAIL, that a variant could
+    not run here, or that some videos could not be used.
     """
-    from ivdr_deploy.evaluation.verify import verify_bundle
+    from ivdr_deploy.artifacts.bundle import check_replaceable
+    from ivdr_deploy.errors import ConfigError
+    from ivdr_deploy.evaluation.records import keep_records
+    from ivdr_deploy.evaluation.thresholds import parse_thresholds
+    from ivdr_deploy.evaluation.verify import recheck_bundle, verify_bundle
 
-    limits = video_limits(allow_container)
-    listed = read_list(videos, root=root, part="test") if videos is not None else None
-    report = verify_bundle(
-        bundle, data=listed, variants=variant or (), limits=limits, decoder=decoder, track=progress
-    )
+    if recheck and (videos is not None or decoder_skew or no_record):
+        raise ConfigError("--recheck runs nothing", hint="leave out --videos, --decoder-skew and --no-record")
+    if threshold and not recheck:
+        raise ConfigError("--threshold is for --recheck", hint="verify first, then add --recheck")
+    if decoder_skew and videos is None:
+        raise ConfigError("--decoder-skew needs videos", hint="give them with --videos")
+    keeping = videos is not None and not no_record
+    if recheck:
+        listed = None
+        report = recheck_bundle(bundle, variants=variant or (), thresholds=parse_thresholds(threshold or ()))
+    else:
+        limits = video_limits(allow_container)
+        listed = read_list(videos, root=root, part="test") if videos is not None else None
+        if keeping:
+            check_replaceable(bundle)  # before the minutes of work that could not be kept
+        report = verify_bundle(
+            bundle,
+            data=listed,
+            variants=variant or (),
+            limits=limits,
+            decoder=decoder,
+            decoder_skew=decoder_skew,
+            track=progress,
+        )
     if as_json:
         left_out = [asdict(entry) for entry in listed.left_out] if listed is not None else []
         print_json({**report.to_dict(), "left_out": left_out})
     else:
         _print_report(report)
-        not_run = [found.id for found in report.variants if found.not_run]
-        verdict = "PASS" if report.passed else "FAIL"
-        seen = f" over {report.videos} videos" if videos is not None else " over the golden clips"
-        bad = f"; {len(report.bad_videos)} videos could not be used" if report.bad_videos else ""
-        absent = f"; not run, so not judged: {', '.join(not_run)} (--variant chooses)" if not_run else ""
-        done(
-            f"{verdict}: {bundle}{seen}{bad}{absent}",
-            next_command=("ivdr", "archive", bundle) if report.passed else (),
-        )
+    if keeping:
+        keep_records(bundle, report.variants)
+    if not as_json:
+        _conclude(bundle, report, kept=keeping, rechecked=recheck)
     if not report.passed or report.bad_videos:
         raise typer.Exit(1)
 
 
 def parity_table(rows: list[tuple[str, OutputParity]], title: str) -> Table:
     """Lay out how far each output of each variant is from the reference."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for heading in ("variant", "output", "max difference", "tolerance", "min cosine", ""):
-        table.add_column(heading)
+    table = _table(title, ("variant", "output", "max difference", "tolerance", "min cosine", ""))
     for name, entry in rows:
         table.add_row(
             name,
@@ -88,9 +129,19 @@ def parity_table(rows: list[tuple[str, OutputParity]], title: str) -> Table:
     return table
 
 
-def _print_report(report: VerifyReport) -> None:
-    from rich.table import Table
+def _conclude(bundle: Path, report: VerifyReport, *, kept: bool, rechecked: bool) -> None:
+    not_run = [found.id for found in report.variants if found.not_run]
+    seen = f" over {report.videos} videos" if report.videos else " over the golden clips"
+    bad = f"; {len(report.bad_videos)} videos could not be used" if report.bad_videos else ""
+    absent = f"; not run, so not judged: {', '.join(not_run)} (--variant chooses)" if not_run else ""
+    record = "; the records are in the bundle" if kept else "; nothing was run" if rechecked else ""
+    done(
+        f"{'PASS' if report.passed else 'FAIL'}: {bundle}{seen}{bad}{absent}{record}",
+        next_command=("ivdr", "archive", bundle) if report.passed else (),
+    )
 
+
+def _print_report(report: VerifyReport) -> None:
     golden = [(variant.id, entry) for variant in report.variants for entry in variant.golden]
     if golden:
         console.print(parity_table(golden, "golden clips: difference from the recorded outputs"))
@@ -99,32 +150,118 @@ def _print_report(report: VerifyReport) -> None:
     if report.videos:
         rows = [(variant.id, entry) for variant in report.variants for entry in variant.parity]
         console.print(parity_table(rows, f"{report.videos} videos: difference from the reference"))
-        table = Table(title=f"labels of {report.videos} videos ({report.view_plan})", title_justify="left")
-        for heading in ("variant", "same label as reference", "accuracy [95 %]", "R@1 [95 %]", ""):
-            table.add_column(heading)
-        for variant in report.variants:
-            if not variant.not_run:
-                table.add_row(*_label_row(variant))
-        console.print(table)
+        console.print(_label_table(report))
+        console.print(_feature_table(report))
     for variant in report.variants:
-        for flip in variant.flips:
-            console.print(
-                f"flip: {flip.uri}: the reference says {flip.expected}, {variant.id} says"
-                f" {flip.found} (the reference prefers its own by {flip.margin:.4f})",
-                markup=False,
-            )
-        if variant.not_run:
-            console.print(f"not run: {variant.id}: {variant.not_run}", markup=False)
+        _print_variant(variant)
     for video in report.bad_videos:
         console.print(f"not used: {video.uri}: {video.message}", markup=False)
+    _print_skew(report)
 
 
-def _label_row(variant: VariantReport) -> tuple[str, ...]:
-    measured = (variant.agreement, variant.accuracy, variant.retrieval)
-    figures = [_share(value) if value is not None else "-" for value in measured]
-    return (variant.id, *figures, "ok" if variant.passed else "FAIL")
+def _print_variant(variant: VariantReport) -> None:
+    """Print what a table has no room for: failed checks, flips, and what company and change of the input do."""
+    if variant.not_run:
+        console.print(f"not run: {variant.id}: {variant.not_run}", markup=False)
+    for check in variant.checks:
+        if check.name in ("batch", "sensitivity") and check.passed:
+            console.print(f"{variant.id}: {check.name}: {check.text}", markup=False)
+    _print_some(
+        [
+            f"flip: {flip.uri}: the reference says {flip.expected}, {variant.id} says"
+            f" {flip.found} (the reference prefers its own by {flip.margin:.4f})"
+            for flip in sorted(variant.flips, key=lambda flip: -flip.margin)
+        ]
+    )
+    if variant.confidence is not None:
+        _print_some(
+            [
+                f"crosses {variant.confidence.abstain:g}: {entry.uri}: confidence {entry.expected:.4f} by the "
+                f"reference, {entry.found:.4f} by {variant.id}"
+                for entry in variant.confidence.crossings
+            ]
+        )
+    for check in variant.failures:
+        console.print(f"FAIL {variant.id}: {check.name}: {check.text}", markup=False)
 
 
-def _share(accuracy: Accuracy) -> str:
+def _print_skew(report: VerifyReport) -> None:
+    if not report.skew:
+        return
+    known = [video for video in report.skew if video.mean_diff is not None]
+    flips = [video for video in known if video.expected != video.found]
+    largest = max((video.mean_diff for video in known if video.mean_diff is not None), default=0.0)
+    console.print(
+        f"PyAV and OpenCV: {len(known)} videos within {largest:.2f} levels, {len(flips)} with another label, "
+        f"{len(report.skew) - len(known)} not compared",
+        markup=False,
+    )
+    _print_some(
+        [f"decoder flip: {video.uri}: {video.expected} by PyAV, {video.found} by OpenCV" for video in flips]
+    )
+    _print_some([f"not compared: {video.uri}: {video.error}" for video in report.skew if video.error])
+
+
+def _print_some(lines: Sequence[str]) -> None:
+    for line in lines[:_SHOWN]:
+        console.print(line, markup=False)
+    if len(lines) > _SHOWN:
+        console.print(f"and {len(lines) - _SHOWN} more; --json has all", markup=False)
+
+
+def _label_table(report: VerifyReport) -> Table:
+    table = _table(
+        f"labels of {report.videos} videos ({report.view_plan})",
+        ("variant", "same label as reference", "accuracy [95 %]", "change [95 %]", ""),
+    )
+    for variant in report.variants:
+        if not variant.not_run:
+            table.add_row(
+                variant.id,
+                _share(variant.agreement),
+                _share(variant.accuracy),
+                _change(variant.accuracy_change),
+                "ok" if variant.passed else "FAIL",
+            )
+    return table
+
+
+def _feature_table(report: VerifyReport) -> Table:
+    table = _table(
+        "retrieval and confidence",
+        ("variant", "R@1 [95 %]", "change [95 %]", "mean confidence", "calibration error"),
+    )
+    for variant in report.variants:
+        if not variant.not_run:
+            found = variant.confidence
+            table.add_row(
+                variant.id,
+                _share(variant.recall),
+                _change(variant.recall_change),
+                f"{found.mean:.4f}" if found else "-",
+                f"{found.ece:.4f}" if found and found.ece is not None else "-",
+            )
+    return table
+
+
+def _table(title: str, headings: Sequence[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def _share(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "-"
     low, high = accuracy.interval
     return f"{accuracy.correct}/{accuracy.total} = {accuracy.value:.1%} [{low:.0%}, {high:.0%}]"
+
+
+def _change(change: PairedChange | None) -> str:
+    if change is None:
+        return "-"
+    low, high = change.interval
+    return f"{change.value:+.1%} [{low:+.0%}, {high:+.0%}]"

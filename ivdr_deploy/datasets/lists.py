@@ -102,7 +102,9 @@ class VideoList:
         if unknown:
             alike = {_alike(label): label for label in labels}
             near = [
-                f"{label!r} is {alike[_alike(label)]!r} there" for label in unknown if _alike(label) in alike
+                f"{quoted(label)} is {quoted(alike[_alike(label)])} there"
+                for label in unknown
+                if _alike(label) in alike
             ]
             raise DataError(
                 f"{self.source}: {len(unknown)} classes are unknown to training: {some(unknown)}",

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ivdr_deploy._optional import import_pyarrow
 from ivdr_deploy._text import quoted
 from ivdr_deploy.datasets.entries import Entry, listed, open_text
 from ivdr_deploy.datasets.official import ClassFolders, is_kinetics, kinetics_entry
@@ -58,12 +59,11 @@ def read_parquet(source: Path, root: Path) -> Iterator[Entry]:
     Raises:
         DataError: if it is damaged, or the columns are not there or not of text.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    pa = import_pyarrow()
 
     try:
         # An open file, because a name such as scores:1 would be taken for a URI.
-        with source.open("rb") as stream, pq.ParquetFile(stream) as file:
+        with source.open("rb") as stream, pa.parquet.ParquetFile(stream) as file:
             names = file.schema_arrow.names
             if "path" not in names:
                 raise DataError(

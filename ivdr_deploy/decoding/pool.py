@@ -20,6 +20,7 @@ from ivdr_deploy.decoding import _worker
 from ivdr_deploy.errors import (
     ConfigError,
     IvdrError,
+    ResourceError,
     VideoCrashError,
     VideoLimitError,
     VideoTimeoutError,
@@ -37,6 +38,9 @@ T_co = TypeVar("T_co", covariant=True)
 GRACE_SECONDS = 5.0
 """Wall time that a worker process has on top of ``max_decode_seconds`` before it is killed. The limit itself is looked
 at between frames, and its message says more: the deadline is for a frame that hangs."""
+
+_LOOK_SECONDS = 0.2
+"""How often it is looked whether the workers' pool still works, while there is one."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +86,9 @@ class DecodePool:
         self._threads: ThreadPoolExecutor | None = None
         self._processes: ProcessPool | None = None
         self._scratch: _worker.Scratch | None = None
+        self._sent: dict[Future[Any], tuple[ProcessPool, _Task[Any], _worker.Parcel]] = {}
+        """What processes have been asked for and nobody has dealt with yet."""
+        self._closing = threading.Event()
 
     def submit(
         self, job: DecodeJob[T], source: Source, *args: Any, limits: VideoLimits, **kwargs: Any
@@ -118,6 +125,7 @@ class DecodePool:
         with self._lock:
             threads, processes, scratch = self._threads, self._processes, self._scratch
             self._threads = self._processes = self._scratch = None
+            self._closing.set()
         if threads is not None:
             threads.shutdown(wait=True, cancel_futures=True)
         if processes is not None:
@@ -136,30 +144,79 @@ class DecodePool:
         with self._lock:
             if self._scratch is None:
                 self._scratch = _worker.Scratch()
-            if self._processes is None or not self._processes.active:
-                self._processes = _start_processes(self.options)
-            processes, scratch = self._processes, self._scratch
+            scratch = self._scratch
             parcel = scratch.pack(task.source)
-        arguments = (task.job, parcel, task.args, task.kwargs)
-        sent = processes.schedule(_worker.run, args=arguments, timeout=task.deadline)
-        sent.add_done_callback(lambda done: self._received(done, task, scratch, parcel))
+            arguments = (task.job, parcel, task.args, task.kwargs)
+            while True:
+                processes = self._working_processes()
+                try:
+                    sent = processes.schedule(_worker.run, args=arguments, timeout=task.deadline)
+                    break
+                except RuntimeError:  # it broke between the two lines
+                    if processes.active:
+                        raise
+            self._sent[sent] = (processes, task, parcel)
+        sent.add_done_callback(lambda done: self._received(done, scratch))
 
-    def _received(
-        self, done: Future[Any], task: _Task[T], scratch: _worker.Scratch, parcel: _worker.Parcel
-    ) -> None:
+    def _working_processes(self) -> ProcessPool:
+        """Return the pool of processes, a new one when the last is broken. The lock is held."""
+        if self._processes is None or not self._processes.active:
+            processes, closing = _start_processes(self.options), threading.Event()
+            watch = threading.Thread(
+                target=self._watch, args=(processes, closing), name="decode-watch", daemon=True
+            )
+            try:
+                _ = processes.active  # starts it: before the watch, which would start it a second time
+                watch.start()
+            except RuntimeError as error:
+                processes.stop()  # type: ignore[no-untyped-call]
+                processes.join()
+                raise ResourceError(
+                    f"the decode workers cannot be started ({error})",
+                    hint="raise the limit of memory or threads of this process (`ulimit -v`, `ulimit -u`)",
+                ) from error
+            self._processes, self._closing = processes, closing
+        return self._processes
+
+    def _watch(self, processes: ProcessPool, closing: threading.Event) -> None:
+        """Wait until a pool of processes breaks; do again what it was asked for and has lost.
+
+        It breaks when an idle worker is killed. Tasks that it knows then are given back as failed; one that is on its
+        way into it just then is never heard of again.
+        """
+        while processes.active:
+            if closing.wait(_LOOK_SECONDS):
+                return
+        processes.stop()  # type: ignore[no-untyped-call]
+        processes.join()  # no worker is left that could still write a result
+        with self._lock:
+            lost = [sent for sent, (owner, _, _) in self._sent.items() if owner is processes]
+            found = [self._sent.pop(sent) for sent in lost]
+            if self._scratch is None or closing.is_set():
+                return
+            for _, _, parcel in found:
+                self._scratch.release(parcel)
+        for _, task, _ in found:
+            try:
+                if task.sent_again:
+                    raise BrokenProcessPool(f"workers that waited for {task.source.uri} were killed twice")
+                task.sent_again = True
+                self._send(task)
+            except Exception as error:  # noqa: BLE001  # whoever waits for the task gets it
+                task.result.set_exception(error)
+
+    def _received(self, done: Future[Any], scratch: _worker.Scratch) -> None:
         """Turn what came back from a process into the result of the task; runs in a thread of the pool."""
+        if not done.cancelled() and isinstance(done.exception(), BrokenProcessPool):
+            return  # nothing of this task has run: see `_watch`
+        with self._lock:
+            if done not in self._sent:
+                return  # `_watch` has taken it over
+            _, task, parcel = self._sent.pop(done)
         try:
             result = scratch.unpack(parcel, done.result())
             scratch.release(parcel)
             task.result.set_result(result)
-        except BrokenProcessPool as error:
-            # An idle worker was killed: nothing of this task has run. Once more, in new workers.
-            scratch.release(parcel)
-            if task.sent_again:
-                task.result.set_exception(error)
-            else:
-                task.sent_again = True
-                self._send(task)
         except (Exception, CancelledError) as error:  # noqa: BLE001  # sorted by the failure policy
             scratch.release(parcel)
             task.result.set_exception(_as_video_error(error, task.source.uri, self.options, task.deadline))

@@ -123,22 +123,25 @@ def retrieval_recall(
     return {k: Accuracy(int((ranks < min(k, len(gallery))).sum()), len(queries)) for k in ks}
 
 
-def leave_one_out_recall(features: np.ndarray, labels: Sequence[int]) -> Accuracy:
-    """Compute R@1 within one set: the share of videos whose nearest other video is of their class.
+def leave_one_out_hits(features: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """Say for every video of a set whether the nearest other one is of its class: the questions of R@1.
 
-    Compared as in ``retrieval_recall``.
+    Compared as in ``retrieval_recall``, in blocks of rows: the whole table is never in memory.
 
     Args:
         features: (N, F), N >= 2.
         labels: Class of every row.
+
+    Returns:
+        (N,) bool.
     """
     unit, classes = _centred_unit(features), np.asarray(labels)
-    correct = 0
+    hits = np.empty(len(unit), bool)
     for rows in _blocks(len(unit), len(unit)):
         similarity = unit[rows] @ unit.T
         similarity[np.arange(len(similarity)), np.arange(len(unit))[rows]] = -np.inf
-        correct += int((classes[similarity.argmax(axis=1)] == classes[rows]).sum())
-    return Accuracy(correct, len(classes))
+        hits[rows] = classes[similarity.argmax(axis=1)] == classes[rows]
+    return hits
 
 
 def _blocks(rows: int, columns: int) -> Iterator[slice]:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ivdr_deploy._console import Track, untracked
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
-from ivdr_deploy.artifacts.golden import Golden
-from ivdr_deploy.artifacts.manifest import OutputParity, Variant
-from ivdr_deploy.datasets.lists import VideoItem, VideoList, read_video_list
+from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import ArtifactError, DataError, EngineIncompatibleError, MissingDependencyError
-from ivdr_deploy.evaluation.metrics import Accuracy, leave_one_out_recall
-from ivdr_deploy.evaluation.verify_report import BadVideo, Flip, VariantReport, VerifyReport
+from ivdr_deploy.evaluation.judging import judge
+from ivdr_deploy.evaluation.records import now, read_record
+from ivdr_deploy.evaluation.skew import measure_skew
+from ivdr_deploy.evaluation.tally import SideBySide, Tally
+from ivdr_deploy.evaluation.thresholds import thresholds_for
+from ivdr_deploy.evaluation.verify_report import BadVideo, SkewedVideo, VariantReport, VerifyReport
 from ivdr_deploy.pipeline import VideoPredictor
-from ivdr_deploy.results import Outcome, softmax
+from ivdr_deploy.results import Outcome
 from ivdr_deploy.runtimes.base import LoadedModel, Runtime
-from ivdr_deploy.runtimes.compare import TOLERANCE, compare_outputs
 from ivdr_deploy.runtimes.loading import bundle_model
-from ivdr_deploy.runtimes.proof import prove_decoder, replay_golden
+from ivdr_deploy.runtimes.proof import prove_decoder
 from ivdr_deploy.runtimes.registry import misfit
 from ivdr_deploy.runtimes.variants import open_variant
 from ivdr_deploy.spec import DecoderName, Device
@@ -37,24 +39,29 @@ def verify_bundle(
     variants: Sequence[str] = (),
     limits: VideoLimits | None = None,
     decoder: DecoderName = "pyav",
+    decoder_skew: bool = False,
     track: Track = untracked,
 ) -> VerifyReport:
-    """Check a bundle. A variant that cannot run here has not passed.
+    """Measure and judge a bundle. A variant that cannot run here has not passed.
+
+    The bundle stays as it is: ``records.keep_records`` puts what was measured into it.
 
     Args:
         path: The bundle.
-        data: A list of videos, best with labels; None replays the golden clips only. Each video is decoded
-            once and goes through all variants.
+        data: A list of videos, best with labels; None runs the golden clips only. Each video is decoded once and goes
+            through all variants.
         variants: Ids of those to judge; all when empty. The reference runs along where videos are compared.
         limits: What a video may cost.
         decoder: Which decoder reads the videos, the golden ones included.
+        decoder_skew: Also decode every video with PyAV and OpenCV, and compare clips and labels.
         track: Wraps the run over the videos.
 
     Raises:
         ArtifactError: if the bundle is damaged, lacks a variant, or holds no reference to compare videos with.
         GoldenMismatchError: if the decoder here does not give the recorded clips of the golden videos.
         EngineIncompatibleError: if none of the variants can run here.
-        MissingDependencyError: if the reference, which videos are compared with, cannot run here.
+        MissingDependencyError: if the reference, which videos are compared with, cannot run here; or OpenCV, which the
+            skew needs.
         DataError: if the list is not usable, a label in it is unknown to the model, or none of its videos can
             be used.
     """
@@ -65,34 +72,95 @@ def verify_bundle(
     if videos is not None and videos.labels and manifest.labels:
         videos.targets(manifest.labels)  # refuses unknown labels before anything is decoded
     golden = bundle.golden()
-    decode_mean_diff = prove_decoder(bundle, golden, decoder)
+    reading = partial(VideoPredictor, limits=limits)
     with ExitStack() as stack:
         reference = _open_reference(bundle, stack) if videos is not None else None
         opened, absent = _open_variants(bundle, chosen, reference, stack)
-        tallies = [_Tally.of(variant, runtime, golden) for variant, runtime in opened]
+        decode_mean_diff = prove_decoder(
+            bundle, golden, decoder
+        )  # they know their contract, so a wrong one is named
+        tallies = [Tally(variant, runtime, golden) for variant, runtime in opened]
         first = reference or tallies[0]
+        everyone = [first, *(tally for tally in tallies if tally.variant.id != first.variant.id)]
+        judged = [first if tally.variant.id == first.variant.id else tally for tally in tallies]
         bad_videos: tuple[BadVideo, ...] = ()
+        seen: Sequence[np.ndarray] = ()
         if videos is not None:
-            everyone = [first, *(tally for tally in tallies if tally.variant.id != first.variant.id)]
-            reading = partial(VideoPredictor, limits=limits, decoder=decoder)
-            bad_videos = _run_videos(bundle, videos, everyone, reading, track)
-            tallies = [first if tally.variant.id == first.variant.id else tally for tally in tallies]
-        reports = [tally.report(first, manifest.labels) for tally in tallies]
-    return VerifyReport(
-        bundle=str(path),
-        name=manifest.name,
-        version=manifest.version,
-        contract_hash=manifest.contract_hash,
-        view_plan=str(manifest.view_plan),
+            together = SideBySide([tally.runtime for tally in everyone])
+            bad_videos = _run_videos(
+                bundle, videos, everyone, together, partial(reading, decoder=decoder), track
+            )
+            seen = together.seen
+        for tally in track(judged, len(judged), "trying batch sizes"):
+            tally.probe(seen, None if reference is None else reference.runtime)
+        skew: tuple[SkewedVideo, ...] = ()
+        if videos is not None and decoder_skew:
+            skew = measure_skew(bundle_model(bundle, first.runtime, first.variant), videos, reading, track)
+        facts = {
+            "reference": "" if reference is None else reference.variant.id,
+            "view_plan": str(manifest.view_plan),
+            "decoder": decoder,
+            "data": "" if videos is None else str(videos.source),
+            "measured_at": now(),
+            "bad_videos": len(bad_videos),
+        }
+        records = [tally.record(first, manifest, facts) for tally in judged]
+    reports = [judge(record, thresholds_for(record.precision)) for record in records]
+    return _report(
+        bundle,
         data=None if videos is None else str(videos.source),
         videos=len(first.items),
         bad_videos=bad_videos,
         decode_mean_diff=decode_mean_diff,
+        skew=skew,
         variants=(*reports, *absent),
     )
 
 
-def _open_reference(bundle: Bundle, stack: ExitStack) -> _Tally:
+def recheck_bundle(
+    path: str | Path, *, variants: Sequence[str] = (), thresholds: dict[str, float] | None = None
+) -> VerifyReport:
+    """Judge what an earlier run kept in the bundle; runs nothing, and leaves the bundle as it is.
+
+    Args:
+        path: The bundle.
+        variants: Ids of those to judge; by default all that have a record.
+        thresholds: Other values for some of them, see ``thresholds.parse_thresholds``.
+
+    Raises:
+        ArtifactError: if the bundle is damaged, lacks a variant, or holds no record of one.
+    """
+    bundle = open_bundle(path)
+    chosen = [bundle.variant(name) for name in variants]
+    chosen = chosen or [variant for variant in bundle.manifest.variants if variant.verification]
+    if not chosen:
+        raise ArtifactError(
+            f"{path} holds no record of a verification",
+            hint="make one first: `ivdr verify BUNDLE --videos LIST`",
+        )
+    records = [read_record(bundle, variant) for variant in chosen]
+    reports = tuple(judge(record, thresholds_for(record.precision, thresholds)) for record in records)
+    return _report(
+        bundle,
+        data=records[0].data,
+        videos=max(len(record.videos.uris) for record in records),
+        variants=reports,
+    )
+
+
+def _report(bundle: Bundle, **measured: Any) -> VerifyReport:
+    manifest = bundle.manifest
+    return VerifyReport(
+        bundle=str(bundle.path),
+        name=manifest.name,
+        version=manifest.version,
+        contract_hash=manifest.contract_hash,
+        view_plan=str(manifest.view_plan),
+        **measured,
+    )
+
+
+def _open_reference(bundle: Bundle, stack: ExitStack) -> Tally:
     reference = bundle.manifest.reference
     if reference is None:
         raise ArtifactError(
@@ -101,11 +169,11 @@ def _open_reference(bundle: Bundle, stack: ExitStack) -> _Tally:
             hint="verify the bundle that was exported; without --videos the recorded golden outputs are compared",
         )
     runtime = stack.enter_context(open_variant(bundle, reference))
-    return _Tally.of(reference, runtime, bundle.golden())
+    return Tally(reference, runtime, bundle.golden())
 
 
 def _open_variants(
-    bundle: Bundle, chosen: Sequence[Variant], reference: _Tally | None, stack: ExitStack
+    bundle: Bundle, chosen: Sequence[Variant], reference: Tally | None, stack: ExitStack
 ) -> tuple[list[tuple[Variant, Runtime]], list[VariantReport]]:
     """Open every variant that can run here, and report those that cannot."""
     opened: list[tuple[Variant, Runtime]] = []
@@ -130,100 +198,16 @@ def _open_variants(
     return opened, absent
 
 
-@dataclass(kw_only=True)
-class _Tally:
-    """What one variant gave, video by video."""
-
-    variant: Variant
-    runtime: Runtime
-    golden: tuple[OutputParity, ...]
-    items: list[VideoItem] = field(default_factory=list)
-    probabilities: list[np.ndarray] = field(default_factory=list)
-    features: list[np.ndarray] = field(default_factory=list)
-    parity: dict[str, list[OutputParity]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, variant: Variant, runtime: Runtime, golden: Golden) -> _Tally:
-        return cls(variant=variant, runtime=runtime, golden=replay_golden(golden, runtime))
-
-    def add(
-        self, item: VideoItem, outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]
-    ) -> None:
-        """Take the outputs of one video's clips, and the reference's for the same clips."""
-        self.items.append(item)
-        if "logits" in outputs:
-            self.probabilities.append(softmax(outputs["logits"]).mean(axis=0))
-        if "feature" in outputs:
-            self.features.append(outputs["feature"].mean(axis=0))
-        if outputs is not reference:
-            for entry in compare_outputs(reference, outputs, precision=self.runtime.precision):
-                self.parity.setdefault(entry.output, []).append(entry)
-
-    def report(self, reference: _Tally, labels: Sequence[str]) -> VariantReport:
-        top = [int(row.argmax()) for row in self.probabilities]
-        expected = [int(row.argmax()) for row in reference.probabilities]
-        flips = tuple(
-            Flip(uri=item.uri, expected=labels[old], found=labels[new], margin=float(row[old] - row[new]))
-            for item, row, old, new in zip(self.items, reference.probabilities, expected, top, strict=False)
-            if old != new
-        )
-        labelled = bool(self.items) and all(item.label is not None for item in self.items)
-        truth = [str(item.label) for item in self.items]
-        correct = sum(labels[index] == label for index, label in zip(top, truth, strict=False))
-        classes = {label: index for index, label in enumerate(sorted(set(truth)))}
-        retrieval = None
-        if labelled and len(self.features) > 1:
-            retrieval = leave_one_out_recall(np.stack(self.features), [classes[label] for label in truth])
-        return VariantReport(
-            id=self.variant.id,
-            description=self.runtime.description,
-            golden=self.golden,
-            parity=tuple(_together(entries) for entries in self.parity.values()),
-            agreement=None if self is reference or not top else Accuracy(len(top) - len(flips), len(top)),
-            flips=flips,
-            flip_margin=TOLERANCE[self.runtime.precision],
-            accuracy=Accuracy(correct, len(top)) if labelled and top else None,
-            retrieval=retrieval,
-        )
-
-
-def _together(entries: Sequence[OutputParity]) -> OutputParity:
-    """Join the comparisons of several videos: the one that fits worst, with the smallest cosine of all."""
-    worst = max(entries, key=lambda entry: entry.max_abs_diff / entry.tolerance)
-    return replace(worst, min_cosine=min(entry.min_cosine for entry in entries))
-
-
-class _SideBySide(Runtime):
-    """Feeds every batch to several runtimes, so that a video is decoded once; outputs are named ``place/name``."""
-
-    def __init__(self, runtimes: Sequence[Runtime]) -> None:
-        first = runtimes[0]
-        self.name, self.precision, self.output_names = first.name, first.precision, first.output_names
-        self.call_clips = min(runtime.call_clips for runtime in runtimes)
-        self.description = " beside ".join(runtime.description for runtime in runtimes)
-        self._runtimes = tuple(runtimes)
-
-    def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
-        return {
-            f"{place}/{name}": value
-            for place, runtime in enumerate(self._runtimes)
-            for name, value in runtime.infer(video).items()
-        }
-
-    def close(self) -> None:
-        """Nothing: whoever opened the runtimes closes them."""
-
-
 def _run_videos(
     bundle: Bundle,
     videos: VideoList,
-    tallies: Sequence[_Tally],
+    tallies: Sequence[Tally],
+    together: SideBySide,
     reading: Callable[[LoadedModel], VideoPredictor],
     track: Track,
 ) -> tuple[BadVideo, ...]:
     """Put every video through all variants, the reference first; return those that cannot be used."""
-    runtime = _SideBySide([tally.runtime for tally in tallies])
-    model = bundle_model(bundle, runtime, tallies[0].variant)
+    model = bundle_model(bundle, together, tallies[0].variant)
     bad = []
     with reading(model) as predictor:
         outcomes = predictor.predict_many(item.path for item in videos.items)
@@ -233,10 +217,7 @@ def _run_videos(
                 bad.append(BadVideo(uri=item.uri, **outcome.error.to_dict()))
                 continue
             assert outcome.raw is not None
-            parts: list[dict[str, np.ndarray]] = [{} for _ in tallies]
-            for key, value in outcome.raw.outputs.items():
-                place, name = key.split("/", 1)
-                parts[int(place)][name] = value
+            parts = SideBySide.apart(outcome.raw.outputs, len(tallies))
             for tally, outputs in zip(tallies, parts, strict=True):
                 tally.add(item, outputs, parts[0])
     if len(bad) == len(videos.items):

@@ -1,4 +1,4 @@
-"""Checkpoint -> bundle, and bundle -> bundle with one more variant: each step proves what it adds.
+"""Checkpoint -> bundle, and bundle -> bundle with more variants: each step proves what it adds.
 
 A step takes a ``Draft`` and adds a variant to it; nobody sees the draft before every step has ended well.
 """
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ivdr_deploy import __version__
-from ivdr_deploy._optional import import_onnxruntime, require
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.bundle import (
     Bundle,
     Draft,
@@ -25,19 +25,15 @@ from ivdr_deploy.artifacts.bundle import (
     open_bundle,
 )
 from ivdr_deploy.artifacts.checkpoint import Checkpoint, load_checkpoint
-from ivdr_deploy.artifacts.golden import GOLDEN_FILE, GOLDEN_PLAN, Golden, read_golden, write_golden
+from ivdr_deploy.artifacts.golden import GOLDEN_FILE, GOLDEN_PLAN, Golden, write_golden
 from ivdr_deploy.artifacts.golden_video import make_golden_videos
-from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputParity, OutputSpec, Target, Variant
-from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
-from ivdr_deploy.errors import ConfigError, ExportError
-from ivdr_deploy.runtimes.compare import check_parity, reference_outputs
+from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputSpec, Variant
+from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, REFERENCE_ID
+from ivdr_deploy.export.steps import STEPS, Request, StepOptions, plan_steps
+from ivdr_deploy.runtimes.compare import reference_outputs
 from ivdr_deploy.spec import OUTPUT_NAMES, CheckpointInfo, Provenance
 from ivdr_deploy.video.clips import load_clips
-
-CHECKPOINT_FILE = "model.safetensors"
-ONNX_FILE = "model.onnx"
-REFERENCE_ID = "torch-fp32"
-ONNX_ID = "onnx-fp32"
 
 _log = logging.getLogger(__name__)
 
@@ -49,10 +45,10 @@ def export_bundle(
     name: str | None = None,
     version: str = "1.0",
     include_stale: bool = False,
-    tensorrt: bool = False,
-    compute_capabilities: Sequence[str] | None = None,
+    steps: Sequence[Request] = (),
+    options: StepOptions | None = None,
 ) -> Bundle:
-    """Write a bundle with the variants ``torch-fp32`` and ``onnx-fp32``, or nothing.
+    """Write a bundle with the variants ``torch-fp32``, ``onnx-fp32`` and what is asked for, or nothing.
 
     Args:
         checkpoint: What ``python -m train`` wrote.
@@ -61,8 +57,8 @@ def export_bundle(
         version: Version of the model, as it is served.
         include_stale: Also export the outputs of heads that were trained, but not together with this
             backbone.
-        tensorrt: Also build a TensorRT plan.
-        compute_capabilities: GPUs that the plan is for; see ``to_tensorrt.choose_targets``.
+        steps: More variants, as engine and precision.
+        options: What their steps need to be told.
 
     Raises:
         CheckpointError: if the checkpoint is not usable.
@@ -72,16 +68,9 @@ def export_bundle(
         MissingDependencyError: if a package that is needed is not installed.
     """
     out = Path(out).resolve()
-    name = name or out.name
-    _check_name("name", name)
-    _check_name("version", version)
-    check_replaceable(out)
-    # Before the minutes of work that a missing package would waste.
-    for package in ("torch", "torchvision", "onnx", "onnxscript"):
-        require(package, extra="export")
-    import_onnxruntime()  # each exported model is run and compared
-    if tensorrt:
-        _require_tensorrt(compute_capabilities)
+    name = prepare_export(out, name=name, version=version)
+    options = options or StepOptions()
+    planned = checked_steps([("onnx", "fp32"), *steps], options)
     loaded = load_checkpoint(checkpoint)
     info = loaded.info
     outputs = choose_outputs(info, include_stale=include_stale)
@@ -102,25 +91,46 @@ def export_bundle(
     )
     with new_bundle(out, manifest) as draft:
         add_reference(draft, loaded)
-        add_onnx(draft)
-        if tensorrt:
-            add_tensorrt(draft, compute_capabilities)
+        for request in planned:
+            STEPS[request].add(draft, options)
     return open_bundle(out)
 
 
-def add_plan(path: str | Path, *, compute_capabilities: Sequence[str] | None = None) -> Bundle:
-    """Add a TensorRT plan to an existing bundle, or replace the one for the same GPUs.
+def prepare_export(out: Path, *, name: str | None, version: str) -> str:
+    """Refuse what cannot end well before any work is done; return the name of the model.
 
     Raises:
-        ArtifactError: if the bundle is damaged, or has no ONNX variant to build from.
-        FolderError: if it holds files that are not its own, or was changed meanwhile.
-        ExportError: if the plan cannot be built; ``ParityError`` if it computes something else.
-        MissingDependencyError: if no TensorRT is installed.
+        ConfigError: if the name or version cannot be served.
+        FolderError: if ``out`` holds something that is not ours to replace.
     """
-    _require_tensorrt(compute_capabilities)
+    name = name or out.name
+    _check_name("name", name)
+    _check_name("version", version)
+    check_replaceable(out)
+    return name
+
+
+def add_variants(path: str | Path, steps: Sequence[Request], options: StepOptions | None = None) -> Bundle:
+    """Add variants to an existing bundle, in the place of former ones with the same ids.
+
+    Args:
+        path: The bundle.
+        steps: What to add, as engine and precision; what they are made from is added too where it is missing.
+        options: What the steps need to be told.
+
+    Raises:
+        ArtifactError: if the bundle is damaged.
+        ConfigError: if there is no such engine in that precision, or an option is missing.
+        FolderError: if it holds files that are not its own, or was changed meanwhile.
+        ExportError: if a variant cannot be made; ``ParityError`` if it computes something else.
+        MissingDependencyError: if a package that is needed is not installed.
+    """
+    options = options or StepOptions()
     bundle = open_bundle(path)
+    planned = checked_steps(steps, options, held=[variant.id for variant in bundle.manifest.variants])
     with changed_bundle(bundle) as draft:
-        add_tensorrt(draft, compute_capabilities)
+        for request in planned:
+            STEPS[request].add(draft, options)
     return open_bundle(path)
 
 
@@ -165,101 +175,14 @@ def add_reference(draft: Draft, checkpoint: Checkpoint) -> None:
     draft.add_variant(Variant(id=REFERENCE_ID, runtime="torch", precision="fp32", files=(CHECKPOINT_FILE,)))
 
 
-def add_onnx(draft: Draft) -> None:
-    """Add the ONNX file, exported from the checkpoint in the draft.
-
-    Raises:
-        ExportError: if the network cannot be exported; ``ParityError`` if the file computes something else.
-    """
-    from ivdr_deploy.export.to_onnx import export_onnx
-    from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
-
-    metadata = onnx_metadata(draft.manifest)
-    clip, path = metadata.contract, draft.add_file(ONNX_FILE, kind="model")
-    export_onnx(load_checkpoint(draft.folder / CHECKPOINT_FILE).model, path, clip=clip, metadata=metadata)
-    with OrtRuntime(path, clip=clip, output_names=metadata.outputs) as candidate:
-        if candidate.metadata != metadata:
-            raise ExportError(f"the metadata of {ONNX_FILE} did not survive: {candidate.metadata}")
-        parity = check_parity(_golden(draft), candidate)
-    draft.add_variant(
-        Variant(
-            id=ONNX_ID,
-            runtime="onnxruntime",
-            precision="fp32",
-            files=(ONNX_FILE,),
-            derived_from=REFERENCE_ID,
-            parity=parity,
-        )
-    )
-
-
-def add_tensorrt(draft: Draft, compute_capabilities: Sequence[str] | None) -> None:
-    """Add a TensorRT plan, built from the ONNX file in the draft; its parity is empty where it cannot run.
-
-    Raises:
-        ExportError: if it cannot be built; ``ParityError`` if it computes something else.
-    """
-    import torch
-
-    from ivdr_deploy.export.to_tensorrt import build_engine, choose_targets
-    from ivdr_deploy.runtimes.trt_runtime import TrtRuntime
-
-    if ONNX_ID not in [variant.id for variant in draft.variants]:
-        raise ExportError(
-            f"the bundle has no variant {ONNX_ID} to build a plan from",
-            hint="export the checkpoint again: `ivdr export CHECKPOINT -o BUNDLE --trt`",
-        )
-    provider, _, targets = choose_targets(compute_capabilities)
-    variant_id = f"trt-fp32-sm{'-'.join(target.replace('.', '') for target in targets)}"
-    path = draft.add_file(f"{variant_id}.engine", kind="model")
-    sidecar = draft.add_file(f"{variant_id}.engine.json", kind="sidecar")
-    metadata = onnx_metadata(draft.manifest)
-    info = build_engine(
-        draft.folder / ONNX_FILE, path, metadata=metadata, compute_capabilities=compute_capabilities
-    )
-    parity: tuple[OutputParity, ...] = ()
-    here = "{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else ""
-    if here in info.compute_capabilities:
-        with TrtRuntime(path, clip=metadata.contract, onnx_sha256=info.onnx_sha256) as candidate:
-            parity = check_parity(_golden(draft), candidate)
-    else:
-        _log.warning("the TensorRT plan was built but not run: this machine has no GPU it is for")
-    draft.add_variant(
-        Variant(
-            id=variant_id,
-            runtime="tensorrt",
-            precision="fp32",
-            provider=provider,
-            target=Target(device="cuda", compute_capabilities=targets),
-            files=(path.name, sidecar.name),
-            derived_from=ONNX_ID,
-            parity=parity,
-        )
-    )
-
-
-def onnx_metadata(manifest: ArtifactManifest) -> OnnxMetadata:
-    """Return what the ONNX file of a bundle says about itself."""
-    return OnnxMetadata(
-        name=manifest.name,
-        version=manifest.version,
-        contract_hash=manifest.contract_hash,
-        contract=manifest.clip,
-        view_plan=manifest.view_plan,
-        labels=manifest.labels,
-        outputs=manifest.output_names,
-        ivdr_version=__version__,
-    )
-
-
-def _golden(draft: Draft) -> Golden:
-    return read_golden(draft.folder, clip=draft.manifest.clip, outputs=draft.manifest.outputs)
-
-
-def _require_tensorrt(compute_capabilities: Sequence[str] | None) -> None:
-    from ivdr_deploy.export.to_tensorrt import choose_targets
-
-    choose_targets(compute_capabilities)
+def checked_steps(
+    steps: Sequence[Request], options: StepOptions, *, held: Sequence[str] = ()
+) -> list[Request]:
+    """Plan steps, and refuse what cannot be built here before the minutes of work that it would waste."""
+    planned = plan_steps(steps, held=held)
+    for request in planned:
+        STEPS[request].check(options)
+    return planned
 
 
 def _with_export_versions(provenance: Provenance) -> Provenance:
@@ -278,7 +201,7 @@ def _installed(name: str) -> str:
 def _check_name(what: str, value: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
         raise ConfigError(
-            f"the model's {what} {value[:60]!r} cannot be served under a URL",
+            f"the model's {what} {quoted(value)} cannot be served under a URL",
             hint="use letters, digits, '_', '-' and '.', beginning with a letter or digit; give it with "
             + ("--name" if what == "name" else "--model-version"),
         )

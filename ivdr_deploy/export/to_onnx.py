@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import torch
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.errors import ExportError
 from ivdr_deploy.models.network import ExportNetwork, VideoModel
@@ -48,7 +49,7 @@ def export_onnx(model: VideoModel, path: Path, *, clip: ClipSpec, metadata: Onnx
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).splitlines()[0]
         raise ExportError(
-            f"the network {model.spec.backbone!r} cannot be exported to ONNX ({reason})"
+            f"the network {quoted(model.spec.backbone)} cannot be exported to ONNX ({reason})"
         ) from error
     if program is None:
         raise ExportError("torch.onnx.export returned no program")

@@ -18,11 +18,12 @@ import torch
 
 from ivdr_deploy._files import sha256_file
 from ivdr_deploy._optional import pip_install
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.artifacts.sidecar import EXTRAS, BatchProfile, EngineInfo, Provider, write_sidecar
 from ivdr_deploy.errors import ConfigError, ExportError, MissingDependencyError
 from ivdr_deploy.runtimes.trt_runtime import make_logger
-from ivdr_deploy.spec import INPUT_NAME, MAX_BATCH
+from ivdr_deploy.spec import INPUT_NAME, MAX_BATCH, Precision
 
 DEFAULT_COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 """What TensorRT-RTX builds for unless told: Ampere, Ada, Blackwell. Turing (7.5) has no fp32 3-D
@@ -82,7 +83,7 @@ def choose_targets(requested: Sequence[str] | None) -> tuple[Provider, ModuleTyp
     for target in targets:
         if target not in known:
             raise ConfigError(
-                f"{provider} {trt.__version__} cannot build here for compute capability {target!r}",
+                f"{provider} {trt.__version__} cannot build here for compute capability {quoted(target)}",
                 hint=f"it can for {', '.join(sorted(known, key=float))}",
             )
     return provider, trt, targets
@@ -93,14 +94,16 @@ def build_engine(
     engine_path: Path,
     *,
     metadata: OnnxMetadata,
+    precision: Precision,
     compute_capabilities: Sequence[str] | None = None,
 ) -> EngineInfo:
-    """Build an fp32 plan and write it with its sidecar.
+    """Build a plan and write it with its sidecar.
 
     Args:
         onnx_path: What ``export_onnx`` wrote.
         engine_path: File to write.
         metadata: Of the ONNX file.
+        precision: Of the ONNX file, whose types the plan computes in.
         compute_capabilities: GPUs to build for; see ``choose_targets``.
 
     Raises:
@@ -134,7 +137,7 @@ def build_engine(
         provider=provider,
         provider_version=trt.__version__,
         compute_capabilities=targets,
-        precision="fp32",
+        precision=precision,
         onnx_sha256=sha256_file(onnx_path),
         contract_hash=metadata.contract_hash,
         clip_shape=shape,

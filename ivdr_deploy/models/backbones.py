@@ -8,14 +8,18 @@ Self-supervised Video Recognition", BMVC 2021). ``tiny`` is for demonstrations a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.models.hf import HfBackbone, describe
+from ivdr_deploy.models.i3d import PairMean, i3d
 
 Triple = tuple[int, int, int]
 ConvFactory = Callable[..., nn.Module]
@@ -126,6 +130,27 @@ def _s3d() -> nn.Module:
     return features
 
 
+def _s3d_paired() -> nn.Module:
+    """S3D with torchvision's own pooling, which its published weights were trained with."""
+    return nn.Sequential(_s3d(), PairMean())
+
+
+class _MViT(nn.Module):
+    """torchvision's MViT v2 S: its feature is the class token, as a feature map of one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import video
+
+        self.network = video.mvit_v2_s(weights=None)
+        self.network.head = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 3, 16, 224, 224) to (N, 768, 1, 1, 1)."""
+        token: Tensor = self.network(x)
+        return token[:, :, None, None, None]
+
+
 @dataclass(frozen=True, slots=True)
 class Backbone:
     """One entry of the registry."""
@@ -140,25 +165,48 @@ class Backbone:
     min_size: int = 1
     """Frames and pixels of the smallest clip that it takes. Below, a pooling layer would have nothing to give."""
 
+    fixed_size: bool = False
+    """Whether it takes clips of just that size, as a transformer with learned places does."""
+
 
 BACKBONES: dict[str, Backbone] = {
     "r2plus1d_10": Backbone(partial(_resnet_10, FactoredConv), 512),
     "r3d_10": Backbone(partial(_resnet_10, _plain_conv), 512),
     "r2plus1d_18": Backbone(partial(_torchvision_resnet, "r2plus1d_18"), 512),
     "r3d_18": Backbone(partial(_torchvision_resnet, "r3d_18"), 512),
+    "i3d": Backbone(i3d, 1024),
     "s3d": Backbone(_s3d, 1024, min_frames=5, min_size=17),
+    "mc3_18": Backbone(partial(_torchvision_resnet, "mc3_18"), 512),
+    "s3d_paired": Backbone(_s3d_paired, 1024, min_frames=5, min_size=17),
+    "mvit_v2_s": Backbone(_MViT, 768, min_frames=16, min_size=224, fixed_size=True),
     "tiny": Backbone(_tiny, 96),
 }
 
 
-def get_backbone(name: str) -> Backbone:
+def get_backbone(name: str, config: Mapping[str, Any] | None = None) -> Backbone:
     """Look a backbone up.
 
+    Args:
+        name: Its name; ``hf`` stands for the networks that ``models.hf`` builds from a configuration.
+        config: That configuration.
+
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: if there is none of that name, or the configuration is not one of its own.
     """
+    if name == "hf":
+        config = config or {}
+        shape = describe(config)
+        return Backbone(
+            partial(HfBackbone, config),
+            shape.feature_dim,
+            min_frames=shape.num_frames,
+            min_size=shape.size,
+            fixed_size=True,
+        )
+    if config:
+        raise ConfigError(f"the backbone {quoted(name)} takes no configuration", hint="it is for 'hf' only")
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known backbones: {', '.join(BACKBONES)}"
-        raise ConfigError(f"unknown backbone {name!r}", hint=hint)
+        hint = f"did you mean {quoted(near[0])}?" if near else f"known backbones: {', '.join(BACKBONES)}"
+        raise ConfigError(f"unknown backbone {quoted(name)}", hint=hint)
     return BACKBONES[name]

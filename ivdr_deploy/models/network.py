@@ -11,7 +11,13 @@ from torch.nn import functional as F
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.models.backbones import get_backbone
 from ivdr_deploy.models.heads import ClassifierHead, ClipHead, SeriesHead
-from ivdr_deploy.spec import ClipSpec, ModelSpec
+from ivdr_deploy.spec import ClipSpec, ModelSpec, Precision
+
+_DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 class VideoModel(nn.Module):
@@ -31,10 +37,11 @@ class VideoModel(nn.Module):
 
     def __init__(self, spec: ModelSpec, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        entry = get_backbone(spec.backbone)
+        entry = get_backbone(spec.backbone, spec.backbone_config)
         self.spec = spec
         self.feature_dim = entry.feature_dim
         self.backbone = entry.build()
+        self._dtype = torch.float32
         self.clip_head: ClipHead | None = None
         if spec.clip_dim:
             self.clip_head = ClipHead(self.feature_dim, clip_dim=spec.clip_dim)
@@ -66,8 +73,21 @@ class VideoModel(nn.Module):
         x = video.to(self.scale.dtype)  # cast before the permute: TensorRT refuses to transpose uint8
         x = x.permute(0, 4, 1, 2, 3)  # (N, 3, T, H, W)
         x = x * self.scale + self.offset
-        feature: Tensor = self.backbone(x).mean(dim=(2, 3, 4))
+        feature: Tensor = self.backbone(x.to(self._dtype)).float().mean(dim=(2, 3, 4))
         return feature
+
+    def set_precision(self, precision: Precision) -> None:
+        """Let the backbone compute in another precision; normalisation, pooling and heads stay in fp32.
+
+        The sums of the pooling and the lengths of unit vectors lose too much in half precision, and cost nothing.
+
+        Raises:
+            ConfigError: for ``int8``, which is made from an exported graph.
+        """
+        if precision not in _DTYPES:
+            raise ConfigError(f"torch has no network in {precision}", hint=f"it has {', '.join(_DTYPES)}")
+        self._dtype = _DTYPES[precision]
+        self.backbone.to(self._dtype)
 
     def heads(self, feature: Tensor) -> dict[str, Tensor]:
         """Compute every output from the pooled feature.
@@ -130,11 +150,17 @@ def build_model(spec: ModelSpec, clip: ClipSpec) -> VideoModel:
             f"num_slots {spec.num_slots} does not divide num_frames {clip.num_frames}",
             hint="every slot stands for an equal part of the clip; change one of the two",
         )
-    entry = get_backbone(spec.backbone)
+    entry = get_backbone(spec.backbone, spec.backbone_config)
     if clip.num_frames < entry.min_frames or clip.crop_size < entry.min_size:
         raise ConfigError(
             f"{spec.backbone} needs clips of at least {entry.min_frames} frames of {entry.min_size} pixels a side, "
             f"found {clip.num_frames} of {clip.crop_size}",
             hint="raise clip.num_frames or clip.crop_size, or choose another backbone",
+        )
+    if entry.fixed_size and (clip.num_frames, clip.crop_size) != (entry.min_frames, entry.min_size):
+        raise ConfigError(
+            f"{spec.backbone} takes clips of {entry.min_frames} frames of {entry.min_size} pixels a side only, "
+            f"found {clip.num_frames} of {clip.crop_size}",
+            hint="its places are learned; set clip.num_frames and clip.crop_size so, or choose another backbone",
         )
     return VideoModel(spec, mean=clip.mean, std=clip.std)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,11 +10,25 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from ivdr_deploy.errors import ClipShapeError
+from ivdr_deploy._text import quoted
+from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.errors import ArtifactError, ClipShapeError
 from ivdr_deploy.spec import MAX_BATCH, OUTPUT_NAMES, ClipSpec, Device, Precision, RuntimeName, ViewPlan
 
 CALL_CLIPS: dict[Device, int] = {"cpu": 20, "cuda": MAX_BATCH}
 """Two videos of ten clips on a CPU, which is busy with one; as much as there is on a GPU, which is not."""
+
+
+_CPU_PIXELS = 20 * 16 * 112 * 112
+"""Of the clips in one call on a CPU: the activations of a convolutional network take about 150 times their bytes, so
+that a call stays within 2 GB."""
+
+
+def clips_per_call(clip: ClipSpec, device: Device) -> int:
+    """Return how many clips a call should hold: those of ``CALL_CLIPS``, on a CPU fewer where clips are large."""
+    if device != "cpu":
+        return CALL_CLIPS[device]
+    return max(1, min(CALL_CLIPS[device], _CPU_PIXELS // (clip.num_frames * clip.crop_size**2)))
 
 
 class Runtime(Protocol):
@@ -59,18 +73,21 @@ class Runtime(Protocol):
 class OpenRequest:
     """What a runtime needs to open one variant."""
 
+    variant: Variant
     path: Path
     """The variant's first file."""
 
     clip: ClipSpec
     output_names: tuple[str, ...]
-    precision: Precision = "fp32"
     device: Device = "cpu"
     threads: int | None = None
     """Threads of one operator on the CPU; None leaves the choice to the runtime."""
 
     source_sha256: str = ""
     """Digest of the file that the variant was derived from, where the bundle holds it."""
+
+    labels: tuple[str, ...] = ()
+    """Class names in the order of ``logits``; a file that names them in another order belongs to another bundle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +135,25 @@ def infer_all(runtime: Runtime, video: np.ndarray) -> dict[str, np.ndarray]:
 def not_finite(outputs: Mapping[str, np.ndarray]) -> list[str]:
     """Name the outputs of a network that hold NaN or infinity."""
     return [name for name in OUTPUT_NAMES if name in outputs and not np.isfinite(outputs[name]).all()]
+
+
+def check_labels(request: OpenRequest, found: Sequence[str]) -> None:
+    """Refuse a file whose own labels are not those of its bundle: it would answer with the wrong names.
+
+    Raises:
+        ArtifactError: if they differ in number, name or order.
+    """
+    wanted = request.labels
+    if wanted and tuple(found) != wanted:
+        place = next(
+            (at for at, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), 0
+        )
+        held = quoted(found[place]) if found else "none"
+        raise ArtifactError(
+            f"{request.path} has {len(found)} labels, the manifest {len(wanted)}, and they are not the same in this "
+            f"order: number {place} is {held}, the manifest says {quoted(wanted[place])}",
+            hint="file and manifest belong to different models; export the bundle again",
+        )
 
 
 def check_batch(video: np.ndarray, clip: ClipSpec) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ivdr_deploy._files import sha256_file
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.archive import unpacked_bundle
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.kinds import Kind, identify
@@ -82,7 +83,7 @@ def open_model(
         )
     if variant is not None:
         raise ConfigError(
-            f"{path} is a single file without variants, asked for {variant[:60]!r}",
+            f"{path} is a single file without variants, asked for {quoted(variant)}",
             hint="leave the variant out, or export it with `ivdr export` and give the bundle",
         )
     opened = _open_checkpoint if kind is Kind.CHECKPOINT else _open_onnx

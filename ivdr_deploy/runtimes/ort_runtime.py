@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from ivdr_deploy._optional import import_onnxruntime, pip_install
+from ivdr_deploy._text import is_utf8
 from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.artifacts.onnx_file import require_self_contained
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.errors import ArtifactError, ClosedError, ContractMismatchError, DeviceError
-from ivdr_deploy.runtimes.base import CALL_CLIPS, OpenRequest, Runtime, check_batch
+from ivdr_deploy.runtimes.base import OpenRequest, Runtime, check_batch, check_labels, clips_per_call
 from ivdr_deploy.spec import INPUT_NAME, ClipSpec, Device, Precision
 
 ort = import_onnxruntime()
@@ -32,7 +34,7 @@ class OrtRuntime(Runtime):
         threads: Threads of one operator on the CPU; None leaves the choice to ONNX Runtime.
 
     Raises:
-        ArtifactError: if the file cannot be loaded, or lacks an output.
+        ArtifactError: if the file cannot be loaded, refers to weights in another file, or lacks an output.
         ContractMismatchError: if it was exported under another contract than ``clip``.
         DeviceError: if this ONNX Runtime was built without the provider, or the session fell back to another one.
     """
@@ -49,13 +51,22 @@ class OrtRuntime(Runtime):
     ) -> None:
         provider = _PROVIDERS[device]
         _require_built_with(provider)
+        try:
+            require_self_contained(path)
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read ({error.strerror})") from error
+        if not is_utf8(path):
+            raise ArtifactError(
+                f"the path {path} is not UTF-8 in this locale, and ONNX Runtime opens no other",
+                hint="rename it, or set LC_ALL=C.UTF-8",
+            )
         options = ort.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
             session = ort.InferenceSession(str(path), options, providers=[_with_options(provider, precision)])
         except Exception as error:  # the binding's exceptions share no other base class
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0][:300]
             raise ArtifactError(f"{path} cannot be loaded by ONNX Runtime ({reason})") from error
         require_provider(session.get_providers(), provider)
         session.disable_fallback()
@@ -69,9 +80,15 @@ class OrtRuntime(Runtime):
         self.output_names = tuple(held if output_names is None else output_names)
         if not set(self.output_names) <= set(held):
             raise ArtifactError(f"{path} has the outputs {held}, expected {list(self.output_names)}")
+        for output in session.get_outputs():
+            if output.name == "logits" and output.shape[1:] != [len(self.metadata.labels)]:
+                raise ArtifactError(
+                    f"{path} has {len(self.metadata.labels)} labels for logits of shape {output.shape}",
+                    hint="take the file that `ivdr export` wrote",
+                )
         self.description = f"onnxruntime {ort.__version__}, {provider}, {precision}"
-        self.call_clips = CALL_CLIPS[device]
         self._clip = clip or self.metadata.contract
+        self.call_clips = clips_per_call(self._clip, device)
         self._session: Any = session
 
     def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
@@ -110,15 +127,17 @@ def misfit(variant: Variant, device: Device) -> str:
 
 
 def open_variant(request: OpenRequest) -> Runtime:
-    """Open an ONNX file; raises as ``OrtRuntime`` does."""
-    return OrtRuntime(
+    """Open an ONNX file; raises as ``OrtRuntime`` does, and ``ArtifactError`` for other labels than the bundle's."""
+    runtime = OrtRuntime(
         request.path,
         clip=request.clip,
         output_names=request.output_names,
-        precision=request.precision,
+        precision=request.variant.precision,
         device=request.device,
         threads=request.threads,
     )
+    check_labels(request, runtime.metadata.labels)
+    return runtime
 
 
 def _require_built_with(provider: str) -> None:

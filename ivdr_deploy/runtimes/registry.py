@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from ivdr_deploy._optional import pip_install
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.errors import MissingDependencyError
 from ivdr_deploy.runtimes.base import OpenRequest, Runtime
 from ivdr_deploy.spec import Device, RuntimeName
@@ -40,11 +42,15 @@ class RuntimeEntry:
     rank: int
     """Of several variants that fit, that of the lowest rank is taken."""
 
+    machine_code: bool = False
+    """Whether to load a file is to run what is in it."""
+
 
 REGISTRY: dict[RuntimeName, RuntimeEntry] = {
     "tensorrt": RuntimeEntry("ivdr_deploy.runtimes.trt_runtime", "trt", 0),
     "onnxruntime": RuntimeEntry("ivdr_deploy.runtimes.ort_runtime", "cpu", 1),
     "torch": RuntimeEntry("ivdr_deploy.runtimes.torch_runtime", "export", 2),
+    "aoti": RuntimeEntry("ivdr_deploy.runtimes.aoti_runtime", "export", 3, machine_code=True),
 }
 
 
@@ -59,7 +65,7 @@ def load_runtime(name: RuntimeName) -> RuntimeModule:
         return cast(RuntimeModule, importlib.import_module(entry.module))
     except ImportError as error:
         raise MissingDependencyError(
-            f"the runtime {name!r} cannot be loaded ({error})",
+            f"the runtime {quoted(name)} cannot be loaded ({error})",
             hint=f"install what it needs: {pip_install(entry.extra)}",
         ) from error
 
@@ -68,7 +74,17 @@ def misfit(variant: Variant, device: Device) -> str:
     """Say why a variant cannot run on this machine and device; empty when it can."""
     if variant.target.device not in (None, device):
         return f"it runs on {variant.target.device}, not on {device}"
+    if reason := missing_instructions(variant):
+        return reason
     try:
         return load_runtime(variant.runtime).misfit(variant, device)
     except MissingDependencyError as error:
         return str(error)
+
+
+def missing_instructions(variant: Variant) -> str:
+    """Say which instructions of the processor a variant needs that are not there; empty when none is missing."""
+    needed = variant.target.instruction_set
+    if not needed or needed in instruction_sets():
+        return ""
+    return f"it needs a processor with {needed}, which this one is not known to have"

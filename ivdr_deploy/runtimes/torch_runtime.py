@@ -11,7 +11,7 @@ from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.errors import ClosedError, DeviceError
 from ivdr_deploy.models.network import VideoModel
-from ivdr_deploy.runtimes.base import CALL_CLIPS, OpenRequest, Runtime, check_batch
+from ivdr_deploy.runtimes.base import OpenRequest, Runtime, check_batch, check_labels, clips_per_call
 from ivdr_deploy.spec import ClipSpec, Device
 
 
@@ -46,7 +46,7 @@ class TorchRuntime(Runtime):
         self.precision = "fp32"
         self.output_names = tuple(output_names)
         self.description = f"torch {torch.__version__} eager, {describe_device(device)}, fp32"
-        self.call_clips = CALL_CLIPS[device]
+        self.call_clips = clips_per_call(clip, device)
         self._clip = clip
         self._device = device
         self._model: VideoModel | None = model.to(device).eval()
@@ -81,12 +81,15 @@ def open_variant(request: OpenRequest) -> Runtime:
     """Open a checkpoint.
 
     Raises:
+        ArtifactError: if it has other labels than the request.
         CheckpointError: if it is not usable.
         ContractMismatchError: if it has another contract than the request.
         DeviceError: if the device is not there.
     """
+    checkpoint = load_checkpoint(request.path, expected_clip=request.clip)
+    check_labels(request, checkpoint.info.labels)
     return TorchRuntime(
-        load_checkpoint(request.path, expected_clip=request.clip).model,
+        checkpoint.model,
         clip=request.clip,
         output_names=request.output_names,
         device=request.device,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ivdr_deploy._optional import require
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.artifacts.sidecar import EXTRAS, EngineInfo, read_sidecar
 from ivdr_deploy.errors import (
@@ -50,7 +51,9 @@ class TrtRuntime(Runtime):
         self, path: Path, *, clip: ClipSpec, device: Device = "cuda", onnx_sha256: str | None = None
     ) -> None:
         if device != "cuda":
-            raise DeviceError(f"a TensorRT plan cannot run on device {device!r}", hint="use device 'cuda'")
+            raise DeviceError(
+                f"a TensorRT plan cannot run on device {quoted(device)}", hint="use device 'cuda'"
+            )
         info = read_sidecar(path)
         _check_origin(path, info, clip, onnx_sha256)
         trt = require(info.provider, extra=EXTRAS[info.provider])

@@ -10,7 +10,7 @@ from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.environment import has_nvidia_driver
 from ivdr_deploy.errors import EngineIncompatibleError
 from ivdr_deploy.runtimes.base import OpenRequest, Runtime
-from ivdr_deploy.runtimes.registry import REGISTRY, load_runtime, misfit
+from ivdr_deploy.runtimes.registry import REGISTRY, load_runtime, misfit, missing_instructions
 from ivdr_deploy.spec import Device
 
 
@@ -22,7 +22,8 @@ def choose_variant(
     Args:
         bundle: The bundle.
         variant: Id of a variant that was asked for, verified or not; None: only verified ones are looked at, a GPU
-            before the CPU, then in the order of the registry.
+            before the CPU, then in the order of the registry. Machine code is never chosen unasked: to open a bundle
+            must not mean to run what somebody put into it.
         device: The device that was asked for.
 
     Raises:
@@ -39,8 +40,13 @@ def choose_variant(
         # Where it fits nowhere, opening it says why, in the runtime's own words.
         place = fitting[0] if fitting else device or wanted.target.device or devices[-1]
         return wanted, place, "it was asked for"
-    refusals = {held.id: "not verified" for held in bundle.manifest.variants if not held.verified}
-    verified = [held for held in bundle.manifest.variants if held.verified]
+    refusals = {held.id: held.unverified_reason for held in bundle.manifest.variants if not held.verified}
+    verified = []
+    for held in bundle.manifest.variants:
+        if held.verified and REGISTRY[held.runtime].machine_code:
+            refusals[held.id] = "it is machine code, which runs only when it is asked for"
+        elif held.verified:
+            verified.append(held)
     verified.sort(key=lambda held: REGISTRY[held.runtime].rank)
     for place in devices:
         for held in verified:
@@ -74,6 +80,11 @@ def open_variant(
     bundle: Bundle, variant: Variant, *, device: Device = "cpu", threads: int | None = None
 ) -> Runtime:
     """Open one of a bundle's variants without replaying the golden clips; raises as ``open_model`` does."""
+    if reason := missing_instructions(variant):
+        raise EngineIncompatibleError(
+            f"{bundle.path}: {variant.id} cannot run here: {reason}",
+            hint="take another variant, or export one on this machine",
+        )
     manifest = bundle.manifest
     source = ""
     if variant.derived_from is not None:
@@ -81,12 +92,13 @@ def open_variant(
         origins = [held for held in manifest.variants if held.id == variant.derived_from]
         source = manifest.entry(origins[0].files[0]).sha256 if origins else ""
     request = OpenRequest(
+        variant=variant,
         path=bundle.variant_file(variant),
         clip=manifest.clip,
         output_names=manifest.output_names,
-        precision=variant.precision,
         device=device,
         threads=threads,
         source_sha256=source,
+        labels=manifest.labels,
     )
     return load_runtime(variant.runtime).open_variant(request)

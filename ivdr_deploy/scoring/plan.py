@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import ViewPlan, canonical_json
 
-TABLE_VERSION = 2
-"""Raised whenever the columns or their meaning change."""
+TABLE_VERSION = 3
+"""Raised whenever the columns, their meaning or what a shard says about itself change; 3: a digest of the latter."""
 
 VECTOR_OUTPUTS = ("feature", "inter", "intra")
 """Outputs that can be stored beside the labels."""
@@ -48,7 +49,9 @@ class ScoreOptions:
             raise ConfigError(f"top_k must be at least 1, found {self.top_k}")
         for name in self.outputs:
             if name not in VECTOR_OUTPUTS:
-                raise ConfigError(f"unknown output {name!r}; expected any of {', '.join(VECTOR_OUTPUTS)}")
+                raise ConfigError(
+                    f"unknown output {quoted(name)}; expected any of {', '.join(VECTOR_OUTPUTS)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +103,10 @@ class RunPlan:
 
     shard_videos: int
     """Rows per shard."""
+
+    def __post_init__(self) -> None:
+        if self.videos < 0 or self.shard_videos < 1:
+            raise ConfigError(f"no run has {self.videos} videos in shards of {self.shard_videos}")
 
     @property
     def run_id(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from ivdr_deploy import __version__
 from ivdr_deploy._console import Track, untracked
 from ivdr_deploy._files import sha256_file
-from ivdr_deploy._text import as_text
+from ivdr_deploy._text import as_text, quoted
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.errors import ConfigError, FolderError, VideoOpenError
 from ivdr_deploy.pipeline import VideoPredictor
@@ -191,7 +191,7 @@ def _hash(item: VideoItem) -> str | VideoOpenError | None:
         return sha256_file(item.path) if item.path.is_file() else None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or error
-        return VideoOpenError(f"{item.uri[:100]!r} cannot be read for its SHA-256: {reason}")
+        return VideoOpenError(f"{quoted(item.uri)} cannot be read for its SHA-256: {reason}")
 
 
 def _row(item: VideoItem, outcome: Outcome, *, plan: RunPlan) -> Row:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ivdr_deploy._optional import import_pyarrow
 from ivdr_deploy.errors import DataError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.scoring.plan import RunPlan, Shard
@@ -23,7 +24,7 @@ def table_schema(plan: RunPlan) -> Any:
     Vectors are lists of float32, null where the video failed: ``feature`` (F,), ``inter`` (D,), and
     ``intra``, nested, (num_clips, S, D) in time order.
     """
-    import pyarrow as pa
+    pa = import_pyarrow()
 
     text, real = pa.string(), pa.float64()
     vector = pa.list_(pa.float32())
@@ -80,18 +81,20 @@ def read_shard(folder: Path, shard: Shard, plan: RunPlan, *, columns: Sequence[s
         DataError: if it is damaged.
         OSError: if it cannot be opened.
     """
-    import pyarrow.parquet as pq
+    pa = import_pyarrow()
 
     path = folder / shard.name
     with path.open("rb") as stream:
         try:
             # A column that the table does not have would be left out without a word, so the schema is checked first.
-            with pq.ParquetFile(stream, page_checksum_verification=True) as file:
+            with pa.parquet.ParquetFile(stream, page_checksum_verification=True, pre_buffer=False) as file:
                 schema = file.schema_arrow
                 if not schema.equals(table_schema(plan)) or list(schema.metadata or ()) != [METADATA_KEY]:
                     raise _damaged(path, "its columns or metadata are not those of the run")
                 facts = json.loads(schema.metadata[METADATA_KEY])
-                table = file.read(columns=None if columns is None else ["position", *columns])
+                table = file.read(
+                    columns=None if columns is None else ["position", *columns], use_threads=False
+                )
             table.validate(full=True)
             positions = table["position"].to_pylist()
             # The file holds it twice; whoever reads the table gets either.

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from ivdr_deploy._files import atomic_path, fsync_directory, left_over_name, remove_left_over, try_lock
+from ivdr_deploy._optional import import_pyarrow
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE as LEDGER_FILE
 from ivdr_deploy.errors import ConfigError, DataError, FolderError
 from ivdr_deploy.records import from_dict, to_dict
@@ -59,15 +61,14 @@ class ScoreSink:
             shard: One of ``pending``.
             rows: One mapping per input of the shard, in order, with the columns of ``table_schema``.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        pa = import_pyarrow()
 
         positions = [row["position"] for row in rows]
         assert positions == list(range(shard.start, shard.stop)), f"{shard} got the rows {positions}"
         table = pa.Table.from_pylist(rows, schema=self._schema)
         # As a stream: pyarrow takes a name such as ``a:b`` for a URI.
         with atomic_path(self.folder / shard.name) as temporary, temporary.open("wb") as stream:
-            pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+            pa.parquet.write_table(table, stream, compression="zstd", write_page_checksum=True)
 
     def digests(self) -> Iterator[tuple[int, str]]:
         """Yield position and SHA-256 of every row that was there when the sink was opened and has one."""
@@ -99,7 +100,7 @@ def open_sink(folder: Path, plan: RunPlan, *, manifest: Mapping[str, Any]) -> It
     Raises:
         FolderError: if the folder holds other files or the shards of another run, or another process is
             writing.
-        DataError: if the ledger or a shard is damaged.
+        DataError: if the ledger or a shard is damaged, or of another table version.
     """
     if folder.exists() and not folder.is_dir():
         raise FolderError(
@@ -129,10 +130,10 @@ def read_scores(folder: str | Path) -> Any:
         A ``pyarrow.Table`` with the columns of ``table_schema``: exactly one row per input, in input order.
 
     Raises:
-        DataError: if the folder is no score table, is not finished, or holds a damaged or a foreign Parquet
-            file.
+        DataError: if the folder is no score table, is of another version, is not finished, or holds a damaged or a
+            foreign Parquet file.
     """
-    import pyarrow as pa
+    pa = import_pyarrow()
 
     folder = Path(folder)
     plan = read_ledger(folder).plan
@@ -202,20 +203,31 @@ def read_ledger(folder: Path) -> Ledger:
     path = folder / LEDGER_FILE
     if not path.is_file():
         raise DataError(f"{folder} is no score table: it has no {LEDGER_FILE}", hint="`ivdr score` makes one")
+    hint = f"score into another folder; {folder} cannot be continued"
     try:
-        ledger = from_dict(Ledger, json.loads(path.read_text(encoding="utf-8")), where=str(path))
-    except (ValueError, ConfigError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        _check_version(values, folder)
+        ledger = from_dict(Ledger, values, where=str(path))
+    except (ValueError, RecursionError, ConfigError) as error:
+        raise DataError(f"the ledger {path} is damaged ({str(error)[:300]})", hint=hint) from error
+    if ledger.run_id != ledger.plan.run_id:
         raise DataError(
-            f"the ledger is damaged, or of another version of ivdr_deploy ({error})",
-            hint=f"score into another folder; {folder} cannot be continued",
-        ) from error
-    if (ledger.run_id, ledger.plan.table_version) != (ledger.plan.run_id, TABLE_VERSION):
-        raise DataError(
-            f"{path} was changed, or is of another version: it names run {ledger.run_id} and table version "
-            f"{ledger.plan.table_version}, expected {ledger.plan.run_id} and {TABLE_VERSION}",
-            hint=f"score into another folder; {folder} cannot be continued",
+            f"{path} was changed: it names run {quoted(ledger.run_id)}, expected {ledger.plan.run_id}",
+            hint=hint,
         )
     return ledger
+
+
+def _check_version(ledger: object, folder: Path) -> None:
+    """Refuse a table of another version by name: its columns, or what its shards say about themselves, are others."""
+    plan = ledger.get("plan") if isinstance(ledger, dict) else None
+    version = plan.get("table_version") if isinstance(plan, dict) else None
+    if isinstance(version, int) and version != TABLE_VERSION:
+        raise DataError(
+            f"{folder} is a score table of version {quoted(version)}, this ivdr reads and continues version "
+            f"{TABLE_VERSION}",
+            hint="pyarrow.parquet.read_table reads its columns, unchecked; to go on, score into another folder",
+        )
 
 
 def _refuse_foreign(folder: Path, plan: RunPlan, *, error: type[FolderError] | type[DataError]) -> None:

@@ -95,8 +95,9 @@ class OpenCvReader(VideoReader):
         """See ``VideoReader.to_rgb``; the resize has the form of swscale's bilinear one, in floating point."""
         rotation = self.info.rotation
         height, width = size[::-1] if rotation in (90, 270) else size
-        rows = _resize_rows(frame[..., ::-1].astype(np.float32), height)
-        columns = _resize_rows(rows.transpose(1, 0, 2), width)
+        with self._budget.charged():
+            rows = _resize_rows(frame[..., ::-1].astype(np.float32), height)
+            columns = _resize_rows(rows.transpose(1, 0, 2), width)
         rgb = np.rint(columns.transpose(1, 0, 2)).astype(np.uint8)
         return np.rot90(rgb, rotation // 90) if rotation else rgb
 

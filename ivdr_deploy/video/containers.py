@@ -5,6 +5,7 @@ Guessing would let a picture or playlist named ``.mp4`` through, and reach parse
 
 from __future__ import annotations
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import NoVideoStreamError, VideoOpenError
 
 HEAD_BYTES = 1024
@@ -82,7 +83,7 @@ def sniff_container(head: bytes, *, name: str) -> str:
         if head.startswith(prefix):
             raise NoVideoStreamError(f"{name} is {kind}: no video stream in it", hint="send a video file")
     raise VideoOpenError(
-        f"{name} is not a video file: it begins with {head[:12]!r}, which is no known video container",
+        f"{name} is not a video file: it begins with {quoted(head[:12])}, which is no known video container",
         hint=f"known containers: {', '.join(CONTAINER_NAMES)}",
     )
 

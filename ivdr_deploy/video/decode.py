@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from ivdr_deploy._optional import require
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import DecoderName
 from ivdr_deploy.video._source import check_source
@@ -43,5 +44,5 @@ def open_video(
 
         return OpenCvReader(check_source(source, limits), limits)
     raise ConfigError(
-        f"unknown decoder {decoder!r}", hint=f"known decoders: {', '.join(get_args(DecoderName))}"
+        f"unknown decoder {quoted(decoder)}", hint=f"known decoders: {', '.join(get_args(DecoderName))}"
     )

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import DecoderName
 from ivdr_deploy.video.containers import CONTAINER_NAMES, DEFAULT_CONTAINERS
@@ -33,7 +34,7 @@ class VideoLimits:
     """Pixels per frame, as stored and as displayed."""
 
     max_decode_seconds: float = 120.0
-    """Time spent inside the decoder for one opened video. It is looked at between frames: a single frame that
+    """Time spent in decoding and resizing one opened video. It is looked at between frames: a single frame that
     hangs can only be ended from outside the process."""
 
     containers: tuple[str, ...] = DEFAULT_CONTAINERS
@@ -51,7 +52,7 @@ class VideoLimits:
         unknown = [name for name in self.containers if name not in CONTAINER_NAMES]
         if unknown:
             raise ConfigError(
-                f"unknown video container {unknown[0]!r}",
+                f"unknown video container {quoted(unknown[0])}",
                 hint=f"known containers: {', '.join(CONTAINER_NAMES)}",
             )
 
@@ -159,6 +160,9 @@ class VideoReader(abc.ABC):
         Returns:
             uint8 RGB, shape (height, width, 3), upright. PyAV's is that of ``preprocess.resize_frame``, the
             resize that a contract names; OpenCV's is near it (``OpenCvReader`` says how near).
+
+        Raises:
+            VideoTimeoutError: if decoding and resizing take longer than the limit together.
         """
 
     @abc.abstractmethod

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hostile_mp4 import compressed, fragmented, movie, track
+from requirements import missing
 from videos import numbered_video
 
 from ivdr_deploy.decoding import DecodePool
@@ -77,7 +78,7 @@ def test_shared_files_cost_little(
 ) -> None:
     path = shared_data / "hostile" / name
     if not path.is_file():
-        pytest.skip(f"{path} is absent")
+        missing("data", f"{path} is absent")
     memory, seconds, error = cost_of(PathSource(path))
     assert memory < ordinary[0] + MORE_BYTES
     assert seconds < ordinary[1] + MORE_SECONDS

@@ -155,3 +155,65 @@ def test_each_input_has_exactly_one_row_after_ten_kills(tiny_bundle, videos, tmp
         == (summary["ok"], summary["errors"])
         == (GOOD, {"unreadable": VIDEOS - GOOD})
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGTERM, 143, "ended by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_run_that_is_asked_to_stop_says_so_and_goes_on_later(
+    tiny_bundle, videos, tmp_path, number, code, said
+):
+    out = tmp_path / "out"
+    process = start(tiny_bundle, videos, out)
+    wait_for(lambda: len(shards(out)) >= 2, process)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+
+    assert (process.returncode, output) == (code, "")
+    stopped, last = errors.splitlines()[-2:]
+    assert stopped == f"stopped: the rows that are in {out} stay, and the same command goes on from there"
+    assert last == f"ivdr: {said}"
+    kept = shards(out)
+    assert 2 <= len(kept) < SHARDS
+    assert not half_written(out)
+    assert finish(start(tiny_bundle, videos, out))["scored"] == VIDEOS - 32 * len(kept)
+    assert kept.items() <= shards(out).items()
+    assert read_scores(out).num_rows == VIDEOS
+
+
+MEMORY_BYTES = 1_700_000_000
+"""Address space of the whole run: less than what a hostile file asks for."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
+def test_a_poisonous_file_among_good_ones_is_a_row_where_memory_is_short(tiny_bundle, shared_data, tmp_path):
+    good = numbered_video(tmp_path / "good.mp4", num_frames=8, size=(48, 36))
+    for index in range(40):
+        shutil.copyfile(good, tmp_path / f"{index:02d}.mp4")
+    poison = sorted(path for path in (shared_data / "hostile").iterdir() if path.suffix != ".md")
+    names = [*(f"{index:02d}.mp4" for index in range(20)), *map(str, poison)]
+    names += [f"{index:02d}.mp4" for index in range(20, 40)]
+    (tmp_path / "list.csv").write_text("\n".join(["path", *names]))
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({MEMORY_BYTES}, {MEMORY_BYTES})); "
+    command = limited + "from ivdr_deploy.cli import main; main()"
+    arguments = ["score", str(tiny_bundle), str(tmp_path / "list.csv"), "-o", str(tmp_path / "out"), "--json"]
+    whole = None
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", command, *arguments, "--variant", "onnx-fp32"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        table = read_scores(tmp_path / "out").drop_columns(TIMINGS)
+        rows = {row["uri"]: row for row in table.to_pylist()}
+        assert [name for name in names if rows[name]["status"] == "error"] == [str(path) for path in poison]
+        assert whole is None or table.equals(whole)
+        whole = table
+        (
+            tmp_path / "out" / min(shards(tmp_path / "out"))
+        ).unlink()  # as if killed before: resuming meets it again

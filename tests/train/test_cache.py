@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import damaged_bytes
 from hostile_sources import EatsMemory, Hangs, KillsItsProcess
 from videos import numbered_video
 
@@ -72,6 +73,37 @@ def test_second_run_decodes_nothing(cached: CachedVideos, folder: Path, tmp_path
     again = cache_videos(read_video_list(folder), CLIP, tmp_path / "cache")
     assert again.files == cached.files
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == written
+
+
+def test_damaged_files_are_noticed_and_made_again(cached: CachedVideos, folder: Path, tmp_path: Path) -> None:
+    videos = read_video_list(folder)
+    whole = [file.read_bytes() for file in cached.files]
+    pixels = [frames.copy() for frames in map(cached.frames, range(4))]
+    flipped = bytearray(whole[0])
+    flipped[len(flipped) // 2] ^= 1  # one level of one pixel: NumPy reads it without a word
+    damaged = [
+        bytes(flipped),
+        b"",
+        whole[1],
+        whole[0][:-1],
+        *(damaged_bytes(whole[0], seed) for seed in range(60)),
+    ]
+    for data in damaged:
+        assert data != whole[0]
+        cached.files[0].write_bytes(data)
+        again = cache_videos(videos, CLIP, tmp_path / "cache", decode=THREAD)
+        assert again.files == cached.files
+        assert all(map(np.array_equal, map(again.frames, range(4)), pixels))
+    assert [file.read_bytes() for file in cached.files] == whole
+    assert sorted((tmp_path / "cache").iterdir()) == sorted(cached.files)
+
+
+def test_a_file_that_goes_while_it_is_in_use_is_an_error_of_ours(cached: CachedVideos) -> None:
+    cached.files[0].write_bytes(b"garbage")
+    cached.files[1].unlink()
+    for row in (0, 1):
+        with pytest.raises(DataError, match="run the same command again"):
+            cached.frames(row)
 
 
 def test_what_shapes_the_frames_is_decoded_anew_and_the_rest_is_not(

@@ -1,5 +1,6 @@
 """Settings: files, overrides, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,8 @@ def test_settings_are_written_as_a_file_that_gives_them_again(path: Path, tmp_pa
     cls: type[RunConfig] = PretrainConfig if "pretrain" in path.stem else FinetuneConfig
     config = load_config(cls, path, ['out=a "b" \\ é', "clip.target_fps=12.5", "optim.milestones=[3, 5]"])
     assert load_config(cls, write(tmp_path, settings_toml(config))) == config
+    deep = replace(config, model=replace(config.model, backbone_config={"hidden size": 8, "scales": [1, 2]}))
+    assert load_config(cls, write(tmp_path, settings_toml(deep))) == deep
 
 
 def test_settings_shown_are_those_that_differ_and_can_be_given_again(minimal: Path) -> None:

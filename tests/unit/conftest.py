@@ -1,4 +1,5 @@
-"""A network whose answers differ from clip to clip: a wrong export cannot hide behind tiny numbers."""
+"""The command line in this process, and a network whose answers differ from clip to clip: behind tiny numbers a wrong
+export could hide."""
 
 from pathlib import Path
 
@@ -9,8 +10,23 @@ from bundles import TINY_CLIP, TINY_LABELS, TINY_PLAN, spread
 from videos import numbered_video
 
 from ivdr_deploy.artifacts.checkpoint import save_checkpoint
+from ivdr_deploy.cli import main
 from ivdr_deploy.models.network import build_model
 from ivdr_deploy.spec import CheckpointInfo, ModelSpec, Provenance, TrainingState
+
+
+@pytest.fixture
+def ivdr(capsys: pytest.CaptureFixture[str]):
+    """Run the command line; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ivdr_deploy.batching import ClipBatcher
-from ivdr_deploy.errors import ClosedError, EngineIncompatibleError, InferenceError
+from ivdr_deploy.errors import ClosedError, EngineIncompatibleError, InferenceError, ResourceError
 
 SHAPE = (4, 8, 8, 3)
 
@@ -140,4 +140,19 @@ def test_closing_finishes_what_was_submitted() -> None:
     assert [future.result(0).outputs["feature"].tolist() for future in futures] == [[[2]], [[4]], [[6]]]
     with pytest.raises(ClosedError):
         batcher.submit(clips(1))
+    batcher.close()
+
+
+def test_a_batcher_that_cannot_start_its_thread_says_so_and_works_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    batcher = ClipBatcher(Network())
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(ResourceError, match="thread of the network"):
+            batcher.submit(clips(1))
+    assert batcher.submit(clips(2)).result(20).outputs["logits"][0, 0] == 2
     batcher.close()

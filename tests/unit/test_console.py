@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
-from ivdr_deploy._console import done, exiting
+from ivdr_deploy import _console
+from ivdr_deploy._console import done, exiting, print_json, progress
 from ivdr_deploy.errors import DataError
 
 
@@ -56,3 +60,64 @@ def test_a_result_that_nobody_wants_is_no_error() -> None:
     )
     ended = subprocess.run(["bash", "-c", words], check=False, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which stands still unless a test moves it."""
+    now = [1000.0]
+    monkeypatch.setattr(_console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_without_a_terminal_a_line_says_now_and_then_how_far_it_is(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def items() -> Iterator[int]:
+        for number in range(10):
+            clock[0] += 12.0
+            yield number
+
+    assert list(progress(items(), total=10, description="scoring")) == list(range(10))
+    assert capsys.readouterr().err.splitlines() == [
+        "scoring: 3 of 10, 0.0833/s, 0:01:24 left",
+        "scoring: 6 of 10, 0.0833/s, 0:00:48 left",
+        "scoring: 9 of 10, 0.0833/s, 0:00:12 left",
+    ]
+
+
+def test_a_short_run_says_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress(range(1000), total=1000, description="scoring")) == list(range(1000))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGINT, 130, "ivdr: interrupted\n"), (signal.SIGTERM, 143, "ivdr: ended by SIGTERM\n")],
+)
+@pytest.mark.parametrize("through_typer", [False, True])
+def test_signals_unwind_and_have_their_exit_codes(
+    capsys: pytest.CaptureFixture[str], number: signal.Signals, code: int, line: str, through_typer: bool
+) -> None:
+    before, closed = signal.getsignal(signal.SIGTERM), []
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def work() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            closed.append(True)
+
+    with pytest.raises(SystemExit) as ended, exiting("ivdr"):
+        app(args=[]) if through_typer else work()
+    assert ended.value.code == code
+    assert capsys.readouterr().err == line
+    assert closed == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_numbers_that_json_does_not_have_are_never_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        print_json({"value": float("nan")})
+    assert capsys.readouterr().out == ""

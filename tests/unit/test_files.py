@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ivdr_deploy import _files
-from ivdr_deploy._files import atomic_directory, atomic_path, sha256_file
+from ivdr_deploy._files import atomic_directory, atomic_path, remove_left_over, sha256_file
 
 
 def names(folder: Path) -> list[str]:
@@ -225,3 +226,100 @@ def test_threads_at_once_leave_one_whole_file(tmp_path: Path) -> None:
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+HELD = """
+import sys
+from pathlib import Path
+from ivdr_deploy._files import atomic_directory, atomic_path
+with (atomic_path if sys.argv[2] == "file" else atomic_directory)(Path(sys.argv[1])) as temporary:
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_killed_runs_left_over_goes_and_what_is_in_use_stays(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "it"
+    (tmp_path / ".other.0123456789abcdef.tmp").mkdir()  # of another target
+    (tmp_path / ".it.swp").touch()  # nobody's business
+    killed, alive = (
+        subprocess.Popen(
+            [sys.executable, "-c", HELD, str(target), kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(2)
+    )
+    for process in (killed, alive):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+    assert len(names(tmp_path)) == 4
+    killed.kill()
+    killed.communicate()
+    if kind == "file":
+        with atomic_path(target) as temporary:
+            temporary.write_text("new")
+    else:
+        replace_folder(target, "new")
+    assert [name for name in names(tmp_path) if name.startswith(".it.") and name.endswith(".tmp")] != []
+    assert len(names(tmp_path)) == 4  # the other target's, the file, the live one's, and the result
+    alive.kill()
+    alive.communicate()
+    remove_left_over(tmp_path)
+    assert names(tmp_path) == [".it.swp", "it"]
+
+
+def test_a_kill_between_two_renames_is_mended_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two folders cannot change places, the old one is all there is for a moment."""
+    target = tmp_path / "bundle"
+    replace_folder(target, "old")
+    target.rename(tmp_path / ".bundle.0123456789abcdef.old")
+    monkeypatch.setattr(_files, "_exchange", lambda *paths: False)
+
+    def fail() -> None:
+        with atomic_directory(target):
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail()
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_a_file_has_the_mode_that_the_umask_says(tmp_path: Path, umask: int) -> None:
+    """Whatever the writer makes of it."""
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "a") as temporary:
+            temporary.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def full(path: Path) -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+@pytest.mark.parametrize("write", [atomic_path, atomic_directory])
+def test_a_full_disk_names_the_folder_that_is_full(tmp_path: Path, write) -> None:  # type: ignore[no-untyped-def]
+    target, elsewhere = tmp_path / "out" / "it", tmp_path / "elsewhere"
+
+    def fail(make) -> OSError:  # type: ignore[no-untyped-def]
+        with pytest.raises(OSError, match="No space left") as caught, write(target) as temporary:
+            raise make(temporary)
+        return caught.value
+
+    nameless = fail(lambda temporary: OSError(errno.ENOSPC, "No space left on device"))  # of a failed write
+    inside = fail(lambda temporary: full(temporary / "file"))
+    copied = fail(
+        lambda temporary: OSError(
+            errno.ENOSPC, "No space left on device", str(elsewhere), None, str(temporary / "a")
+        )
+    )
+    for error in (nameless, inside, copied):
+        assert (error.errno, error.filename) == (errno.ENOSPC, str(tmp_path / "out"))
+    assert fail(lambda temporary: full(elsewhere)).filename == str(elsewhere)
+    assert names(tmp_path / "out") == []

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-
 from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError, EncodingError, MethodError, OptionError, RequestError
 from ivdr_deploy.records import from_dict, to_dict
@@ -170,7 +168,7 @@ def chosen_outputs(options: Options, model: LoadedModel) -> tuple[OutputChoice, 
     for name in options.outputs:
         if name not in held:
             raise OptionError(
-                f"options: this model has no output {name!r}", hint=f"it has: {', '.join(held)}"
+                f"options: this model has no output {quoted(name)}", hint=f"it has: {', '.join(held)}"
             )
     return options.outputs
 
@@ -233,12 +231,6 @@ def describe_result(
         "contract_hash": model.contract_hash,
     }
     return body
-
-
-def is_finite(result: VideoResult) -> bool:
-    """Whether every number of a result can be answered; JSON has no NaN."""
-    arrays = (result.probabilities, result.feature, result.inter, result.intra, result.clip_seconds)
-    return all(bool(np.isfinite(array).all()) for array in arrays if array is not None)
 
 
 def _parse_body(body: object) -> tuple[bytes | bytearray, dict[str, Any]]:

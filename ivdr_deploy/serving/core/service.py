@@ -20,7 +20,6 @@ from ivdr_deploy.errors import (
     DrainingError,
     IvdrError,
     OptionError,
-    ServerError,
     VideoOpenError,
 )
 from ivdr_deploy.pipeline import VideoPredictor
@@ -37,7 +36,6 @@ from ivdr_deploy.serving.core.schema import (
     chosen_outputs,
     chosen_plan,
     describe_result,
-    is_finite,
     parse_request,
 )
 from ivdr_deploy.serving.core.settings import ServiceSettings
@@ -191,8 +189,6 @@ class InferenceService:
                 raise outcome.error
             result = outcome.result
             assert result is not None
-            if not is_finite(result):
-                raise ServerError("the network gave values that are not finite numbers")
             body = describe_result(result, self.model, options=options, top_k=self.settings.top_k)
             response = Response(status=200, body=body)
             if len(response.json) > MAX_ANSWER_BYTES:

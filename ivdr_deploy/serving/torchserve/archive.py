@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import ivdr_deploy
-from ivdr_deploy._files import atomic_path
+from ivdr_deploy._files import NO_SPACE, atomic_path, scratch_folder
 from ivdr_deploy._optional import pip_install
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.archive import BUNDLE_FOLDER, PACK_AGAIN, opened_archive, seal_archive
@@ -59,7 +59,9 @@ def handler_source() -> Path:
     )
 
 
-def build_archive(bundle: Path, *, model_store: Path, settings: EndpointSettings) -> Archive:
+def build_archive(
+    bundle: Path, *, model_store: Path, settings: EndpointSettings, allow_unverified: bool = False
+) -> Archive:
     """Pack what serving needs of a bundle into ``model_store/NAME.mar``.
 
     Args:
@@ -67,12 +69,16 @@ def build_archive(bundle: Path, *, model_store: Path, settings: EndpointSettings
         model_store: Folder for the archive; made when absent. An older archive there is replaced as a whole.
         settings: Packed with it; nothing has to be typed again to serve it. A variant or device that they leave open is
             decided here, for this machine, and packed as decided.
+        allow_unverified: Also pack a variant that was asked for by name and is not verified, or whose verification
+            says FAIL.
 
     Raises:
-        ArtifactError: if the bundle is damaged or lacks the variant, or the archive holds something else.
+        ArtifactError: if the bundle is damaged or lacks the variant, the variant is not verified, or the archive holds
+            something else.
         EngineIncompatibleError: if the settings leave the variant open and no verified one runs here.
         ConfigError: if the bundle's view plan takes more clips than a request may cost.
         MissingDependencyError: if a package of the extra ``torchserve`` is not installed.
+        OSError: if a file cannot be written; a full disk is named by its folder, the system's temporary one included.
     """
     if find_spec("model_archiver") is None:  # it runs in a process of its own, so it is not imported here
         raise MissingDependencyError(
@@ -83,10 +89,14 @@ def build_archive(bundle: Path, *, model_store: Path, settings: EndpointSettings
     name, service = opened.manifest.name, settings.service
     service.view_plan(opened.manifest.view_plan)  # refused here, not by every worker
     variant, device, reason = choose_variant(opened, service.variant, device=service.device)
+    if (why := variant.unverified_reason) and not allow_unverified:
+        raise ArtifactError(
+            f"{bundle}: {variant.id} must not be served: {why}",
+            hint="`ivdr verify BUNDLE --videos LIST` judges it; --allow-unverified packs it all the same",
+        )
     settings = replace(settings, service=replace(service, variant=variant.id, device=device))
     target = model_store / f"{name}.mar"
-    with tempfile.TemporaryDirectory(prefix="ivdr-archive-") as folder, atomic_path(target) as temporary:
-        scratch = Path(folder)
+    with scratch_folder("ivdr-archive-") as scratch:
         inside = scratch / "files" / BUNDLE_FOLDER
         inside.mkdir(parents=True)
         packed = opened.copy_serving_files(inside, variant)
@@ -96,7 +106,8 @@ def build_archive(bundle: Path, *, model_store: Path, settings: EndpointSettings
         archive = open_archive(made)
         if (archive.manifest, archive.settings) != (packed.manifest, settings):
             raise ArtifactError(f"{target.name} holds another manifest or other settings than were packed")
-        shutil.move(archive.path, temporary)
+        with atomic_path(target) as temporary:
+            shutil.move(archive.path, temporary)
     return replace(archive, path=target, reason=reason)
 
 
@@ -162,8 +173,11 @@ def _run_archiver(scratch: Path, *, name: str, version: str) -> Path:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     path = out / f"{name}.mar"
     if done.returncode or not path.is_file():
+        for number in map(int, re.findall(r"\[Errno (\d+)\]", done.stderr)):
+            if number in NO_SPACE:
+                raise OSError(number, os.strerror(number), str(scratch))
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ArtifactError(
-            f"torch-model-archiver could not pack {name} (exit code {done.returncode}): {last}"
+            f"torch-model-archiver could not pack {name} (exit code {done.returncode}): {last[:200]}"
         )
     return path

@@ -12,7 +12,7 @@ from typing import Self
 
 from ivdr_deploy._files import atomic_path
 from ivdr_deploy._optional import pip_install, require
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import is_utf8, quoted
 from ivdr_deploy.errors import ConfigError, FolderError, MissingDependencyError, ServerError
 from ivdr_deploy.serving.core.service import MAX_ANSWER_BYTES
 from ivdr_deploy.serving.torchserve.archive import Archive
@@ -91,6 +91,12 @@ class ServerConfig:
     ports: Ports
 
     def __post_init__(self) -> None:
+        for path in (self.run_dir, self.archive.path):
+            if not is_utf8(path):
+                raise ConfigError(
+                    f"the path {path} is not UTF-8 in this locale, and Java opens no other",
+                    hint="rename it, or set LC_ALL=C.UTF-8",
+                )
         length = len(bytes(self.temporary / f".ts.sock.{9000 + self.archive.settings.workers}"))
         if length > _SOCKET_PATH_LIMIT:
             raise ConfigError(

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import psutil
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import FolderError, ServerError
 from ivdr_deploy.serving.client import EndpointClient
 from ivdr_deploy.serving.torchserve import guard
@@ -259,7 +260,9 @@ def worker_failure(log: str) -> str:
     if ours or raised:
         return (ours or raised)[0].removeprefix("ivdr_deploy.errors.")
     return (
-        f"the process ended without a word; its last line was {lines[-1]!r}" if lines else "it logged nothing"
+        f"the process ended without a word; its last line was {quoted(lines[-1])}"
+        if lines
+        else "it logged nothing"
     )
 
 

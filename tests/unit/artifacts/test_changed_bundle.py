@@ -4,12 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ivdr_deploy.artifacts.bundle import Draft, changed_bundle, new_bundle, open_bundle
+from ivdr_deploy.artifacts import bundle as bundle_module
+from ivdr_deploy.artifacts.bundle import Bundle, Draft, changed_bundle, new_bundle, open_bundle
 from ivdr_deploy.artifacts.manifest import OutputParity, Variant, write_manifest
 from ivdr_deploy.errors import ArtifactError, FolderError
 
@@ -108,6 +112,38 @@ def test_a_variant_of_the_same_id_takes_the_place_of_the_old_one(tiny_bundle_cop
         "b.bin", "c.bin", "shared.bin"
     ]  # fmt: skip
     assert (tiny_bundle_copy / "b.bin").read_text() == "other weights"
+
+
+def test_of_two_that_end_at_the_same_time_one_is_told(
+    tiny_bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, looked = open_bundle(tiny_bundle_copy), threading.local()
+    both = threading.Barrier(2)
+    require_unchanged = bundle_module._require_unchanged
+
+    def slow(bundle: Bundle) -> None:
+        require_unchanged(bundle)
+        looked.count = getattr(looked, "count", 0) + 1
+        if looked.count == 2:  # the last look: without a lock both are here now, and both go on
+            with suppress(threading.BrokenBarrierError):
+                both.wait(1.0)
+
+    monkeypatch.setattr(bundle_module, "_require_unchanged", slow)
+
+    def change(name: str) -> str:
+        try:
+            with changed_bundle(bundle) as draft:
+                add(draft, f"{name}.bin", variant_id=name)
+        except FolderError:
+            return ""
+        return name
+
+    with ThreadPoolExecutor(2) as threads:
+        done = [name for name in threads.map(change, ("one", "two")) if name]
+    after = open_bundle(tiny_bundle_copy)
+    assert [variant.id for variant in after.manifest.variants] == ["torch-fp32", "onnx-fp32", *done]
+    assert len(done) == 1
+    assert [path.name for path in tiny_bundle_copy.parent.iterdir()] == ["bundle"]
 
 
 def test_a_bundle_that_changed_while_the_work_was_done_is_left_alone(tiny_bundle_copy: Path) -> None:

@@ -105,7 +105,7 @@ def test_an_edited_manifest_is_refused(written: Values, change: Callable[[Values
         (lambda values: values["variants"][0].update(files=[]), "'torch-fp32' has no files"),
         (lambda values: values["labels"].pop(), "5 labels for logits of shape (6,)"),
         (lambda values: values["variants"][0].update(runtime="openvino"), "expected one of 'torch'"),
-        (lambda values: values["variants"][0].update(speed=1), "unknown key 'speed'"),
+        (lambda values: values["variants"][0].update(invented=1), "unknown key 'invented'"),
         (lambda values: values.update(files=3), "files: expected a list"),
         (lambda values: values.update(clip=None), "clip: expected a table"),
         (lambda values: values.pop("outputs"), "'outputs' is missing"),

@@ -12,7 +12,7 @@ from ivdr_deploy import __version__, errors
 from ivdr_deploy._console import exit_code
 from ivdr_deploy.cli import main
 
-COMMANDS = ("export", "verify", "predict", "archive", "serve", "score", "bench", "show", "doctor")
+COMMANDS = ("export", "import", "verify", "predict", "archive", "serve", "score", "bench", "show", "doctor")
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
@@ -53,7 +53,7 @@ def test_every_command_that_reads_videos_has_the_same_words_for_it(
     words: dict[str, tuple[object, ...]] = {
         "predict": (video,),
         "score": (tmp_path / "list.txt", "-o", tmp_path / "scores"),
-        "verify": ("--videos", tmp_path / "list.txt"),
+        "verify": ("--videos", tmp_path / "list.txt", "--no-record"),
         "bench": ("--videos", tmp_path / "list.txt", "--rounds", 1, "-o", tmp_path / "report.json"),
     }
     assert "VIDEOS" in ivdr(command, "-h")[1] or "--videos" in ivdr(command, "-h")[1]

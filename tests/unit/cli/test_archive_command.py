@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.manifest import write_manifest
 from ivdr_deploy.cli import main
 from ivdr_deploy.serving.torchserve.archive import open_archive
 
@@ -54,3 +57,22 @@ def test_variant_that_is_not_there_is_one_line(ivdr: Run, tiny_bundle: Path, tmp
     assert code == 5
     assert "no variant 'onnx-int8'" in stderr
     assert stderr.count("\n") == 1
+
+
+def test_variant_that_is_not_verified_is_packed_on_request_only(
+    ivdr: Run, tiny_bundle_copy: Path, tmp_path: Path
+) -> None:
+    manifest = open_bundle(tiny_bundle_copy).manifest
+    reference, exported = manifest.variants
+    write_manifest(tiny_bundle_copy, replace(manifest, variants=(reference, replace(exported, parity=()))))
+    command = ("archive", tiny_bundle_copy, "--model-store", tmp_path / "store", "--variant", "onnx-fp32")
+    code, _, stderr = ivdr(*command)
+    assert (code, stderr.count("\n")) == (5, 1)
+    assert "onnx-fp32 must not be served: not verified" in stderr
+    assert "--allow-unverified" in stderr
+    assert not (tmp_path / "store").exists()
+    code, _, stderr = ivdr(*command, "--allow-unverified")
+    assert (code, "not verified" in stderr) == (0, True)
+    code, stdout, _ = ivdr(*command, "--allow-unverified", "--json")
+    assert (code, json.loads(stdout)["verified"]) == (0, False)
+    assert open_archive(tmp_path / "store" / "tiny.mar").manifest.variants[0].id == "onnx-fp32"

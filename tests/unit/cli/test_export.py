@@ -46,7 +46,8 @@ def test_export_writes_a_bundle_with_a_plan_and_says_what_is_next(
     if not torch.cuda.is_available():
         assert not plan.verified
         assert f"PASS: onnx-fp32; built, but not run here: {plan.id}" in stderr
-        assert f"not run where it was built: `{plan.id}`" in (out / "MODEL_CARD.md").read_text()
+        card = (out / "MODEL_CARD.md").read_text()
+        assert f"`{plan.id}` is never taken unless asked for: not verified, since it was not run" in card
         code, _, stderr = ivdr("verify", out)
         assert code == 1
         assert f"not run: {plan.id}: " in stderr
@@ -69,6 +70,41 @@ def test_a_plan_is_added_to_a_bundle_in_place(ivdr, tiny_bundle: Path, tmp_path:
     assert {name: after[name] for name in before} == before
     code, _, stderr = ivdr("export", folder, "--trt", "-o", tmp_path / "other")
     assert (code, "in place" in stderr) == (2, True)
+
+
+def test_precisions_are_added_to_a_bundle_in_place(
+    ivdr, tiny_bundle: Path, videos: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "my bundle"))
+    given = ("export", folder, "--precision", "fp16", "--precision", "int8")
+    code, _, stderr = ivdr(*given)
+    assert code == 2
+    assert "--calibrate LIST" in stderr
+    code, stdout, stderr = ivdr(*given, "--calibrate", videos / "with_broken.csv", "--json")
+    assert code == 0, stderr
+    ids = json.loads(stdout)["variants"]
+    assert ids[:3] == ["torch-fp32", "onnx-fp32", "onnx-fp16"]
+    assert ids[3] in ("onnx-int8-cpu", "onnx-int8-cpu-vnni")
+    code, stdout, _ = ivdr("predict", folder, videos / "0.mp4", "--variant", ids[3], "--json")
+    assert code == 0
+    code, _, stderr = ivdr("export", folder, "--engine", "openvino")
+    assert code == 2
+    assert "no 'openvino' engine in 'fp32' can be exported" in stderr
+    assert "onnx fp32, onnx fp16" in stderr
+    code, _, stderr = ivdr("export", folder)
+    assert code == 2
+    assert f"ivdr export '{folder}' --engine" in stderr
+
+
+@pytest.mark.trt
+@pytest.mark.exhaustive
+def test_all_says_what_it_leaves_out(ivdr, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    code, _, stderr = ivdr("export", folder, "--all", "--compute-capability", "8.6")
+    assert code == 0, stderr
+    assert "left out: onnx int8: int8 needs real videos" in stderr
+    ids = [variant.id for variant in open_bundle(folder).manifest.variants]
+    assert ids[-2:] == ["trt-fp32-sm86", "trt-fp16-sm86"] or "trt-fp16-sm86" in ids
 
 
 def test_export_names_the_extras_where_tensorrt_is_missing(
@@ -129,12 +165,72 @@ def test_export_of_a_damaged_checkpoint_is_one_line_and_code_5(ivdr, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_verify_passes_on_a_good_bundle(ivdr, tiny_bundle: Path, videos: Path) -> None:
-    code, stdout, stderr = ivdr("verify", tiny_bundle, "--data", videos / "test.csv")
+def test_verify_passes_on_a_good_bundle_and_keeps_its_records(
+    ivdr, tiny_bundle_copy: Path, videos: Path
+) -> None:
+    code, stdout, stderr = ivdr("verify", tiny_bundle_copy, "--data", videos / "test.csv")
     assert (code, stdout) == (0, "")
-    assert f"PASS: {tiny_bundle} over 3 videos" in stderr
+    assert f"PASS: {tiny_bundle_copy} over 3 videos; the records are in the bundle" in stderr
     assert "next: ivdr archive" in stderr
     assert "3/3" in stderr
+    assert "onnx-fp32: batch: 0 flips of 4 clips" in stderr
+    code, stdout, _ = ivdr("show", tiny_bundle_copy)
+    assert (code, "PASS over 3 videos of test.csv" in stdout, "R@1" in stdout) == (0, True, True)
+    code, _, stderr = ivdr("verify", tiny_bundle_copy, "--recheck")
+    assert (code, "PASS: " in stderr, "nothing was run" in stderr) == (0, True, True)
+    strict = ("--recheck", "--variant", "onnx-fp32", "--threshold", "min_cosine=1.1")
+    code, stdout, stderr = ivdr("verify", tiny_bundle_copy, *strict)
+    assert code == 1
+    assert "FAIL onnx-fp32: cosine: smallest cosine" in stderr
+    code, stdout, _ = ivdr("verify", tiny_bundle_copy, *strict, "--json")
+    (found,) = json.loads(stdout)["variants"]
+    assert (code, found["passed"]) == (1, False)
+    assert [check["name"] for check in found["checks"] if not check["passed"]] == ["cosine"]
+
+
+def test_verify_leaves_the_bundle_alone_when_asked(ivdr, tiny_bundle_copy: Path, videos: Path) -> None:
+    before = (tiny_bundle_copy / "manifest.json").read_bytes()
+    code, stdout, _ = ivdr("verify", tiny_bundle_copy, "--data", videos / "test.csv", "--no-record", "--json")
+    assert (code, json.loads(stdout)["passed"]) == (0, True)
+    assert (tiny_bundle_copy / "manifest.json").read_bytes() == before
+
+
+def test_verify_says_at_once_that_it_could_not_keep_the_records(
+    ivdr, tiny_bundle_copy: Path, videos: Path
+) -> None:
+    (tiny_bundle_copy / "notes.txt").write_text("mine")
+    code, stdout, stderr = ivdr("verify", tiny_bundle_copy, "--data", videos / "test.csv")
+    assert (code, stdout, stderr.count("\n")) == (10, "", 1)
+    assert "notes.txt" in stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--recheck", "--videos", "x.csv"), "--recheck runs nothing"),
+        (("--threshold", "abstain=1"), "--threshold is for --recheck"),
+        (("--recheck", "--threshold", "speed=1"), "'speed=1' is not a threshold"),
+        (("--decoder-skew",), "--decoder-skew needs videos"),
+    ],
+)
+def test_verify_refuses_options_that_make_no_sense_together(
+    ivdr, tiny_bundle: Path, words: tuple[str, ...], said: str
+) -> None:
+    code, _, stderr = ivdr("verify", tiny_bundle, *words)
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert said in stderr
+
+
+def test_verify_shows_how_the_decoders_differ(ivdr, tiny_bundle: Path, videos: Path) -> None:
+    pytest.importorskip("cv2")
+    words = ("--data", videos / "with_broken.csv", "--no-record", "--decoder-skew")
+    code, stdout, _ = ivdr("verify", tiny_bundle, *words, "--json")
+    skew = json.loads(stdout)["skew"]
+    assert code == 1  # one of the videos is broken
+    assert [video["uri"] for video in skew if video["error"]] == ["broken.mp4"]
+    compared = [video for video in skew if not video["error"]]
+    assert compared
+    assert all(video["mean_diff"] < 5 and video["expected"] for video in compared)
 
 
 def test_verify_fails_on_a_wrong_model(ivdr, tiny_bundle: Path, videos: Path, tmp_path: Path) -> None:
@@ -151,7 +247,7 @@ def test_verify_fails_on_a_wrong_model(ivdr, tiny_bundle: Path, videos: Path, tm
 
 
 def test_verify_lists_bad_videos_and_says_so_in_the_exit_code(ivdr, tiny_bundle: Path, videos: Path) -> None:
-    code, _, stderr = ivdr("verify", tiny_bundle, "--data", videos / "with_broken.csv")
+    code, _, stderr = ivdr("verify", tiny_bundle, "--data", videos / "with_broken.csv", "--no-record")
     assert code == 1
     assert "not used: broken.mp4:" in stderr
     assert "1 videos could not be used" in stderr

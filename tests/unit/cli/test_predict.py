@@ -122,7 +122,7 @@ def test_names_that_are_not_utf8_go_out_in_every_locale(
         ("predict", tiny_bundle, videos),
         ("predict", tiny_bundle, videos, "--json"),
         ("score", tiny_bundle, videos, "-o", scores, "--json"),
-        ("verify", tiny_bundle, "--videos", tmp_path / "list.csv", "--json"),
+        ("verify", tiny_bundle, "--videos", tmp_path / "list.csv", "--no-record", "--json"),
     )
     assert plain.startswith(f"{videos}/d\\xe9/caf\\xe9\\u000a.avi: ")
     assert json.loads(predicted)["uri"] == f"{videos}/d\\xe9/caf\\xe9\n.avi"
@@ -139,7 +139,7 @@ def test_what_a_folder_holds_besides_is_said(
     for command in (
         ("predict", tiny_bundle, folder),
         ("score", tiny_bundle, folder, "-o", folder / "out" / "scores", "--json"),
-        ("verify", tiny_bundle, "--videos", folder, "--json"),
+        ("verify", tiny_bundle, "--videos", folder, "--no-record", "--json"),
         ("bench", tiny_bundle, "--videos", folder, "--rounds", 1, "-o", folder / "out" / "bench.txt"),
     ):
         assert run(*command) == 0
@@ -162,7 +162,7 @@ def test_a_container_is_allowed_by_the_option_that_its_error_names(
     assert "--allow-container asf" in capsys.readouterr().out
     assert run("predict", tiny_bundle, video, "--allow-container", "asf") == 0
     assert run("score", tiny_bundle, tmp_path, "-o", tmp_path / "s", "--allow-container", "asf") == 0
-    assert run("verify", tiny_bundle, "--videos", tmp_path, "--allow-container", "asf") == 0
+    assert run("verify", tiny_bundle, "--videos", tmp_path, "--allow-container", "asf", "--no-record") == 0
     assert (
         run("bench", tiny_bundle, "--videos", tmp_path, "--allow-container", "asf", "-o", tmp_path / "b") == 0
     )

@@ -19,6 +19,7 @@ from ivdr_deploy.decoding import DecodeOptions, DecodePool, pool
 from ivdr_deploy.errors import (
     ConfigError,
     MissingDependencyError,
+    ResourceError,
     VideoCrashError,
     VideoError,
     VideoLimitError,
@@ -127,6 +128,28 @@ def test_an_idle_worker_that_was_killed_is_replaced(video: Path) -> None:
             worker.send_signal(signal.SIGKILL)
             worker.wait(10)
         assert len(load(decoding, PathSource(video)).result(30).video) == 2
+
+
+def test_a_task_on_its_way_when_an_idle_worker_is_killed_is_done_all_the_same(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DecodePool(PROCESS) as decoding:
+        load(decoding, PathSource(video)).result(30)
+        broken = decoding._processes
+        assert broken is not None
+        schedule = broken._pool_manager.schedule
+
+        def late(task: object) -> None:
+            """Take the task from the queue, and tell the manager of it after it has given everything up."""
+            for worker in broken._pool_manager.worker_manager.workers.values():
+                os.kill(worker.pid, signal.SIGKILL)
+            while broken.active:
+                time.sleep(0.01)
+            schedule(task)
+
+        monkeypatch.setattr(broken._pool_manager, "schedule", late)
+        assert len(load(decoding, PathSource(video)).result(30).video) == 2
+        assert not decoding._sent
 
 
 def priority(source: Source, *, limits: VideoLimits) -> int:
@@ -240,3 +263,50 @@ def test_files_of_a_killed_process_are_removed_by_the_next_one_and_no_others(
 def test_options_are_checked(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         DecodeOptions(**{name: 0})
+
+
+@pytest.mark.parametrize("depth", [90, 200])
+def test_a_deep_temporary_folder_is_no_obstacle(tmp_path: Path, depth: int) -> None:
+    """The worker of a server has its temporary folder in the run folder, and a socket's path may have 107 bytes."""
+    video = numbered_video(tmp_path / "a.mp4", num_frames=20, size=(64, 48))
+    deep = tmp_path / "d"
+    deep /= "x" * (depth - len(os.fsencode(deep)) - 1)
+    deep.mkdir(parents=True)
+    code = (
+        "import multiprocessing\n"
+        "from pathlib import Path\n"
+        "from ivdr_deploy.decoding import DecodePool\n"
+        "from ivdr_deploy.spec import ClipSpec, ViewPlan\n"
+        "from ivdr_deploy.video import PathSource, VideoLimits, load_clips\n"
+        "spec = ClipSpec(num_frames=4, frame_stride=2, short_side=36, crop_size=32)\n"
+        "with DecodePool() as pool:\n"
+        f"    source, plan = PathSource(Path({str(video)!r})), ViewPlan(num_clips=1)\n"
+        "    job = pool.submit(load_clips, source, spec, plan, limits=VideoLimits())\n"
+        "    print(job.result().video.shape)\n"
+        "print(multiprocessing.process.current_process()._config['tempdir'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(deep)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shape, sockets = done.stdout.splitlines()
+    assert shape == "(1, 4, 32, 32, 3)"
+    assert not Path(sockets).exists()
+    assert not list(deep.iterdir())
+
+
+def test_a_pool_that_cannot_start_its_threads_says_so_and_works_later(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with DecodePool(PROCESS) as decoding:
+        with monkeypatch.context() as short:
+            short.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(ResourceError, match="decode workers"):
+                load(decoding, PathSource(video))
+        assert load(decoding, PathSource(video)).result(30).video.any()

@@ -1,4 +1,5 @@
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import TINY_CLIP, TINY_LABELS, keep_variants, reseal
+from full_disk import run_on_full_disk
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, read_checkpoint_info, save_checkpoint
@@ -160,6 +162,22 @@ def test_what_is_not_a_bundle_is_never_replaced(checkpoint: Path, bundle: Path, 
             export_bundle(checkpoint, tmp_path / name)
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
     assert (tmp_path / "bundle" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of files there")
+@pytest.mark.parametrize("what", ["golden.npz", "model.onnx"])
+def test_a_full_disk_is_named_by_its_folder_and_the_older_bundle_stays(
+    checkpoint: Path, bundle: Path, tmp_path: Path, what: str
+) -> None:
+    older = open_bundle(shutil.copytree(bundle, tmp_path / "bundle"))
+    found = run_on_full_disk(
+        f"export_bundle({str(checkpoint)!r}, {str(older.path)!r})",
+        limit=(bundle / what).stat().st_size - 1,
+        before="from ivdr_deploy.export.bundle_export import export_bundle\nimport torch.onnx\nfill()",
+    )
+    assert found == (9, f"ivdr: {tmp_path}: File too large")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert open_bundle(older.path) == older
 
 
 @pytest.mark.parametrize("name", ["with space", "a/b", "-x", "été"])

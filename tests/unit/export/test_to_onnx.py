@@ -78,8 +78,14 @@ def test_another_contract_gives_another_graph(bundle: Path, checkpoint: Path, tm
     assert np.abs(found - normal).max() > 1e-2
 
 
+DEEP = ("r3d_10", "r3d_18", "r2plus1d_18", "s3d")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["r2plus1d_10", "r3d_10", "r3d_18", "r2plus1d_18", "s3d"])
+@pytest.mark.parametrize(
+    "backbone",
+    ["r2plus1d_10", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in DEEP)],
+)
 def test_every_backbone_exports(backbone: str, tmp_path: Path) -> None:
     """With random weights: ``inter`` and ``intra``, being of unit length, show a wrong graph at any scale."""
     clip = ClipSpec(num_frames=16, short_side=64, crop_size=64)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from requirements import missing
 
 from ivdr_deploy._files import sha256_file
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
@@ -12,9 +13,13 @@ from ivdr_deploy.errors import ConfigError, ExportError, MissingDependencyError
 from ivdr_deploy.export.to_tensorrt import DEFAULT_COMPUTE_CAPABILITIES, build_engine, choose_provider
 from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
 
-needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
-)
+needs_rtx = pytest.mark.usefixtures("tensorrt_rtx")
+
+
+@pytest.fixture
+def tensorrt_rtx() -> None:
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        missing("trt", "tensorrt_rtx is not installed")
 
 
 @pytest.fixture
@@ -34,7 +39,7 @@ def test_a_plan_is_built_with_a_sidecar_that_says_what_it_belongs_to(
     bundle: Path, metadata: OnnxMetadata, tmp_path: Path
 ) -> None:
     engine = tmp_path / "model.fp32.engine"
-    info = build_engine(bundle / "model.onnx", engine, metadata=metadata)
+    info = build_engine(bundle / "model.onnx", engine, metadata=metadata, precision="fp32")
     assert read_sidecar(engine) == info
     provider, module = choose_provider()
     assert (info.provider, info.provider_version) == (provider, module.__version__)
@@ -53,7 +58,11 @@ def test_a_plan_is_built_with_a_sidecar_that_says_what_it_belongs_to(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tensorrt may build where there is a GPU")
 def test_the_requested_gpus_are_built_for(bundle: Path, metadata: OnnxMetadata, tmp_path: Path) -> None:
     info = build_engine(
-        bundle / "model.onnx", tmp_path / "a.engine", metadata=metadata, compute_capabilities=["8.6"]
+        bundle / "model.onnx",
+        tmp_path / "a.engine",
+        metadata=metadata,
+        precision="fp32",
+        compute_capabilities=["8.6"],
     )
     assert info.compute_capabilities == ("8.6",)
 
@@ -66,13 +75,21 @@ def test_a_gpu_that_cannot_be_built_for_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"'9\.0'") as caught:
         build_engine(
-            bundle / "model.onnx", tmp_path / "a.engine", metadata=metadata, compute_capabilities=["9.0"]
+            bundle / "model.onnx",
+            tmp_path / "a.engine",
+            metadata=metadata,
+            precision="fp32",
+            compute_capabilities=["9.0"],
         )
     assert "8.6" in caught.value.hint
     # Turing is a target, but has no fp32 3-D convolution: the library's own words are in the error.
     with pytest.raises(ExportError, match=r"compute capability 7\.5 .*[Tt]uring"):
         build_engine(
-            bundle / "model.onnx", tmp_path / "a.engine", metadata=metadata, compute_capabilities=["7.5"]
+            bundle / "model.onnx",
+            tmp_path / "a.engine",
+            metadata=metadata,
+            precision="fp32",
+            compute_capabilities=["7.5"],
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -81,14 +98,14 @@ def test_a_gpu_that_cannot_be_built_for_is_refused(
 def test_a_file_that_cannot_be_parsed_is_refused(metadata: OnnxMetadata, tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"not a model")
     with pytest.raises(ExportError, match=r"cannot parse a\.onnx"):
-        build_engine(tmp_path / "a.onnx", tmp_path / "a.engine", metadata=metadata)
+        build_engine(tmp_path / "a.onnx", tmp_path / "a.engine", metadata=metadata, precision="fp32")
 
 
 def test_without_tensorrt_the_extras_are_named(
     bundle: Path, metadata: OnnxMetadata, tmp_path: Path, no_tensorrt: None
 ) -> None:
     with pytest.raises(MissingDependencyError, match="neither tensorrt nor tensorrt_rtx") as caught:
-        build_engine(bundle / "model.onnx", tmp_path / "a.engine", metadata=metadata)
+        build_engine(bundle / "model.onnx", tmp_path / "a.engine", metadata=metadata, precision="fp32")
     assert "ivdr-deploy[trt-rtx]" in caught.value.hint
     assert "ivdr-deploy[trt]" in caught.value.hint
 

@@ -5,6 +5,8 @@ import torch
 
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.models.backbones import BACKBONES, get_backbone
+from ivdr_deploy.models.network import build_model
+from ivdr_deploy.spec import ClipSpec, ModelSpec
 
 
 def parameters(network: torch.nn.Module) -> int:
@@ -13,7 +15,13 @@ def parameters(network: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("r2plus1d_10", 14_365_303), ("r3d_10", 14_361_792), ("r3d_18", 33_166_272), ("s3d", 7_910_048)],
+    [
+        ("r2plus1d_10", 14_365_303),
+        ("r3d_10", 14_361_792),
+        ("r3d_18", 33_166_272),
+        ("s3d", 7_910_048),
+        ("i3d", 12_279_984),
+    ],
 )
 def test_parameter_count_is_the_published_one(name: str, count: int) -> None:
     with torch.device("meta"):
@@ -38,6 +46,20 @@ def test_s3d_maps_a_standard_clip_to_1024x2x3x3() -> None:
         assert BACKBONES["s3d"].build().eval()(torch.zeros(1, 3, 16, 112, 112)).shape == (1, 1024, 2, 3, 3)
 
 
+def test_i3d_maps_its_clip_to_1024x3x7x7() -> None:
+    with torch.device("meta"):
+        assert BACKBONES["i3d"].build()(torch.empty(1, 3, 32, 224, 224)).shape == (1, 1024, 3, 7, 7)
+
+
+def test_i3d_has_no_scale_to_train_and_moves_its_batch_statistics() -> None:
+    network = BACKBONES["i3d"].build().train()
+    assert not [name for name, _ in network.named_parameters() if name.endswith("norm.weight")]
+    before = network.Conv3d_1a_7x7.norm.running_mean.clone()
+    network(torch.rand(2, 3, 4, 32, 32)).mean().backward()
+    assert not torch.equal(before, network.Conv3d_1a_7x7.norm.running_mean)
+    assert all(value.grad is not None for value in network.parameters())
+
+
 def test_tiny_has_fewer_than_a_million_parameters() -> None:
     assert parameters(BACKBONES["tiny"].build()) < 1_000_000
 
@@ -56,6 +78,8 @@ def test_the_smallest_clip_is_taken_and_no_smaller_one(name: str) -> None:
     with torch.device("meta"):
         network = entry.build()
         assert network(torch.empty(2, 3, frames, side, side)).shape[:2] == (2, entry.feature_dim)
+        if entry.fixed_size:
+            return
         for smaller in ((frames - 1, side), (frames, side - 1)):
             if 0 not in smaller:
                 with pytest.raises(RuntimeError, match="too small"):
@@ -69,6 +93,16 @@ def test_tiny_feature_depends_on_the_order_of_frames() -> None:
     with torch.no_grad():
         forwards, backwards = network(clip).mean((2, 3, 4)), network(clip.flip(2)).mean((2, 3, 4))
     assert (forwards - backwards).norm() > 1e-3 * forwards.norm()
+
+
+def test_a_backbone_of_fixed_size_refuses_a_larger_clip_too() -> None:
+    spec = ModelSpec(backbone="mvit_v2_s", num_slots=0)
+    for clip in (
+        ClipSpec(num_frames=32, short_side=256, crop_size=224),
+        ClipSpec(short_side=256, crop_size=240),
+    ):
+        with pytest.raises(ConfigError, match="16 frames of 224 pixels a side only"):
+            build_model(spec, clip)
 
 
 def test_unknown_backbone_is_an_error_that_suggests_a_known_one() -> None:

@@ -46,7 +46,7 @@ def test_an_unverified_variant_is_taken_by_name_only(bundle: Bundle) -> None:
         doubtful = with_variants(bundle, reference, unverified)
         variant, _, reason = choose_variant(doubtful, device="cpu")
         assert variant == reference
-        assert reason == "the first verified variant that fits (onnx-fp32: not verified)"
+        assert reason.startswith("the first verified variant that fits (onnx-fp32: not verified")
         variant, _, reason = choose_variant(doubtful, "onnx-fp32", device="cpu")
         assert (variant, reason) == (unverified, "it was asked for")
 

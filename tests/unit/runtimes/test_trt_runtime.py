@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from bundles import TINY_CLIP, reseal
+from requirements import missing
+from videos import numbered_video
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.manifest import Variant
@@ -27,10 +29,10 @@ pytestmark = pytest.mark.trt
 @pytest.fixture(scope="module")
 def built(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with a real plan."""
-    from ivdr_deploy.export.bundle_export import add_plan
+    from ivdr_deploy.export.bundle_export import add_variants
 
     folder = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("trt") / "bundle"))
-    return add_plan(folder).path
+    return add_variants(folder, [("trt", "fp32")]).path
 
 
 def plan_of(folder: Path) -> Variant:
@@ -50,6 +52,35 @@ def change_sidecar(built: Path, tmp_path: Path, **changes: object) -> tuple[Path
     return engine, info
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_plan_computes_in_the_types_of_its_onnx_file(
+    tiny_bundle: Path, tmp_path: Path, precision: str
+) -> None:
+    from ivdr_deploy.datasets.lists import read_video_list
+    from ivdr_deploy.export.bundle_export import add_variants
+    from ivdr_deploy.export.calibration import Calibration
+    from ivdr_deploy.export.steps import StepOptions
+    from ivdr_deploy.video.reader import VideoLimits
+
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    for index in range(6):
+        numbered_video(tmp_path / f"{index}.mp4", num_frames=20 + index, size=(64, 48))
+    videos = Calibration(videos=read_video_list(tmp_path), limits=VideoLimits())
+    options = StepOptions(calibration=videos, compute_capabilities=("8.6",))
+    add_variants(folder, [("trt", precision)], options)
+    bundle = open_bundle(folder)
+    plan = bundle.variant(f"trt-{precision}-sm86")
+    source = bundle.variant("onnx-fp16" if precision == "fp16" else "onnx-int8-trt")
+    info = read_sidecar(bundle.variant_file(plan))
+    assert (plan.derived_from, plan.precision, info.precision) == (source.id, precision, precision)
+    assert info.onnx_sha256 == bundle.manifest.entry(source.files[0]).sha256
+    assert source.verified
+    sizes = {path.suffix: path.stat().st_size for path in folder.glob("trt-*.engine")}
+    assert sizes[".engine"] > 10_000
+    if not torch.cuda.is_available():
+        assert not plan.verified
+
+
 def test_adding_a_plan_adds_a_variant_and_keeps_the_rest(built: Path, tiny_bundle: Path) -> None:
     before, after = open_bundle(tiny_bundle).manifest, open_bundle(built).manifest
     variant = plan_of(built)
@@ -65,7 +96,7 @@ def test_adding_a_plan_adds_a_variant_and_keeps_the_rest(built: Path, tiny_bundl
     assert info.onnx_sha256 == after.entry("model.onnx").sha256
     assert info.contract_hash == TINY_CLIP.contract_hash
     card = (built / "MODEL_CARD.md").read_text()
-    assert ("Not verified" in card) == (not variant.verified)
+    assert ("not verified, since it was not run" in card) == (not variant.verified)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -150,7 +181,7 @@ def test_a_plan_of_another_gpu_is_refused(built: Path, tmp_path: Path) -> None:
 def test_the_plan_gives_what_torch_gives_at_every_batch(built: Path) -> None:
     here = "{}.{}".format(*torch.cuda.get_device_capability())
     if here not in plan_of(built).target.compute_capabilities:
-        pytest.skip(f"the plan was not built for compute capability {here}")
+        missing("gpu", f"the plan was not built for compute capability {here}")
     assert plan_of(built).verified
     chosen = open_model(built)
     assert chosen.variant == plan_of(built).id

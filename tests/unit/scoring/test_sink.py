@@ -5,16 +5,19 @@ import random
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from damage import damaged_bytes, damaged_json, dumped
 
-from ivdr_deploy.errors import DataError, FolderError
+from ivdr_deploy.cli._describe import describe
+from ivdr_deploy.errors import ArtifactError, DataError, FolderError
 from ivdr_deploy.scoring.plan import RunPlan
 from ivdr_deploy.scoring.shard import METADATA_KEY
-from ivdr_deploy.scoring.sink import LEDGER_FILE, open_sink, read_scores
+from ivdr_deploy.scoring.sink import LEDGER_FILE, open_sink, read_ledger, read_scores
 from ivdr_deploy.spec import ViewPlan
 
 PLAN = RunPlan(
@@ -235,13 +238,58 @@ def test_a_folder_that_is_no_score_table_is_not_read(tmp_path):
         read_scores(tmp_path)
 
 
+@pytest.mark.parametrize("version", [1, 2, 4])
+def test_a_table_of_another_version_is_refused_by_its_version(out, version):
+    write(out)
+    ledger = out / LEDGER_FILE
+    values = json.loads(ledger.read_text())
+    values["plan"]["table_version"] = version
+    values["plan"]["num_clips"] = 10  # a setting that this version does not have
+    ledger.write_text(json.dumps(values))
+
+    for use in (read_scores, write):
+        with pytest.raises(DataError, match=f"of version {version}, this ivdr reads and continues version 3"):
+            use(out)
+
+
+def test_whatever_is_in_a_ledger_it_is_read_or_refused(out):
+    write(out)
+    ledger = out / LEDGER_FILE
+    data, values = ledger.read_bytes(), json.loads(ledger.read_text())
+    whole = read_ledger(out)
+    for seed in range(200):
+        ledger.write_bytes(damaged_bytes(data, seed))
+        with suppress(DataError):
+            assert replace(read_ledger(out), started_at=whole.started_at) == whole
+        ledger.write_text(dumped(damaged_json(values, seed)))
+        with suppress(DataError):
+            assert replace(read_ledger(out), started_at=whole.started_at) == whole
+    for text in ("[" * 100_000, '{"plan":' * 100_000, "[]", "", "9" * 10_000):
+        ledger.write_text(text)
+        with pytest.raises(DataError):
+            read_ledger(out)
+
+
+def test_whatever_is_in_a_shard_it_is_shown_or_refused(out):
+    write(out)
+    path = out / PLAN.shards[0].name
+    data, table = path.read_bytes(), pq.read_table(path)
+    for seed in range(100):
+        path.write_bytes(damaged_bytes(data, seed))
+        with suppress(ArtifactError):
+            describe(path)
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: b"[1]"}), path)
+    with pytest.raises(ArtifactError):
+        describe(path)
+
+
 @pytest.mark.parametrize("damage", [("{", ""), ('"top_k": 2', '"top_k": 3'), ('"plan"', '"plans"')])
 def test_a_damaged_ledger_is_refused(out, damage):
     write(out)
     ledger = out / LEDGER_FILE
     ledger.write_text(ledger.read_text().replace(*damage, 1))
 
-    with pytest.raises(DataError, match=r"ledger is damaged|was changed"):
+    with pytest.raises(DataError, match=r"is damaged|was changed"):
         read_scores(out)
 
 
@@ -312,7 +360,7 @@ def test_what_resuming_calls_complete_is_what_reading_reads_whatever_bit_is_flip
 def test_rows_that_need_more_space_than_there_is_leave_the_shards_before_them(out):
     code = f"""
 import resource, signal, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
 from pathlib import Path
 from test_sink import PLAN, MANIFEST, open_sink, row
 from ivdr_deploy._console import exiting

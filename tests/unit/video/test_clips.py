@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import importlib
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from videos import frame_number, numbered_video, write_video
 
-from ivdr_deploy.errors import VideoDecodeError, VideoLimitError
+from ivdr_deploy.errors import VideoDecodeError, VideoLimitError, VideoTimeoutError
 from ivdr_deploy.spec import ClipSpec, DecoderName, ViewPlan
 from ivdr_deploy.video import BytesSource, PathSource, VideoLimits, load_clips, open_frames, open_video
 from ivdr_deploy.video.preprocess import crops
@@ -179,6 +181,28 @@ def test_limits_reach_the_reader(tmp_path: Path) -> None:
         load_clips(path, SPEC, PLAN, limits=limits)
     with pytest.raises(VideoLimitError, match="more than 5 frames"), open_frames(path, SPEC, limits=limits):
         pass
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "opencv"])
+def test_resizing_counts_towards_the_time_allowed(
+    tmp_path: Path, decoder: DecoderName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = numbered_video(tmp_path / "a.mp4", num_frames=20, size=(64, 48))
+    seconds = [0.0]
+    monkeypatch.setattr("ivdr_deploy.video._source.time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    place = "_pyav.resize_frame" if decoder == "pyav" else "_opencv._resize_rows"
+    module, name = f"ivdr_deploy.video.{place}".rsplit(".", 1)
+    resize = getattr(importlib.import_module(module), name)
+
+    def slow(*args: object, **kwargs: object) -> np.ndarray:
+        seconds[0] += 1.0
+        return resize(*args, **kwargs)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(f"{module}.{name}", slow)
+    spec, plan = ClipSpec(num_frames=4, frame_stride=1, short_side=36, crop_size=32), ViewPlan(num_clips=2)
+    load_clips(path, spec, plan, decoder=decoder)
+    with pytest.raises(VideoTimeoutError):
+        load_clips(path, spec, plan, decoder=decoder, limits=VideoLimits(max_decode_seconds=3.5))
 
 
 def test_memory_follows_the_contract_and_not_the_video(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import shutil
+import sys
 import tempfile
 import zipfile
 from dataclasses import replace
@@ -11,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import damaged_bytes
+from full_disk import run_on_full_disk
 
 from ivdr_deploy.artifacts.archive import LIST_FILE, check_unpacked, seal_archive
 from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.cli._describe import describe
 from ivdr_deploy.errors import ArtifactError, ConfigError, ContractMismatchError
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.serving.core.settings import ServiceSettings
@@ -88,6 +93,66 @@ def test_older_archive_stays_when_the_bundle_is_damaged(
     assert os.listdir(store) == ["tiny.mar"]
 
 
+BUILD = """
+from pathlib import Path
+from ivdr_deploy.serving.torchserve import archive
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of files there")
+@pytest.mark.parametrize("what", ["golden.npz", "model.onnx", "archive"])
+def test_a_full_disk_is_named_by_its_folder_while_the_archive_is_made(
+    packed: Path, tiny_bundle: Path, tmp_path: Path, what: str
+) -> None:
+    """Copies of the bundle lie in the temporary folder, and so does what the archiver, a process, makes of them."""
+    sizes = {name: (tiny_bundle / name).stat().st_size for name in ("golden.npz", "model.onnx")}
+    limit = (
+        sizes["model.onnx"] + 1 if what == "archive" else sizes[what] - 1
+    )  # a copy of the model fits, no more
+    temporary, store = tmp_path / "temporary", tmp_path / "store"
+    for folder in (temporary, store):
+        folder.mkdir()
+    shutil.copy(packed, store / "tiny.mar")
+    arguments = f"Path({str(tiny_bundle)!r}), model_store=Path({str(store)!r}), settings=EndpointSettings()"
+    found = run_on_full_disk(
+        f"archive.build_archive({arguments})",
+        limit=limit,
+        before=f"{BUILD}\nfill()",
+        environment={"TMPDIR": str(temporary)},
+    )
+    assert found == (9, f"ivdr: {temporary}: File too large")
+    assert not list(temporary.iterdir())
+    assert [path.name for path in store.iterdir()] == ["tiny.mar"]
+    assert (store / "tiny.mar").read_bytes() == packed.read_bytes()
+
+
+def test_a_full_model_store_is_named(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr("ivdr_deploy.serving.torchserve.archive.shutil.move", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        build_archive(tiny_bundle, model_store=tmp_path / "store", settings=SETTINGS)
+    assert caught.value.filename == str(tmp_path / "store")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of files there")
+def test_a_disk_too_full_to_unpack_an_archive_is_no_fault_of_the_archive(
+    packed: Path, tmp_path: Path
+) -> None:
+    found = run_on_full_disk(
+        f"open_model({str(packed)!r})",
+        limit=100_000,
+        before="from ivdr_deploy.runtimes.loading import open_model\nfill()",
+        environment={"TMPDIR": str(tmp_path)},
+    )
+    assert found == (9, f"ivdr: {tmp_path}: File too large")
+    assert not list(tmp_path.iterdir())
+
+
 def test_variant_that_was_asked_for_is_packed(tiny_bundle: Path, tmp_path: Path) -> None:
     settings = EndpointSettings(service=ServiceSettings(variant="torch-fp32", device="cpu"))
     built = build_archive(tiny_bundle, model_store=tmp_path, settings=settings)
@@ -158,6 +223,31 @@ def test_random_flips_of_the_file_serve_what_was_packed_or_are_refused(packed: P
         assert replace(found, path=packed) == expected  # a time stamp, for example, is not read
         with zipfile.ZipFile(path) as changed, zipfile.ZipFile(packed) as whole:
             assert all(changed.read(name) == whole.read(name) for name in members(packed))
+
+
+def test_whatever_is_damaged_it_is_shown_and_runs_as_packed_or_is_refused(
+    packed: Path, tmp_path: Path
+) -> None:
+    data, path = packed.read_bytes(), tmp_path / "damaged.mar"
+    shown, whole = describe(packed).values, open_model(packed)
+    whole.runtime.close()
+    refused = 0
+    for seed in range(100):
+        path.write_bytes(damaged_bytes(data, seed))
+        try:
+            values = describe(path).values
+        except ArtifactError as error:
+            refused += 1
+            message = str(error)
+            with pytest.raises(ArtifactError):
+                open_model(path)
+            assert len(message) < 1000
+            continue
+        model = open_model(path)
+        model.runtime.close()
+        assert values == shown
+        assert model.manifest == whole.manifest
+    assert refused > 80
 
 
 @pytest.mark.parametrize("reseal", [False, True])

@@ -1,0 +1,171 @@
+"""One variant while ``verify`` runs: what it gives, video by video, beside what the reference gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ivdr_deploy.artifacts.golden import Golden
+from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputParity, Variant
+from ivdr_deploy.datasets.lists import VideoItem
+from ivdr_deploy.evaluation.invariance import (
+    PROBE_CLIPS,
+    BatchInvariance,
+    Sensitivity,
+    fold,
+    measure_batches,
+    measure_sensitivity,
+    probe_clips,
+)
+from ivdr_deploy.evaluation.metrics import leave_one_out_hits
+from ivdr_deploy.evaluation.records import VariantRecord, VideoColumns
+from ivdr_deploy.results import softmax
+from ivdr_deploy.runtimes.base import Runtime, not_finite
+from ivdr_deploy.runtimes.compare import TOLERANCE, compare_outputs
+from ivdr_deploy.runtimes.proof import replay_golden
+
+
+class Tally:
+    """What one variant gave. Memory grows by one probability per class and one feature per video.
+
+    Args:
+        variant: Which one.
+        runtime: What executes it.
+        golden: Golden clips and what is expected of them; they are run at once.
+    """
+
+    def __init__(self, variant: Variant, runtime: Runtime, golden: Golden) -> None:
+        self.variant, self.runtime, self._golden = variant, runtime, golden
+        self.items: list[VideoItem] = []
+        self._replayed = replay_golden(golden, runtime)
+        self._probabilities: list[np.ndarray] = []
+        self._features: list[np.ndarray] = []
+        self._parity: dict[str, OutputParity] = {}
+        self._not_finite = 0
+        self._batch: BatchInvariance | None = None
+        self._sensitivity: tuple[Sensitivity, ...] = ()
+
+    def add(
+        self, item: VideoItem, outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]
+    ) -> None:
+        """Take the outputs of one video's clips, and the reference's for the same clips."""
+        self.items.append(item)
+        self._not_finite += bool(not_finite(outputs))
+        if "logits" in outputs:
+            self._probabilities.append(softmax(_finite(outputs["logits"])).mean(axis=0))
+        if "feature" in outputs:
+            self._features.append(_finite(outputs["feature"]).mean(axis=0))
+        if outputs is not reference:
+            compared = compare_outputs(reference, outputs, precision=self.runtime.precision)
+            self._parity = fold(self._parity, compared)
+
+    def probe(self, seen: Sequence[np.ndarray], reference: Runtime | None) -> None:
+        """Run a few clips in many batches, and changed: clips of videos where there are some, golden ones else.
+
+        Args:
+            seen: Clips of the videos.
+            reference: What the others are held against; None holds against what is recorded for the golden clips.
+        """
+        golden = self._golden.video
+        clips = probe_clips(golden, seen)
+        if clips is None:
+            return
+        if reference is not None:
+            expected: Mapping[str, np.ndarray] = reference.infer(clips)
+        else:
+            expected = {name: value[:PROBE_CLIPS] for name, value in self._golden.expected.items()}
+        self._batch = measure_batches(self.runtime, clips)
+        self._sensitivity = measure_sensitivity(self.runtime, clips, expected)
+
+    def record(self, reference: Tally, manifest: ArtifactManifest, facts: Mapping[str, Any]) -> VariantRecord:
+        """Sum up, beside the reference; ``facts`` are the fields that all records of a run share."""
+        return VariantRecord(
+            variant=self.variant.id,
+            variant_sha256=manifest.variant_sha256(self.variant),
+            precision=self.runtime.precision,
+            runtime=self.runtime.description,
+            tolerance=TOLERANCE[self.runtime.precision],
+            golden=self._replayed,
+            outputs=tuple(self._parity.values()),
+            not_finite=self._not_finite,
+            batch=self._batch,
+            sensitivity=self._sensitivity,
+            videos=self._columns(reference, manifest.labels),
+            **facts,
+        )
+
+    def _columns(self, reference: Tally, labels: Sequence[str]) -> VideoColumns:
+        truth = tuple(item.label for item in self.items if item.label is not None)
+        if len(truth) != len(self.items):
+            truth = ()
+        columns = VideoColumns(uris=tuple(item.uri for item in self.items), truth=truth)
+        values: dict[str, Any] = {}
+        if self._probabilities:
+            rows = np.arange(len(self.items))
+            expected, found = np.stack(reference._probabilities), np.stack(self._probabilities)
+            old, new = expected.argmax(axis=1), found.argmax(axis=1)
+            values = {
+                "expected": tuple(labels[index] for index in old),
+                "found": tuple(labels[index] for index in new),
+                "margins": _rounded(expected[rows, old] - expected[rows, new]),
+                "expected_confidence": _rounded(expected[rows, old]),
+                "confidence": _rounded(found[rows, new]),
+            }
+        if truth and len(self._features) > 1:
+            values |= {"expected_hits": reference._hits(truth), "hits": self._hits(truth)}
+        return VideoColumns(uris=columns.uris, truth=truth, **values)
+
+    def _hits(self, truth: Sequence[str]) -> tuple[bool, ...]:
+        classes = {label: index for index, label in enumerate(sorted(set(truth)))}
+        hits = leave_one_out_hits(np.stack(self._features), [classes[label] for label in truth])
+        return tuple(hits.tolist())
+
+
+class SideBySide(Runtime):
+    """Feeds every batch to several runtimes, so that a video is decoded once; outputs are named ``place/name``."""
+
+    def __init__(self, runtimes: Sequence[Runtime]) -> None:
+        first = runtimes[0]
+        self.name, self.precision, self.output_names = first.name, first.precision, first.output_names
+        self.call_clips = min(runtime.call_clips for runtime in runtimes)
+        self.description = " beside ".join(runtime.description for runtime in runtimes)
+        self.seen: list[np.ndarray] = []
+        """A few of the clips that came by, of different videos where a call held several."""
+
+        self._runtimes = tuple(runtimes)
+
+    def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
+        """Run one batch on all of them; see ``Runtime.infer``."""
+        for place in {0, len(video) - 1}:
+            if len(self.seen) < PROBE_CLIPS:
+                self.seen.append(video[place].copy())
+        return {
+            f"{place}/{name}": value
+            for place, runtime in enumerate(self._runtimes)
+            for name, value in runtime.infer(video).items()
+        }
+
+    @staticmethod
+    def apart(outputs: Mapping[str, np.ndarray], runtimes: int) -> list[dict[str, np.ndarray]]:
+        """Take joint outputs apart, one mapping per runtime."""
+        parts: list[dict[str, np.ndarray]] = [{} for _ in range(runtimes)]
+        for key, value in outputs.items():
+            place, name = key.split("/", 1)
+            parts[int(place)][name] = value
+        return parts
+
+    def close(self) -> None:
+        """Nothing: whoever opened the runtimes closes them."""
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Put zeros in the place of NaN and infinity, so that the rest can be counted; they are counted apart."""
+    finite: np.ndarray = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    return finite
+
+
+def _rounded(values: np.ndarray) -> tuple[float, ...]:
+    """Return probabilities with the digits that fp32 has."""
+    return tuple(np.round(values.astype(np.float64), 8).tolist())

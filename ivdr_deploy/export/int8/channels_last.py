@@ -1,0 +1,338 @@
+"""fp32 graph -> int8 graph, channels last throughout.
+
+Activations lie as (N, T, H, W, C), in the order in which a clip comes, so that the graph holds no transpose: a
+convolution reads all channels of a pixel at once. Convolutions are ONNX Runtime's
+``com.microsoft.QLinearConv(channels_last=1)``, which takes three spatial axes as well as two. Activations are uint8
+with one scale per tensor, weights int8 with one scale per output channel. A ReLU needs no operator: zero is the
+smallest value that its output can hold. The normalisation of the input and the heads stay fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from ivdr_deploy.errors import ExportError
+from ivdr_deploy.export.int8.source import SourceGraph, attributes
+
+_TO_CHANNELS_LAST = (0, 2, 3, 4, 1)
+_AXIS = {0: 0, 1: 4, 2: 1, 3: 2, 4: 3}
+"""Axis of (N, C, T, H, W) -> axis of (N, T, H, W, C)."""
+
+_DOMAIN = "com.microsoft"
+
+Ranges = Mapping[str, tuple[float, float]]
+"""Smallest and largest value to be told apart, per tensor of the source graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """``real = (stored - zero_point) * scale``, with stored in 0..255."""
+
+    scale: np.float32
+    zero_point: np.uint8
+
+    @classmethod
+    def of(cls, low: float, high: float) -> _Scale:
+        low, high = min(low, 0.0), max(high, 0.0)  # zero must be exact: it is what pads a convolution
+        scale = np.float32(max(high - low, 1e-8) / 255)
+        return cls(scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """What a tensor of the source graph has become."""
+
+    name: str
+    channels_last: bool = False
+    scale: _Scale | None = None
+    """Of an 8-bit tensor; None: fp32."""
+
+
+def quantised_tensors(source: SourceGraph) -> list[set[str]]:
+    """Find the tensors of the source graph that become 8-bit, in groups that share one scale.
+
+    A pooling and a concatenation move values without computing, so what goes in and what comes out share a scale.
+    """
+    groups: dict[str, set[str]] = {}
+
+    def join(names: Sequence[str]) -> None:
+        merged = set(names).union(*(groups.get(name, set()) for name in names))
+        for name in merged:
+            groups[name] = merged
+
+    for node in source.nodes:
+        inputs = [source.padding.get(name, (name,))[0] for name in node.input]
+        if node.op_type == "Conv":
+            join(inputs[:1])
+            join([_fused_output(source, node)])
+        elif node.op_type == "MaxPool":
+            join([inputs[0], node.output[0]])
+        elif node.op_type == "Concat" and attributes(node)["axis"] == 1 and set(inputs) <= set(groups):
+            join([*inputs, node.output[0]])
+        elif node.op_type == "Add" and set(inputs) <= set(groups):
+            join([_fused_output(source, node)])
+    return list({id(group): group for group in groups.values()}.values())
+
+
+def lower(source: SourceGraph, ranges: Ranges, *, weight_bits: int) -> onnx.ModelProto:
+    """Write the int8 graph.
+
+    Args:
+        source: The fp32 graph.
+        ranges: For every tensor of ``quantised_tensors``.
+        weight_bits: 8, or 7 for processors whose 8-bit products would saturate.
+
+    Raises:
+        ExportError: if the graph holds an operator that has no 8-bit channels-last form.
+    """
+    return _Lowering(source, ranges, weight_bits).run()
+
+
+class _Lowering:
+    def __init__(self, source: SourceGraph, ranges: Ranges, weight_bits: int) -> None:
+        self.source = source
+        self.limit = 2 ** (weight_bits - 1) - 1
+        self.scales: dict[str, _Scale] = {}
+        for group in quantised_tensors(source):
+            low, high = (
+                min(ranges[name][0] for name in group),
+                max(ranges[name][1] for name in group),
+            )
+            self.scales |= dict.fromkeys(group, _Scale.of(low, high))
+        (video,) = source.model.graph.input
+        self.values = {video.name: _Value(video.name)}
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, np.ndarray] = {}
+
+    def run(self) -> onnx.ModelProto:
+        handlers: dict[str, Callable[[onnx.NodeProto], None]] = {
+            "Transpose": self._transpose,
+            "Conv": self._conv,
+            "Relu": self._relu,
+            "MaxPool": self._max_pool,
+            "Concat": self._concat,
+            "Add": self._add,
+            "ReduceMean": self._reduce_mean,
+        }
+        for node in self.source.nodes:
+            handlers.get(node.op_type, self._float)(node)
+        graph = self.source.model.graph
+        model = helper.make_model(
+            helper.make_graph(
+                self.nodes,
+                graph.name,
+                graph.input,
+                graph.output,
+                [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
+            ),
+            opset_imports=[*self.source.model.opset_import, helper.make_opsetid(_DOMAIN, 1)],
+            ir_version=self.source.model.ir_version,
+        )
+        model.metadata_props.extend(self.source.model.metadata_props)
+        return model
+
+    def _transpose(self, node: onnx.NodeProto) -> None:
+        """Drop the step from a clip's own order to channels first."""
+        value = self._read(node.input[0])
+        if (
+            tuple(attributes(node)["perm"]) == (0, 4, 1, 2, 3)
+            and value.scale is None
+            and not value.channels_last
+        ):
+            self.values[node.output[0]] = _Value(value.name, channels_last=True)
+        else:
+            self._float(node)
+
+    def _conv(self, node: onnx.NodeProto) -> None:
+        given = attributes(node)
+        x, pads = self._padded(node)
+        source = self._quantised(x)
+        if source.scale is None or given["group"] != 1:
+            raise self._unknown(node)
+        weights = self.source.constants[node.input[1]]
+        bias = (
+            self.source.constants[node.input[2]]
+            if len(node.input) > 2
+            else np.zeros(len(weights), np.float32)
+        )
+        name = _fused_output(self.source, node)
+        largest = np.abs(weights).reshape(len(weights), -1).max(axis=1)
+        weight_scale = (np.maximum(largest, 1e-8) / self.limit).astype(np.float32)
+        shape = (-1, *[1] * (weights.ndim - 1))
+        stored = np.clip(np.round(weights / weight_scale.reshape(shape)), -self.limit, self.limit).astype(
+            np.int8
+        )
+        product = weight_scale.astype(np.float64) * float(source.scale.scale)
+        span = np.iinfo(np.int32)
+        stored_bias = np.clip(np.round(bias / product), span.min, span.max).astype(np.int32)
+        self._emit(
+            "QLinearConv",
+            [
+                source.name,
+                *self._scale_inputs(source.scale, name, "x"),
+                self._constant(f"{name}/weight", stored),
+                self._constant(f"{name}/weight_scale", weight_scale),
+                self._constant(f"{name}/weight_zero", np.zeros(len(weights), np.int8)),
+                *self._scale_inputs(self.scales[name], name, "y"),
+                self._constant(f"{name}/bias", stored_bias),
+            ],
+            name,
+            domain=_DOMAIN,
+            channels_last=1,
+            kernel_shape=given["kernel_shape"],
+            strides=given["strides"],
+            dilations=given["dilations"],
+            pads=pads,
+        )
+
+    def _relu(self, node: onnx.NodeProto) -> None:
+        if node.output[0] not in self.values:  # not done by the operator before it
+            self._float(node)
+
+    def _max_pool(self, node: onnx.NodeProto) -> None:
+        given = attributes(node)
+        x, pads = self._padded(node)
+        source = self._quantised(x)
+        self._emit(
+            "NhwcMaxPool",
+            [source.name],
+            node.output[0],
+            domain=_DOMAIN,
+            kernel_shape=given["kernel_shape"],
+            strides=given["strides"],
+            dilations=given["dilations"],
+            ceil_mode=given.get("ceil_mode", 0),
+            pads=pads,
+        )
+
+    def _concat(self, node: onnx.NodeProto) -> None:
+        if node.output[0] not in self.scales:
+            self._float(node)
+            return
+        self._emit("Concat", [self._quantised(name).name for name in node.input], node.output[0], axis=4)
+
+    def _add(self, node: onnx.NodeProto) -> None:
+        name = _fused_output(self.source, node)
+        if not {*node.input} <= self.scales.keys():
+            self._float(node)
+            return
+        parts = []
+        for index, operand in enumerate(node.input):
+            value = self._quantised(operand)
+            assert value.scale is not None
+            parts += [value.name, *self._scale_inputs(value.scale, name, "ab"[index])]
+        self._emit(
+            "QLinearAdd", [*parts, *self._scale_inputs(self.scales[name], name, "y")], name, domain=_DOMAIN
+        )
+
+    def _reduce_mean(self, node: onnx.NodeProto) -> None:
+        value = self._read(node.input[0])
+        if not value.channels_last:
+            self._float(node)
+            return
+        axes = sorted(_AXIS[int(axis) % 5] for axis in self.source.constants[node.input[1]])
+        keep = attributes(node)["keepdims"]
+        if not keep and axes != [1, 2, 3]:
+            raise self._unknown(node)
+        inputs = [self._real(value), self._constant(f"{node.output[0]}/axes", np.array(axes, np.int64))]
+        self.nodes.append(helper.make_node("ReduceMean", inputs, node.output, keepdims=keep))
+        self.values[node.output[0]] = _Value(node.output[0], channels_last=bool(keep))
+
+    def _float(self, node: onnx.NodeProto) -> None:
+        """Keep an operator in fp32; one that works on each value by itself does so in any order of the axes."""
+        values = [self._read(name) for name in node.input if name and name not in self.source.constants]
+        last = any(value.channels_last for value in values)
+        if last and (
+            node.op_type not in ("Add", "Sub", "Mul", "Div", "Relu")
+            or not all(v.channels_last for v in values)
+        ):
+            raise self._unknown(node)
+        names = []
+        for name in node.input:
+            if name in self.source.constants:
+                constant = self.source.constants[name]
+                if last and constant.ndim == 5:
+                    names.append(
+                        self._constant(f"{name}/channels_last", constant.transpose(_TO_CHANNELS_LAST))
+                    )
+                elif last and constant.ndim:
+                    raise self._unknown(node)
+                else:
+                    names.append(self._constant(name, constant))
+            else:
+                names.append(self._real(self._read(name)) if name else "")
+        kept = helper.make_node(node.op_type, names, node.output, domain=node.domain)
+        kept.attribute.extend(node.attribute)
+        self.nodes.append(kept)
+        for name in node.output:
+            self.values[name] = _Value(name, channels_last=last)
+
+    def _padded(self, node: onnx.NodeProto) -> tuple[str, list[int]]:
+        pads = [int(pad) for pad in attributes(node)["pads"]]
+        name = node.input[0]
+        if name in self.source.padding:
+            name, more = self.source.padding[name]
+            pads = [a + b for a, b in zip(pads, more, strict=True)]
+        return name, pads
+
+    def _read(self, name: str) -> _Value:
+        if name in self.source.padding:
+            raise ExportError(
+                f"the padded value {name} is read by something that is neither convolution nor pooling"
+            )
+        return self.values[name]
+
+    def _quantised(self, name: str) -> _Value:
+        """Return the 8-bit form of a value, made from its fp32 form where it has no other."""
+        value = self._read(name)
+        if value.scale is None:
+            scale = self.scales[name]
+            stored = f"{name}/uint8"
+            self.nodes.append(
+                helper.make_node(
+                    "QuantizeLinear", [value.name, *self._scale_inputs(scale, name, "q")], [stored]
+                )
+            )
+            value = self.values[name] = _Value(stored, channels_last=True, scale=scale)
+        return value
+
+    def _real(self, value: _Value) -> str:
+        """Return the fp32 form of a value."""
+        if value.scale is None:
+            return value.name
+        name = f"{value.name}/float"
+        inputs = [value.name, *self._scale_inputs(value.scale, value.name, "d")]
+        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [name]))
+        return name
+
+    def _emit(self, op_type: str, inputs: list[str], output: str, **given: Any) -> None:
+        self.nodes.append(helper.make_node(op_type, inputs, [output], **given))
+        self.values[output] = _Value(output, channels_last=True, scale=self.scales[output])
+
+    def _scale_inputs(self, scale: _Scale, name: str, role: str) -> list[str]:
+        return [
+            self._constant(f"{name}/{role}_scale", np.asarray(scale.scale)),
+            self._constant(f"{name}/{role}_zero", np.asarray(scale.zero_point)),
+        ]
+
+    def _constant(self, name: str, value: np.ndarray) -> str:
+        self.constants[name] = np.ascontiguousarray(value).reshape(value.shape)
+        return name
+
+    def _unknown(self, node: onnx.NodeProto) -> ExportError:
+        return ExportError(
+            f"the int8 engine has no form for the operator {node.op_type} that makes {node.output[0]}",
+            hint="export this network in another precision",
+        )
+
+
+def _fused_output(source: SourceGraph, node: onnx.NodeProto) -> str:
+    """Return the output of a node, or of the ReLU that alone reads it."""
+    relu = source.sole_reader(node.output[0], "Relu")
+    return str(node.output[0] if relu is None else relu.output[0])

@@ -1,0 +1,84 @@
+"""fp32 ONNX file + real clips -> int8 ONNX file, with the calibration that changes the outputs least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx
+
+from ivdr_deploy._optional import import_onnxruntime
+from ivdr_deploy.errors import ExportError
+from ivdr_deploy.export.int8.channels_last import Ranges, quantised_tensors
+from ivdr_deploy.export.int8.ranges import Method, choose_ranges, observe
+from ivdr_deploy.export.int8.source import SourceGraph
+from ivdr_deploy.spec import INPUT_NAME
+
+_HELD_OUT = 3
+"""Every third clip judges the calibration instead of taking part in it."""
+
+_LEAST_CLIPS = 2 * _HELD_OUT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantised:
+    """An int8 graph and how it came about."""
+
+    model: onnx.ModelProto
+    method: Method
+    errors: dict[Method, float]
+    """For every method that was tried: the relative difference from fp32 of the output that differs most, over the
+    clips that were held out."""
+
+
+Write = Callable[[SourceGraph, Ranges], onnx.ModelProto]
+"""Makes an int8 graph from the fp32 one and the ranges of its tensors."""
+
+
+def quantise(path: Path, clips: np.ndarray, write: Write) -> Quantised:
+    """Make the int8 form of an fp32 graph.
+
+    Args:
+        path: The fp32 file that ``export_onnx`` wrote.
+        clips: uint8 (N, T, H, W, 3), N >= 6, from real videos.
+        write: ``channels_last.lower`` or ``qdq.insert_pairs``.
+
+    Raises:
+        ExportError: if there are too few clips, or the graph holds what has no 8-bit form.
+    """
+    if len(clips) < _LEAST_CLIPS:
+        raise ExportError(
+            f"{len(clips)} clips are too few to calibrate with; at least {_LEAST_CLIPS} are needed",
+            hint="give a longer list with --calibrate",
+        )
+    source = SourceGraph(onnx.load(path))
+    names = sorted(set().union(*quantised_tensors(source)))
+    judged = np.arange(len(clips)) % _HELD_OUT == _HELD_OUT - 1
+    histograms = observe(source.model, clips[~judged], names)
+    expected = _outputs(source.model, clips[judged])
+    candidates: dict[Method, onnx.ModelProto] = {}
+    errors: dict[Method, float] = {}
+    for method in get_args(Method):
+        candidates[method] = write(source, choose_ranges(histograms, method))
+        errors[method] = _relative_error(expected, _outputs(candidates[method], clips[judged]))
+    best = min(errors, key=lambda method: errors[method])
+    return Quantised(model=candidates[best], method=best, errors=errors)
+
+
+def _outputs(model: onnx.ModelProto, clips: np.ndarray) -> list[np.ndarray]:
+    ort = import_onnxruntime()
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    parts = [session.run(None, {INPUT_NAME: clip[None]}) for clip in clips]
+    return [np.concatenate(values) for values in zip(*parts, strict=True)]
+
+
+def _relative_error(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
+    """Return the root of the mean square difference over that of the values, of the output where it is largest."""
+    errors = [
+        np.square(a - b).mean() / max(np.square(a).mean(), 1e-12)
+        for a, b in zip(expected, found, strict=True)
+    ]
+    return float(np.sqrt(max(errors)))

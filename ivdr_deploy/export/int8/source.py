@@ -1,0 +1,69 @@
+"""The fp32 graph that is lowered: constants by name, readers of a value, padding moved into what it pads for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from ivdr_deploy.errors import ExportError
+
+
+class SourceGraph:
+    """What ``export_onnx`` wrote, indexed for lowering.
+
+    Args:
+        model: The fp32 model. It is not changed.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.constants: dict[str, np.ndarray] = {
+            tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+        }
+        self.nodes: list[onnx.NodeProto] = []
+        self.padding: dict[str, tuple[str, list[int]]] = {}
+        """Result of a zero padding -> what it pads, and by how much: begins, then ends, of T, H and W."""
+
+        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in model.graph.node:
+            if node.op_type == "Constant":
+                self.constants[node.output[0]] = _constant(node)
+            elif (pads := self._zero_padding(node)) is not None:
+                self.padding[node.output[0]] = (node.input[0], pads)
+            else:
+                self.nodes.append(node)
+        for node in self.nodes:
+            for name in node.input:
+                self.readers[name].append(node)
+
+    def sole_reader(self, name: str, op_type: str) -> onnx.NodeProto | None:
+        """Return the one node that reads a value, if it is of the given type and the value is no output."""
+        readers = self.readers[name]
+        is_output = any(output.name == name for output in self.model.graph.output)
+        return readers[0] if len(readers) == 1 and not is_output and readers[0].op_type == op_type else None
+
+    def _zero_padding(self, node: onnx.NodeProto) -> list[int] | None:
+        if node.op_type != "Pad" or attributes(node).get("mode", b"constant") != b"constant":
+            return None
+        if len(node.input) > 2 and node.input[2] and self.constants[node.input[2]].any():
+            return None
+        pads = [int(value) for value in self.constants[node.input[1]]]
+        if len(pads) != 10 or any((*pads[:2], *pads[5:7])):
+            return None
+        return [*pads[2:5], *pads[7:10]]
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return the attributes of a node by name."""
+    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+
+
+def _constant(node: onnx.NodeProto) -> np.ndarray:
+    values = attributes(node)
+    if "value" not in values:
+        raise ExportError(f"the constant {node.output[0]} of the fp32 graph is not a tensor")
+    return numpy_helper.to_array(values["value"])

@@ -1,0 +1,168 @@
+"""Export steps that add an ONNX variant: fp32, fp16, and int8 for the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ivdr_deploy.artifacts.bundle import Draft
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputParity, Target, Variant
+from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
+from ivdr_deploy.environment import instruction_sets
+from ivdr_deploy.errors import ExportError
+from ivdr_deploy.export.calibration import Calibration, calibration_clips
+from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, ONNX_FILE, ONNX_ID, REFERENCE_ID, golden_of
+from ivdr_deploy.runtimes.compare import check_parity
+from ivdr_deploy.spec import Precision
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ivdr_deploy.export.int8.quantise import Write
+
+
+def add_onnx(draft: Draft, precision: Precision = "fp32") -> None:
+    """Add an ONNX file, exported from the checkpoint in the draft, in fp32 or fp16.
+
+    In fp16 only the backbone computes in half precision; pixels are normalised before, and the heads run after it, in
+    fp32.
+
+    Raises:
+        ExportError: if the network cannot be exported; ``ParityError`` if the file computes something else.
+    """
+    from ivdr_deploy.export.to_onnx import export_onnx
+
+    metadata = onnx_metadata(draft.manifest)
+    name = ONNX_FILE if precision == "fp32" else f"model-{precision}.onnx"
+    path = draft.add_file(name, kind="model")
+    model = load_checkpoint(draft.folder / CHECKPOINT_FILE).model
+    model.set_precision(precision)
+    export_onnx(model, path, clip=metadata.contract, metadata=metadata)
+    draft.add_variant(
+        Variant(
+            id=f"onnx-{precision}",
+            runtime="onnxruntime",
+            precision=precision,
+            files=(name,),
+            derived_from=REFERENCE_ID,
+            parity=_prove(draft, path, metadata, precision),
+        )
+    )
+
+
+def add_onnx_int8(draft: Draft, calibration: Calibration) -> None:
+    """Add the int8 ONNX file for the CPU, made from the fp32 file in the draft; see ``export.int8.channels_last``.
+
+    Weights have 8 bits where this processor multiplies them exactly (VNNI), and then the variant asks for such a
+    processor; elsewhere 7 bits, which are exact on every processor.
+
+    Raises:
+        ExportError: if the network has no int8 form; ``ParityError`` if the file computes something else.
+        DataError: if too few clips can be had from the calibration list.
+    """
+    from ivdr_deploy.export.int8.channels_last import lower
+
+    exact = "vnni" in instruction_sets()
+    weight_bits = 8 if exact else 7
+    _add_int8(
+        draft,
+        calibration,
+        partial(lower, weight_bits=weight_bits),
+        variant_id="onnx-int8-cpu-vnni" if exact else "onnx-int8-cpu",
+        target=Target(device="cpu", instruction_set="vnni" if exact else ""),
+        build={"weight_bits": str(weight_bits)},
+    )
+
+
+def add_onnx_int8_trt(draft: Draft, calibration: Calibration) -> None:
+    """Add the int8 ONNX file that a TensorRT plan is built from; see ``export.int8.qdq``.
+
+    Raises:
+        As ``add_onnx_int8``.
+    """
+    from ivdr_deploy.export.int8.qdq import insert_pairs
+
+    _add_int8(draft, calibration, insert_pairs, variant_id="onnx-int8-trt", target=Target(), build={})
+
+
+def _add_int8(
+    draft: Draft,
+    calibration: Calibration,
+    write: Write,
+    *,
+    variant_id: str,
+    target: Target,
+    build: Mapping[str, str],
+) -> None:
+    import onnx
+
+    from ivdr_deploy.export.int8.quantise import quantise
+
+    origin = held_variant(draft, ONNX_ID)
+    clips = calibration_clips(calibration, draft.manifest.clip)
+    made = quantise(draft.folder / origin.files[0], clips, write)
+    path = draft.add_file(f"{variant_id}.onnx", kind="model")
+    onnx.save_model(made.model, path)
+    draft.add_variant(
+        Variant(
+            id=variant_id,
+            runtime="onnxruntime",
+            precision="int8",
+            target=target,
+            files=(path.name,),
+            derived_from=origin.id,
+            parity=_prove(draft, path, onnx_metadata(draft.manifest), "int8"),
+            build={
+                **build,
+                "calibration_data": calibration.videos.data_hash,
+                "calibration_clips": str(len(clips)),
+                "ranges": made.method,
+                **{f"error_{method}": f"{error:.4f}" for method, error in made.errors.items()},
+            },
+        )
+    )
+
+
+def held_variant(draft: Draft, variant_id: str) -> Variant:
+    """Find the variant that another one is made from.
+
+    Raises:
+        ExportError: if the draft does not hold it.
+    """
+    for variant in draft.variants:
+        if variant.id == variant_id:
+            return variant
+    raise ExportError(
+        f"the bundle has no variant {variant_id} to make this one from",
+        hint="export the checkpoint again: `ivdr export CHECKPOINT -o BUNDLE`",
+    )
+
+
+def onnx_metadata(manifest: ArtifactManifest) -> OnnxMetadata:
+    """Return what the ONNX file of a bundle says about itself."""
+    return OnnxMetadata(
+        name=manifest.name,
+        version=manifest.version,
+        contract_hash=manifest.contract_hash,
+        contract=manifest.clip,
+        view_plan=manifest.view_plan,
+        labels=manifest.labels,
+        outputs=manifest.output_names,
+        ivdr_version=manifest.ivdr_version,
+    )
+
+
+def _prove(
+    draft: Draft, path: Path, metadata: OnnxMetadata, precision: Precision
+) -> tuple[OutputParity, ...]:
+    """Run a file on the golden clips, and see that it says about itself what it should."""
+    from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
+
+    with OrtRuntime(
+        path, clip=metadata.contract, output_names=metadata.outputs, precision=precision
+    ) as found:
+        if found.metadata != metadata:
+            raise ExportError(f"the metadata of {path.name} did not survive: {found.metadata}"[:300])
+        return check_parity(golden_of(draft), found)

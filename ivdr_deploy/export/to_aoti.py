@@ -1,0 +1,64 @@
+"""Network -> AOTInductor package: machine code for one kind of processor or GPU, with a dynamic batch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch._inductor.utils import fresh_cache
+
+from ivdr_deploy.errors import ExportError
+from ivdr_deploy.models.network import ExportNetwork, VideoModel
+from ivdr_deploy.spec import MAX_BATCH, ClipSpec, Device
+
+# It warns of a missing GPU even where the package is for a CPU.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+CPU_TARGETS = {"avx2": ("x86-64-v3", 256), "avx512": ("x86-64-v4", 512)}
+"""Instruction set -> what the C++ compiler is told, and bits of a register."""
+
+
+def compile_package(
+    model: VideoModel,
+    path: Path,
+    *,
+    clip: ClipSpec,
+    outputs: tuple[str, ...],
+    device: Device,
+    instruction_set: str = "",
+) -> None:
+    """Compile a network.
+
+    Args:
+        model: In eval mode and in the precision that its backbone is to compute in; it is moved to ``device``.
+        path: File to write, ending in ``.pt2``.
+        clip: The contract.
+        outputs: What to return, in order.
+        device: What to compile for; a GPU is the one of this machine.
+        instruction_set: On a CPU a key of ``CPU_TARGETS``: the package runs on every processor that has it.
+
+    Raises:
+        ExportError: if it cannot be compiled.
+    """
+    network = ExportNetwork(model, outputs).eval().to(device)
+    # Two clips: with one, the exporter may take the batch axis for a constant.
+    example = torch.zeros((2, *clip.clip_shape), dtype=torch.uint8, device=device)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    options: dict[str, object] = {"freezing": True}
+    if device == "cpu":
+        march, bits = CPU_TARGETS[instruction_set]
+        # The number of threads is chosen where it runs, not where it was compiled.
+        options |= {"cpp.march": march, "cpp.simdlen": bits, "cpp.dynamic_threads": True}
+    try:
+        with torch.no_grad(), fresh_cache():
+            program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs=options
+            )
+    except Exception as error:  # torch, its code generator and the C++ compiler raise what they like
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ExportError(
+            f"the network {model.spec.backbone} cannot be compiled ({reason})",
+            hint="AOTInductor needs a C++ compiler (g++) on a CPU, and a GPU that Triton knows; see `ivdr doctor`",
+        ) from error

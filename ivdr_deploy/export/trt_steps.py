@@ -1,0 +1,67 @@
+"""Export steps that add a TensorRT plan, built from an ONNX file in the draft."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from ivdr_deploy.artifacts.bundle import Draft
+from ivdr_deploy.artifacts.manifest import OutputParity, Target, Variant
+from ivdr_deploy.export.draft_files import golden_of
+from ivdr_deploy.export.onnx_steps import held_variant, onnx_metadata
+from ivdr_deploy.runtimes.compare import check_parity
+from ivdr_deploy.spec import Precision
+
+_log = logging.getLogger(__name__)
+
+
+def add_tensorrt(
+    draft: Draft, compute_capabilities: Sequence[str] | None = None, *, precision: Precision = "fp32"
+) -> None:
+    """Add a TensorRT plan; its parity is empty where it cannot run.
+
+    Args:
+        draft: Holds the ONNX variant of the same precision: a plan computes in the types of its ONNX file.
+        compute_capabilities: See ``to_tensorrt.choose_targets``.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+
+    Raises:
+        ExportError: if it cannot be built; ``ParityError`` if it computes something else.
+    """
+    import torch
+
+    from ivdr_deploy.export.to_tensorrt import build_engine, choose_targets
+    from ivdr_deploy.runtimes.trt_runtime import TrtRuntime
+
+    source = held_variant(draft, "onnx-int8-trt" if precision == "int8" else f"onnx-{precision}")
+    provider, _, targets = choose_targets(compute_capabilities)
+    variant_id = f"trt-{precision}-sm{'-'.join(target.replace('.', '') for target in targets)}"
+    path = draft.add_file(f"{variant_id}.engine", kind="model")
+    sidecar = draft.add_file(f"{variant_id}.engine.json", kind="sidecar")
+    metadata = onnx_metadata(draft.manifest)
+    info = build_engine(
+        draft.folder / source.files[0],
+        path,
+        metadata=metadata,
+        precision=precision,
+        compute_capabilities=compute_capabilities,
+    )
+    parity: tuple[OutputParity, ...] = ()
+    here = "{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else ""
+    if here in info.compute_capabilities:
+        with TrtRuntime(path, clip=metadata.contract, onnx_sha256=info.onnx_sha256) as candidate:
+            parity = check_parity(golden_of(draft), candidate)
+    else:
+        _log.warning("%s was built but not run: this machine has no GPU it is for", variant_id)
+    draft.add_variant(
+        Variant(
+            id=variant_id,
+            runtime="tensorrt",
+            precision=precision,
+            provider=provider,
+            target=Target(device="cuda", compute_capabilities=targets),
+            files=(path.name, sidecar.name),
+            derived_from=source.id,
+            parity=parity,
+        )
+    )

@@ -1,0 +1,118 @@
+"""Runs an AOTInductor package: the network compiled ahead of time into machine code, without the code of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.errors import ArtifactError, ClosedError, EngineIncompatibleError
+from ivdr_deploy.runtimes.base import OpenRequest, Runtime, check_batch, clips_per_call
+from ivdr_deploy.runtimes.torch_runtime import batch_tensor, describe_device, require_device
+from ivdr_deploy.spec import ClipSpec, Device, Precision
+
+TORCH_KEY = "torch"
+"""Entry of ``Variant.build`` that holds the version of torch which compiled the package."""
+
+_HINT = "export it again here: `ivdr export BUNDLE --engine aoti`; or take another variant"
+
+
+class AotiRuntime(Runtime):
+    """One package.
+
+    A package is machine code, and loading it runs what is in it. So it is loaded only where its bundle says that it
+    fits: see ``misfit``.
+
+    Args:
+        path: The ``.pt2`` file.
+        clip: Its contract.
+        output_names: What it was compiled to return, in order.
+        precision: Of its backbone.
+        device: What it was compiled for.
+        threads: As in ``TorchRuntime``.
+
+    Raises:
+        DeviceError: if torch cannot use the device.
+        ArtifactError: if the file cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clip: ClipSpec,
+        output_names: Sequence[str],
+        precision: Precision,
+        device: Device = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        require_device(device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            self._package: Any = torch._inductor.aoti_load_package(str(path))
+        except Exception as error:  # the loader raises what it likes on a file that is no package
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise ArtifactError(f"{path} cannot be loaded by torch ({reason})", hint=_HINT) from error
+        self.name = "aoti"
+        self.precision = precision
+        self.output_names = tuple(output_names)
+        self.description = f"torch {torch.__version__} AOTInductor, {describe_device(device)}, {precision}"
+        self.call_clips = clips_per_call(clip, device)
+        self._clip, self._device = clip, device
+
+    def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
+        """Run one batch; see ``Runtime.infer``."""
+        check_batch(video, self._clip)
+        if self._package is None:
+            raise ClosedError("this package was closed", hint="open the model again")
+        with torch.inference_mode():
+            outputs = self._package(batch_tensor(video).to(self._device))
+            return {
+                name: value.float().cpu().numpy()
+                for name, value in zip(self.output_names, outputs, strict=True)
+            }
+
+    def close(self) -> None:
+        """Let go of the package."""
+        self._package = None
+
+
+def misfit(variant: Variant, device: Device) -> str:
+    """Say why a package cannot run here on ``device``; empty when it can. Nothing of the package is touched."""
+    compiled = variant.build.get(TORCH_KEY)
+    if compiled != torch.__version__:
+        return f"it was compiled by torch {compiled}, installed is {torch.__version__}"
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            return "it needs an NVIDIA GPU, and no NVIDIA driver was found"
+        here = "{}.{}".format(*torch.cuda.get_device_capability())
+        if here not in variant.target.compute_capabilities:
+            return (
+                f"it was compiled for compute capability {', '.join(variant.target.compute_capabilities)}, "
+                f"this GPU has {here}"
+            )
+    return ""
+
+
+def open_variant(request: OpenRequest) -> Runtime:
+    """Open a package.
+
+    Raises:
+        EngineIncompatibleError: if it does not fit this machine.
+        DeviceError: as ``AotiRuntime``, ``ArtifactError`` too.
+    """
+    if reason := misfit(request.variant, request.device):
+        raise EngineIncompatibleError(f"{request.path} cannot run here: {reason}", hint=_HINT)
+    return AotiRuntime(
+        request.path,
+        clip=request.clip,
+        output_names=request.output_names,
+        precision=request.variant.precision,
+        device=request.device,
+        threads=request.threads,
+    )

@@ -1,0 +1,21 @@
+"""What a test cannot do without: its absence skips it, unless IVDR_REQUIRE asks for it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def missing(what: str, reason: str) -> None:
+    """Skip, or fail when IVDR_REQUIRE names ``what``.
+
+    Args:
+        what: ``data`` (the real clips), ``i3d`` (its published weights), ``index`` (a package index), ``hf``
+            (transformers), ``gpu``, ``trt``, or ``ort-gpu`` (an ONNX Runtime built with CUDA). IVDR_REQUIRE is a list
+            of these with commas between them.
+        reason: What is not there.
+    """
+    if what in os.environ.get("IVDR_REQUIRE", "").split(","):
+        pytest.fail(f"{reason} (IVDR_REQUIRE asks for {what})")
+    pytest.skip(reason)

@@ -1,0 +1,65 @@
+"""How ``ivdr serve`` ends. The server is a stand-in: a signal must come at one exact moment."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ivdr_deploy._console import PlainConsole
+from ivdr_deploy.serving.torchserve import process
+
+
+class Server:
+    """Ready at once; interrupted while it is watched."""
+
+    command_line, url, worker_facts = "torchserve", "http://127.0.0.1/predictions/tiny", {}
+    client = SimpleNamespace(model="tiny", metrics_url="", management_url="")
+    config = SimpleNamespace(logs="logs")
+
+    def __init__(self) -> None:
+        self.stopped = 0
+        self.worker_facts = {"name": "tiny", "version": "1", "variant": "v", "runtime": "r"}
+        self.worker_facts |= {"golden_max_abs_diff": {}, "decode_mean_diff": {}}
+
+    def start(self) -> None:
+        pass
+
+    def watch(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def stop(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        self.stopped += 1
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("moment", ["stopping", "READY", None])
+def test_a_ready_server_that_is_interrupted_again_stops_in_order(
+    ivdr, monkeypatch: pytest.MonkeyPatch, moment: str | None
+) -> None:
+    """``timeout`` sends its signal twice; a person presses Ctrl-C until something happens."""
+    server = Server()
+    monkeypatch.setattr(process, "serve", lambda *given, **options: server)
+    say = PlainConsole.print
+
+    def interrupted(console: PlainConsole, *objects: object, **options: object) -> None:
+        say(console, *objects, **options)
+        if moment is not None and str(objects[0]).startswith(moment):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(PlainConsole, "print", interrupted)
+    code, _, stderr = ivdr("serve", Path("tiny.mar"))
+    assert (code, server.stopped) == (0, 1), stderr
+    assert stderr.endswith("stopped: nothing of tiny is left running\n")

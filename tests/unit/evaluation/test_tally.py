@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.golden import Golden
+from ivdr_deploy.datasets.lists import VideoItem
+from ivdr_deploy.evaluation.judging import judge
+from ivdr_deploy.evaluation.metrics import Accuracy
+from ivdr_deploy.evaluation.tally import SideBySide, Tally
+from ivdr_deploy.evaluation.thresholds import thresholds_for
+from ivdr_deploy.records import to_dict
+from ivdr_deploy.runtimes.base import Runtime
+
+FACTS = {
+    "reference": "torch-fp32",
+    "view_plan": "10 clips",
+    "decoder": "pyav",
+    "data": "list.csv",
+    "measured_at": "2026-01-01T00:00:00+00:00",
+    "bad_videos": 0,
+}
+
+
+class Network(Runtime):
+    """Gives the mean of each clip."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.name, self.precision, self.description = "torch", "fp32", "a network"
+        self.output_names, self.call_clips, self._factor = ("feature",), 20, factor
+
+    def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
+        return {"feature": video.reshape(len(video), -1).mean(axis=1, keepdims=True) * self._factor}
+
+
+def test_thousands_of_videos_need_little_memory_and_a_small_record(tiny_bundle: Path) -> None:
+    """Outputs are folded as they come: what stays is a row of probabilities and a feature for each video."""
+    manifest = open_bundle(tiny_bundle).manifest
+    labels, clips, videos = manifest.labels, 10, 6000
+    rng = np.random.default_rng(0)
+    first, second = (Tally(variant, Network(), Golden()) for variant in manifest.variants)
+    tracemalloc.start()
+    for index in range(videos):
+        item = VideoItem(Path(f"{index}.mp4"), labels[index % len(labels)], f"{index}.mp4")
+        outputs = {
+            "logits": rng.normal(size=(clips, len(labels))).astype(np.float32),
+            "feature": rng.normal(size=(clips, 64)).astype(np.float32),
+        }
+        first.add(item, outputs, outputs)
+        second.add(item, dict(outputs), outputs)
+    record = second.record(first, manifest, FACTS)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 80e6  # all similarities at once would take 144 MB
+    assert len(json.dumps(to_dict(record))) < 150 * videos
+    report = judge(record, thresholds_for("fp32"))
+    assert report.passed
+    assert report.agreement == Accuracy(videos, videos)
+    assert report.recall_change is not None
+    assert report.recall_change.total == videos
+
+
+def test_runtimes_side_by_side_keep_their_outputs_apart_and_a_few_clips() -> None:
+    together = SideBySide([Network(), Network(2.0)])
+    clips = np.arange(6, dtype=np.uint8)[:, None, None, None, None] * np.ones((1, 2, 2, 2, 3), np.uint8)
+    one, two = SideBySide.apart(together.infer(clips), 2)
+    assert one["feature"].ravel().tolist() == [0, 1, 2, 3, 4, 5]
+    assert two["feature"].ravel().tolist() == [0, 2, 4, 6, 8, 10]
+    together.infer(clips[:1])
+    assert sorted(clip.max() for clip in together.seen) == [0, 0, 5]
+    for _ in range(9):
+        together.infer(clips)
+    assert len(together.seen) == 4

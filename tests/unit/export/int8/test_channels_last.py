@@ -1,0 +1,209 @@
+"""The int8 graph computes what its fp32 graph computes, to within its steps; one operator at a time, then whole."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from ivdr_deploy._optional import import_onnxruntime
+from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
+from ivdr_deploy.environment import instruction_sets
+from ivdr_deploy.errors import ExportError
+from ivdr_deploy.export.int8.channels_last import lower, quantised_tensors
+from ivdr_deploy.export.int8.qdq import insert_pairs
+from ivdr_deploy.export.int8.ranges import choose_ranges, observe
+from ivdr_deploy.export.int8.source import SourceGraph
+from ivdr_deploy.export.to_onnx import export_onnx
+from ivdr_deploy.models.backbones import BACKBONES
+from ivdr_deploy.models.network import build_model
+from ivdr_deploy.spec import ClipSpec, ModelSpec, ViewPlan
+
+CLIP = ClipSpec(num_frames=8, short_side=32, crop_size=32)
+NEEDS_VNNI = pytest.mark.skipif(
+    "vnni" not in instruction_sets(), reason="8-bit products saturate on this processor"
+)
+RNG = np.random.default_rng(0)
+
+
+def run(model: onnx.ModelProto, video: np.ndarray) -> list[np.ndarray]:
+    session = import_onnxruntime().InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {"video": video})
+
+
+def ranges_of(source: SourceGraph, video: np.ndarray, method: str = "min-max"):
+    names = sorted(set().union(*quantised_tensors(source)))
+    return choose_ranges(observe(source.model, video, names), method)
+
+
+def graph(*nodes: onnx.NodeProto, result: str = "y", **constants: np.ndarray) -> SourceGraph:
+    """A clip of 4x6x6, to channels first, through ``nodes``, and averaged."""
+    whole = [
+        helper.make_node("Cast", ["video"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["cast"], ["x"], perm=[0, 4, 1, 2, 3]),
+        *nodes,
+        helper.make_node("ReduceMean", [result, "axes"], ["feature"], keepdims=0),
+    ]
+    constants = {"axes": np.array([2, 3, 4]), **constants}
+    return SourceGraph(
+        helper.make_model(
+            helper.make_graph(
+                whole,
+                "graph",
+                [helper.make_tensor_value_info("video", TensorProto.UINT8, ["batch", 4, 6, 6, 3])],
+                [helper.make_tensor_value_info("feature", TensorProto.FLOAT, None)],
+                [numpy_helper.from_array(value, name) for name, value in constants.items()],
+            ),
+            opset_imports=[helper.make_opsetid("", 20)],
+            ir_version=10,
+        )
+    )
+
+
+def conv(x: str, y: str, *, kernel: Sequence[int], strides=(1, 1, 1), pads=(0,) * 6) -> onnx.NodeProto:
+    return helper.make_node(
+        "Conv", [x, f"{y}_w", f"{y}_b"], [y], kernel_shape=kernel, strides=strides, pads=pads,
+        dilations=[1, 1, 1], group=1,
+    )  # fmt: skip
+
+
+def weights(y: str, kernel: Sequence[int], channels: int = 3, out: int = 5) -> dict[str, np.ndarray]:
+    shape = (out, channels, *kernel)
+    return {
+        f"{y}_w": RNG.normal(size=shape).astype(np.float32),
+        f"{y}_b": RNG.normal(size=out).astype(np.float32) * 50,
+    }
+
+
+VIDEO = RNG.integers(0, 256, (3, 4, 6, 6, 3), dtype=np.uint8)
+
+PIECES = {
+    "full kernel, stride and padding": (
+        [conv("x", "y", kernel=(3, 3, 3), strides=(2, 2, 2), pads=(1, 1, 1, 1, 1, 1))],
+        weights("y", (3, 3, 3)),
+    ),
+    "spatial kernel, more padding behind": (
+        [conv("x", "y", kernel=(1, 3, 3), pads=(0, 0, 1, 0, 2, 1))],
+        weights("y", (1, 3, 3)),
+    ),
+    "temporal kernel": ([conv("x", "y", kernel=(3, 1, 1), pads=(1, 0, 0, 1, 0, 0))], weights("y", (3, 1, 1))),
+    "padding of its own": (
+        [
+            helper.make_node("Pad", ["x", "pads"], ["padded"]),
+            conv("padded", "y", kernel=(3, 3, 3), pads=(0, 0, 0, 0, 0, 0)),
+        ],
+        {**weights("y", (3, 3, 3)), "pads": np.array([0, 0, 1, 1, 0, 0, 0, 0, 1, 2])},
+    ),
+    "ReLU": (
+        [conv("x", "c", kernel=(1, 1, 1)), helper.make_node("Relu", ["c"], ["y"])],
+        weights("c", (1, 1, 1)),
+    ),
+    "sum of two, and ReLU": (
+        [
+            conv("x", "a", kernel=(1, 1, 1)),
+            conv("x", "b", kernel=(3, 1, 1), pads=(1, 0, 0, 1, 0, 0)),
+            helper.make_node("Add", ["a", "b"], ["s"]),
+            helper.make_node("Relu", ["s"], ["y"]),
+        ],
+        {**weights("a", (1, 1, 1)), **weights("b", (3, 1, 1))},
+    ),
+    "pooling, padded": (
+        [
+            conv("x", "c", kernel=(1, 1, 1)),
+            helper.make_node(
+                "MaxPool", ["c"], ["y"], kernel_shape=[3, 3, 3], strides=[1, 2, 2], pads=[1] * 6,
+                dilations=[1, 1, 1], ceil_mode=0,
+            ),
+        ],
+        weights("c", (1, 1, 1)),
+    ),
+    "branches joined": (
+        [
+            conv("x", "a", kernel=(1, 1, 1)),
+            conv("x", "b", kernel=(1, 3, 3), pads=(0, 1, 1, 0, 1, 1)),
+            helper.make_node("Concat", ["a", "b"], ["y"], axis=1),
+        ],
+        {**weights("a", (1, 1, 1)), **weights("b", (1, 3, 3), out=2)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weight_bits", [7, pytest.param(8, marks=NEEDS_VNNI)])
+@pytest.mark.parametrize("piece", PIECES)
+def test_each_operator_computes_what_its_fp32_form_does(piece: str, weight_bits: int) -> None:
+    nodes, constants = PIECES[piece]
+    source = graph(*nodes, **constants)
+    made = lower(source, ranges_of(source, VIDEO), weight_bits=weight_bits)
+    assert not [node for node in made.graph.node if node.op_type in ("Conv", "Transpose", "Pad")]
+    (expected,), (found,) = run(source.model, VIDEO), run(made, VIDEO)
+    spread_of = expected.max() - expected.min()
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 0.02 * spread_of
+
+
+def test_weights_of_7_bits_stay_below_what_saturates() -> None:
+    source = graph(conv("x", "y", kernel=(1, 1, 1)), **weights("y", (1, 1, 1)))
+    made = lower(source, ranges_of(source, VIDEO), weight_bits=7)
+    (stored,) = (numpy_helper.to_array(t) for t in made.graph.initializer if t.name == "y/weight")
+    # Two products of 255 and the largest weight are summed in 16 bits there.
+    assert np.abs(stored).max() == 63
+    assert 2 * 255 * 63 < 2**15
+
+
+def test_an_operator_without_8_bit_form_is_refused_by_name() -> None:
+    source = graph(
+        conv("x", "c", kernel=(1, 1, 1)),
+        helper.make_node("Resize", ["c", "", "", "sizes"], ["y"]),
+        **weights("c", (1, 1, 1)),
+        sizes=np.array([1, 5, 4, 6, 6]),
+    )
+    with pytest.raises(ExportError, match=r"no form for the operator Resize that makes y"):
+        lower(source, {"x": (0, 1), "c": (0, 1)}, weight_bits=8)
+
+
+QUICK = ("tiny",)
+"""The pieces above hold every kind of operator; the other networks take up to a minute to export."""
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.exhaustive) for name in BACKBONES],
+)
+def test_every_backbone_becomes_8_bit_from_end_to_end(backbone: str, tmp_path: Path) -> None:
+    spec = ModelSpec(backbone=backbone, num_slots=2, slot_dim=8, clip_dim=8, num_classes=4)
+    rng = np.random.default_rng(1)
+    clips = rng.integers(0, 256, (12, *CLIP.clip_shape), dtype=np.uint8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        # Batch norm as it begins: fitted to a few clips, a random network is so uneven that each rounding grows.
+        model = build_model(spec, CLIP).eval()
+    outputs = ("logits", "feature", "inter", "intra")
+    metadata = OnnxMetadata(
+        name="model",
+        version="1",
+        contract_hash=CLIP.contract_hash,
+        contract=CLIP,
+        view_plan=ViewPlan(),
+        labels=("a", "b", "c", "d"),
+        outputs=outputs,
+        ivdr_version="1",
+    )
+    export_onnx(model, tmp_path / "model.onnx", clip=CLIP, metadata=metadata)
+    source = SourceGraph(onnx.load(tmp_path / "model.onnx"))
+    ranges = ranges_of(source, clips[:8])
+    made = lower(source, ranges, weight_bits=7)
+    kinds = Counter(node.op_type for node in made.graph.node)
+    assert kinds["QLinearConv"] == sum(node.op_type == "Conv" for node in source.nodes)
+    assert (kinds["QuantizeLinear"], kinds["DequantizeLinear"], kinds["Transpose"]) == (1, 1, 0)
+    assert OnnxMetadata.from_props({p.key: p.value for p in made.metadata_props}, where="made") == metadata
+    expected = run(source.model, clips[8:])
+    for candidate in (made, insert_pairs(source, ranges)):
+        for name, a, b in zip(outputs, expected, run(candidate, clips[8:]), strict=True):
+            error = np.sqrt(np.square(a - b).mean() / np.square(a).mean())
+            assert error < 0.1, (name, error)

@@ -1,0 +1,113 @@
+"""Packages compiled ahead of time: they compute what torch does, and never run where they do not fit or unasked."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.manifest import Target, Variant
+from ivdr_deploy.environment import instruction_sets
+from ivdr_deploy.errors import ArtifactError, EngineIncompatibleError, ExportError
+from ivdr_deploy.export import aoti_steps
+from ivdr_deploy.export.aoti_steps import package_targets
+from ivdr_deploy.export.bundle_export import add_variants
+from ivdr_deploy.runtimes import aoti_runtime, registry
+from ivdr_deploy.runtimes.aoti_runtime import AotiRuntime
+from ivdr_deploy.runtimes.base import infer_all
+from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.runtimes.variants import choose_variant, open_variant
+
+needs_compiler = pytest.mark.skipif(
+    "avx2" not in instruction_sets() or not (shutil.which("g++") or shutil.which("clang++")),
+    reason="packages for a CPU are made on x86-64 with AVX2 and a C++ compiler",
+)
+FITTING = Variant(
+    id="aoti-fp32-cpu-avx2",
+    runtime="aoti",
+    precision="fp32",
+    target=Target(device="cpu", instruction_set="avx2"),
+    files=("aoti-fp32-cpu-avx2.pt2",),
+    derived_from="torch-fp32",
+    build={"torch": torch.__version__},
+)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_package_computes_what_torch_does_in_any_batch(bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    add_variants(folder, [("aoti", "fp32")])
+    opened = open_bundle(folder)
+    compiled = [variant for variant in opened.manifest.variants if variant.runtime == "aoti"]
+    assert [variant.target.device for variant in compiled] == ["cpu"] * len(compiled)
+    package = compiled[0]
+    assert package.verified
+    video = opened.golden().video
+    assert video is not None
+    clips = np.concatenate([video, video[::-1]])[:7]
+    with open_variant(opened, opened.variant("torch-fp32")) as reference:
+        expected = infer_all(reference, clips)
+    with open_variant(opened, package, threads=1) as runtime:
+        for count in (1, 2, 7):
+            for name, value in runtime.infer(clips[:count]).items():
+                np.testing.assert_allclose(value, expected[name][:count], atol=1e-4)
+    # It is verified, and yet it runs only when it is asked for.
+    chosen, _, reason = choose_variant(opened)
+    assert chosen.id == "onnx-fp32"
+    assert f"{package.id}: it is machine code" in reason
+    with open_model(folder, variant=package.id).runtime as runtime:
+        assert runtime.name == "aoti"
+    assert choose_variant(opened, package.id)[0] == package
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"build": {"torch": "2.0.0"}}, "compiled by torch 2.0.0, installed is"),
+        ({"build": {}}, "compiled by torch None"),
+    ],
+)
+def test_a_package_of_another_torch_is_refused_before_it_is_loaded(
+    change: dict, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert aoti_runtime.misfit(FITTING, "cpu") == ""
+    assert expected in aoti_runtime.misfit(replace(FITTING, **change), "cpu")
+
+
+@pytest.mark.parametrize("instruction_set", ["avx512", "bf16"])
+def test_a_package_for_instructions_that_are_missing_is_refused_before_it_is_loaded(
+    bundle: Path, instruction_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "instruction_sets", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(aoti_runtime, "AotiRuntime", lambda *_, **__: pytest.fail("it was loaded"))
+    variant = replace(FITTING, target=Target(device="cpu", instruction_set=instruction_set))
+    with pytest.raises(EngineIncompatibleError, match=f"needs a processor with {instruction_set}"):
+        open_variant(open_bundle(bundle), variant)
+    with pytest.raises(EngineIncompatibleError, match=r"compiled by torch 1\.0"):
+        open_variant(open_bundle(bundle), replace(FITTING, build={"torch": "1.0"}))
+
+
+def test_a_file_that_is_no_package_is_refused(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    path.write_bytes(b"PK\x03\x04 but no more")
+    with pytest.raises(ArtifactError, match=r"model\.pt2 cannot be loaded by torch"):
+        AotiRuntime(path, clip=open_bundle(bundle).manifest.clip, output_names=("logits",), precision="fp32")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there packages are for the GPU")
+def test_packages_are_made_only_for_what_this_processor_does_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aoti_steps.shutil, "which", lambda _: "/usr/bin/g++")
+    monkeypatch.setattr(aoti_steps, "instruction_sets", lambda: frozenset({"avx2"}))
+    assert [ending for ending, _ in package_targets("fp32")] == ["cpu-avx2"]
+    with pytest.raises(ExportError, match="does not multiply bf16"):
+        package_targets("bf16")
+    monkeypatch.setattr(aoti_steps, "instruction_sets", lambda: frozenset({"avx2", "avx512", "bf16"}))
+    assert [ending for ending, _ in package_targets("fp32")] == ["cpu-avx2", "cpu-avx512"]
+    assert package_targets("bf16") == [("cpu", Target(device="cpu", instruction_set="bf16"))]
+    monkeypatch.setattr(aoti_steps.shutil, "which", lambda _: None)
+    with pytest.raises(ExportError, match="needs a C\\+\\+ compiler"):
+        package_targets("fp32")
