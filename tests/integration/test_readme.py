@@ -11,7 +11,6 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -77,11 +76,7 @@ def serve(words: list[str]) -> int:
     """Run ``ivdr serve`` until it is ready, then stop it as Ctrl-C does."""
     program = str(Path(sysconfig.get_path("scripts")) / "ivdr")
     ports = ["--port", str(first_of_five_ports())]
-    # A shell starts what runs in its background with Ctrl-C ignored, the tests among it.
-    own = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(
-        [program, *words, *ports], stderr=subprocess.PIPE, text=True, preexec_fn=own
-    ) as process:
+    with subprocess.Popen([program, *words, *ports], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = ""
         for line in process.stderr:
