@@ -15,7 +15,7 @@ from typing import Self
 
 from ivdr_deploy.batching import ClipBatcher, Inferred
 from ivdr_deploy.decoding import DecodeOptions, DecodePool
-from ivdr_deploy.errors import InferenceError, IvdrError, VideoError
+from ivdr_deploy.errors import InferenceError, VideoError
 from ivdr_deploy.results import Outcome, RawResult, VideoResult, combine_clips
 from ivdr_deploy.runtimes.base import LoadedModel, check_batch, not_finite
 from ivdr_deploy.spec import DecoderName, ViewPlan
@@ -142,7 +142,7 @@ class VideoPredictor:
                 inferring = self._batcher.submit_together(pixels)
             else:
                 inferring = [self._batcher.submit(clips) for clips in pixels]
-        except IvdrError as error:
+        except Exception as error:  # noqa: BLE001  # whoever waits for the videos gets it
             for video in videos:
                 video.outcome.set_exception(error)
             return

@@ -86,19 +86,6 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Speed:
-    """What one call with one clip takes, timed in a process of its own."""
-
-    clip_ms: float
-    """Median, without decoding."""
-
-    machine: str
-    """Name of the processor or GPU."""
-
-    threads: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
     """One way to run the model of a bundle."""
 
@@ -122,9 +109,6 @@ class Variant:
 
     build: dict[str, str] = field(default_factory=dict)
     """How it was made, where that is not plain from the rest: calibration, versions, settings."""
-
-    speed: Speed | None = None
-    """What it took where it was made; None where it was not timed."""
 
     verification: Verification | None = None
     """What `ivdr verify` found over videos; None where it never judged these files."""

@@ -218,3 +218,15 @@ def test_a_closed_predictor_says_so(model: LoadedModel, videos: list[Path]) -> N
 def test_audio_alone_is_no_video(predictor: VideoPredictor, shared_data: Path) -> None:
     with pytest.raises(NoVideoStreamError):
         predictor.predict(shared_data / "odd" / "audio_only.m4a")
+
+
+def test_an_error_on_the_way_to_the_network_reaches_whoever_waits(
+    model: LoadedModel, videos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError("no room for a call")
+
+    with VideoPredictor(model, decode=THREAD) as predictor:
+        monkeypatch.setattr(predictor._batcher, "submit", no_memory)
+        with pytest.raises(MemoryError, match="no room"):
+            predictor.submit(videos[0]).result(timeout=60)
