@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,28 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bundles import make_tiny_bundle
 
     return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_files(tiny_bundle: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of each file of it, as it was made."""
+    return _files(tiny_bundle)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_bundle_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the test that changes the bundle that all tests share."""
+    if "tiny_bundle" not in request.fixturenames:
+        yield
+        return
+    made = request.getfixturevalue("tiny_bundle_files")
+    yield
+    assert _files(request.getfixturevalue("tiny_bundle")) == made, "this test changed the shared bundle"
+
+
+def _files(folder: Path) -> dict[str, tuple[int, int]]:
+    found = {path: path.stat() for path in folder.rglob("*")}
+    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 @pytest.fixture

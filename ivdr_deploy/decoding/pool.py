@@ -89,6 +89,7 @@ class DecodePool:
         self._sent: dict[Future[Any], tuple[ProcessPool, _Task[Any], _worker.Parcel]] = {}
         """What processes have been asked for and nobody has dealt with yet."""
         self._closing = threading.Event()
+        self._watching: threading.Thread | None = None
 
     def submit(
         self, job: DecodeJob[T], source: Source, *args: Any, limits: VideoLimits, **kwargs: Any
@@ -123,14 +124,13 @@ class DecodePool:
     def close(self) -> None:
         """Stop the workers; jobs that have not begun are dropped. Calling it twice is allowed."""
         with self._lock:
-            threads, processes, scratch = self._threads, self._processes, self._scratch
-            self._threads = self._processes = self._scratch = None
+            threads, watch, scratch = self._threads, self._watching, self._scratch
+            self._threads = self._processes = self._watching = self._scratch = None
             self._closing.set()
         if threads is not None:
             threads.shutdown(wait=True, cancel_futures=True)
-        if processes is not None:
-            processes.stop()  # type: ignore[no-untyped-call]
-            processes.join()
+        if watch is not None:
+            watch.join()
         if scratch is not None:
             scratch.remove()
 
@@ -175,29 +175,31 @@ class DecodePool:
                     f"the decode workers cannot be started ({error})",
                     hint="raise the limit of memory or threads of this process (`ulimit -v`, `ulimit -u`)",
                 ) from error
-            self._processes, self._closing = processes, closing
+            self._processes, self._closing, self._watching = processes, closing, watch
         return self._processes
 
     def _watch(self, processes: ProcessPool, closing: threading.Event) -> None:
-        """Wait until a pool of processes breaks; do again what it was asked for and has lost.
+        """End a pool of processes when it breaks or is closed; do again what it was asked for and has lost.
 
+        Only here: two threads that end it fall over each other.
         It breaks when an idle worker is killed. Tasks that it knows then are given back as failed; one that is on its
         way into it just then is never heard of again.
         """
-        while processes.active:
-            if closing.wait(_LOOK_SECONDS):
-                return
+        while processes.active and not closing.wait(_LOOK_SECONDS):
+            pass
         processes.stop()  # type: ignore[no-untyped-call]
         processes.join()  # no worker is left that could still write a result
         with self._lock:
             lost = [sent for sent, (owner, _, _) in self._sent.items() if owner is processes]
             found = [self._sent.pop(sent) for sent in lost]
-            if self._scratch is None or closing.is_set():
-                return
-            for _, _, parcel in found:
-                self._scratch.release(parcel)
+            scratch = None if closing.is_set() else self._scratch
+            if scratch is not None:
+                for _, _, parcel in found:
+                    scratch.release(parcel)
         for _, task, _ in found:
             try:
+                if scratch is None:
+                    raise CancelledError
                 if task.sent_again:
                     raise BrokenProcessPool(f"workers that waited for {task.source.uri} were killed twice")
                 task.sent_again = True

@@ -81,7 +81,7 @@ VIDEOS, LIST, OUT = b"v\xe9", b"l\xe9.csv", b"out\xe9"
 
 
 @pytest.fixture
-def odd(tmp_path: Path, tiny_bundle: Path) -> Path:
+def odd(tmp_path: Path, tiny_bundle_copy: Path) -> Path:
     """A folder in which no name but that of a bundle and a checkpoint is UTF-8."""
     here = os.fsencode(tmp_path)
     os.makedirs(here + b"/v\xe9/d\xe9")
@@ -91,10 +91,9 @@ def odd(tmp_path: Path, tiny_bundle: Path) -> Path:
         Path(os.fsdecode(here + b"/v\xe9/d\xe9/" + name)).write_bytes(b"no video")
     rows = b"path,label\nv\xe9/d\xe9/caf\xe9.mp4,bow\nv\xe9/d\xe9/bad\xe9.mp4,bow\n"
     Path(os.fsdecode(here + b"/" + LIST)).write_bytes(rows)
-    (tmp_path / "bundle").symlink_to(tiny_bundle)
     make_tiny_checkpoint(tmp_path / "tiny.safetensors")
     for target, link in (
-        (tiny_bundle, b"/bundl\xe9"),
+        (tiny_bundle_copy, b"/bundl\xe9"),
         (tmp_path / "tiny.safetensors", b"/tin\xe9.safetensors"),
     ):
         os.symlink(os.fsencode(target), here + link)

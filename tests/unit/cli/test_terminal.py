@@ -99,11 +99,11 @@ def test_results_go_to_the_file_while_the_bar_is_on_the_terminal(
 
 
 def test_what_is_next_can_be_copied_whatever_the_names(
-    ivdr, tiny_bundle: Path, videos: Path, tmp_path: Path
+    ivdr, tiny_bundle_copy: Path, videos: Path, tmp_path: Path
 ) -> None:
     bundle, out = tmp_path / "my run" / "b 1", tmp_path / "the scores"
     bundle.parent.mkdir()
-    bundle.symlink_to(tiny_bundle)
+    bundle.symlink_to(tiny_bundle_copy)
     listed, store = videos / "test.csv", tmp_path / "my store"
     for words, following in (
         (("show", bundle), ["ivdr", "verify", str(bundle), "--videos", "test.csv"]),

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +198,20 @@ with DecodePool() as pool:
     if "wait" in sys.argv:
         sys.stdin.read()
 """
+
+
+def test_closing_ends_the_workers_once_and_what_still_waits(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_LOOK_SECONDS", 0)  # the watch looks at any time, also while the pool closes
+    for _ in range(10):
+        with DecodePool(DecodeOptions(workers=2)) as decoding:
+            load(decoding, PathSource(video)).result(30)
+            waiting = [load(decoding, PathSource(video)) for _ in range(20)]
+        done, undone = wait(waiting, 0)
+        assert not undone
+        for task in done:
+            assert isinstance(task.exception(), CancelledError | VideoError | None)
 
 
 def test_a_script_without_a_guard_does_not_start_itself_over(video: Path, tmp_path: Path) -> None:
