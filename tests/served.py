@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+from ivdr_deploy.errors import ServerError
 from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
+from ivdr_deploy.serving.torchserve.config import Ports
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
 SETTINGS = EndpointSettings(
@@ -42,3 +46,12 @@ def processes_using(run_dir: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def unused_ports_in_a_row() -> Ports:
+    for first in range(20_000, 60_000, 5):
+        ports = Ports.starting_at(first)
+        with suppress(ServerError):
+            ports.check()
+            return ports
+    pytest.fail("no five unused ports in a row")

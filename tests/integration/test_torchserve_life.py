@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from served import SETTINGS, processes_using, wait_for
+from served import SETTINGS, processes_using, unused_ports_in_a_row, wait_for
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.manifest import write_manifest
@@ -90,15 +90,6 @@ def test_printed_line_starts_and_stops_the_same_server(
             with suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
             shell.wait()
-
-
-def unused_ports_in_a_row() -> Ports:
-    for first in range(20_000, 60_000, 5):
-        ports = Ports.starting_at(first)
-        with suppress(ServerError):
-            ports.check()
-            return ports
-    pytest.fail("no five unused ports in a row")
 
 
 @contextmanager
