@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ivdr_deploy._console import Track, untracked
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import ArtifactError, DataError, EngineIncompatibleError, MissingDependencyError
+from ivdr_deploy.evaluation.invariance import Probe
 from ivdr_deploy.evaluation.judging import judge
 from ivdr_deploy.evaluation.records import now, read_record
 from ivdr_deploy.evaluation.skew import measure_skew
@@ -79,12 +78,13 @@ def verify_bundle(
         decode_mean_diff = prove_decoder(
             bundle, golden, decoder
         )  # they know their contract, so a wrong one is named
-        tallies = [Tally(variant, runtime, golden) for variant, runtime in opened]
+        watched = track(opened, len(opened), "replaying golden clips")
+        tallies = [Tally(variant, runtime, golden) for variant, runtime in watched]
         first = reference or tallies[0]
         everyone = [first, *(tally for tally in tallies if tally.variant.id != first.variant.id)]
         judged = [first if tally.variant.id == first.variant.id else tally for tally in tallies]
         bad_videos: tuple[BadVideo, ...] = ()
-        seen: Sequence[np.ndarray] = ()
+        seen: Sequence[Probe] = ()
         if videos is not None:
             together = SideBySide([tally.runtime for tally in everyone])
             bad_videos = _run_videos(
@@ -92,7 +92,8 @@ def verify_bundle(
             )
             seen = together.seen
         for tally in track(judged, len(judged), "trying batch sizes"):
-            tally.probe(seen, None if reference is None else reference.runtime)
+            # What the others are held against came by in whole calls already.
+            tally.probe(seen, place=everyone.index(tally), batches=tally is not reference)
         skew: tuple[SkewedVideo, ...] = ()
         if videos is not None and decoder_skew:
             skew = measure_skew(bundle_model(bundle, first.runtime, first.variant), videos, reading, track)
