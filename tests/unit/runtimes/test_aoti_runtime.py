@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bundles import reseal
 
 from ivdr_deploy.artifacts.bundle import open_bundle
-from ivdr_deploy.artifacts.manifest import Target, Variant, file_entry, write_manifest
+from ivdr_deploy.artifacts.manifest import Target, Variant, file_entry, labels_sha256, write_manifest
 from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.errors import ArtifactError, EngineIncompatibleError, ExportError
 from ivdr_deploy.evaluation.verify import verify_bundle
@@ -17,7 +18,7 @@ from ivdr_deploy.export import aoti_steps
 from ivdr_deploy.export.aoti_steps import package_targets
 from ivdr_deploy.export.bundle_export import add_variants
 from ivdr_deploy.runtimes import aoti_runtime, registry
-from ivdr_deploy.runtimes.aoti_runtime import AotiRuntime
+from ivdr_deploy.runtimes.aoti_runtime import LABELS_KEY, AotiRuntime
 from ivdr_deploy.runtimes.base import infer_all
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.variants import choose_variant, open_variant
@@ -63,6 +64,7 @@ def test_a_compiled_package_computes_what_torch_does_in_any_batch(bundle: Path, 
     assert [variant.target.device for variant in compiled] == ["cpu"] * len(compiled)
     package = compiled[0]
     assert package.verified
+    assert package.build[LABELS_KEY] == labels_sha256(opened.manifest.labels)
     video = opened.golden().video
     assert video is not None
     clips = np.concatenate([video, video[::-1]])[:7]
@@ -80,6 +82,24 @@ def test_a_compiled_package_computes_what_torch_does_in_any_batch(bundle: Path, 
         assert runtime.name == "aoti"
     assert choose_variant(opened, package.id)[0] == package
     assert verify_bundle(folder, variants=[package.id]).passed
+
+
+def test_a_package_made_for_labels_in_another_order_is_refused_before_it_is_loaded(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_package(bundle, tmp_path)
+    opened = open_bundle(folder)
+    monkeypatch.setattr(aoti_runtime, "AotiRuntime", lambda *_, **__: "opened")
+    build = FITTING.build | {LABELS_KEY: labels_sha256(opened.manifest.labels)}
+    package = replace(opened.variant(FITTING.id), build=build)
+    assert open_variant(opened, package) == "opened"
+    reseal(
+        folder,
+        labels=tuple(reversed(opened.manifest.labels)),
+        variants=(*opened.manifest.variants[:-1], package),
+    )
+    with pytest.raises(ArtifactError, match="was made for other labels, or the same in another order"):
+        open_variant(open_bundle(folder), package)
 
 
 def test_verify_runs_no_machine_code_that_was_not_named(
