@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -221,6 +221,11 @@ class ArtifactManifest:
         """Return one digest over the names and contents of a variant's files."""
         files = {name: self.entry(name).sha256 for name in variant.files}
         return hashlib.sha256(canonical_json(files).encode()).hexdigest()
+
+
+def labels_sha256(labels: Sequence[str]) -> str:
+    """Return a digest of labels in their order, for files that cannot hold the labels themselves."""
+    return hashlib.sha256(canonical_json(list(labels)).encode()).hexdigest()
 
 
 def file_entry(folder: Path, name: str, *, kind: FileKind) -> FileEntry:

@@ -52,6 +52,9 @@ class EngineInfo:
 
     batch: BatchProfile
     outputs: tuple[str, ...]
+    labels_sha256: str = ""
+    """``manifest.labels_sha256`` of the labels, in the order of ``logits``; empty in sidecars of before."""
+
     build_seconds: float
 
 

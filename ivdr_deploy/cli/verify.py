@@ -38,7 +38,8 @@ def verify(
         Path | None, typer.Option("--videos", "--data", help=f"Videos to compare on: {VIDEOS_HELP}")
     ] = None,
     variant: Annotated[
-        list[str] | None, typer.Option(help="Judge this variant only; may be repeated. By default all.")
+        list[str] | None,
+        typer.Option(help="Judge this variant only; may be repeated. By default all but machine code."),
     ] = None,
     recheck: Annotated[
         bool,

@@ -3,24 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 import numpy as np
 
+from ivdr_deploy.artifacts.golden import Golden
 from ivdr_deploy.artifacts.manifest import OutputParity
 from ivdr_deploy.results import softmax
 from ivdr_deploy.runtimes.base import Runtime
 from ivdr_deploy.runtimes.compare import compare_outputs
 from ivdr_deploy.spec import MAX_BATCH
 
-PROBE_CLIPS = 4
-"""Clips that are put through all batch sizes and places."""
+PROBE_CLIPS = 3
+"""Clips that are looked at closely. With these 3 a variant runs 11 clips at least: each alone, in a batch of 2 and in
+one of 3, and with its frames reversed."""
+
+TRIAL_SECONDS = 10.0
+"""For all further batches of one variant; what would take longer is left out, and the record says so."""
 
 _SIZES = (2, 3, 5, 8, 20, 64)
 """Odd and even, at and beside powers of two; 20 and 64 are what a call holds on a CPU and on a GPU."""
 
+_ALWAYS = 3
+"""Up to this size a batch is tried whatever it costs."""
+
+_TURNED = 8
+"""Up to this size every clip takes every place, where time allows."""
+
 _BATCH_BYTES = 64 << 20
 """Of one batch of pixels; a network needs some 50 times that for its first layers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Company:
+    """Where a clip stood in a call over the videos."""
+
+    size: int
+    place: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """A clip that is looked at closely."""
+
+    clip: np.ndarray
+    """uint8 (T, H, W, 3)."""
+
+    expected: Mapping[str, np.ndarray]
+    """What the reference gives for it, one row per output."""
+
+    company: Company | None = None
+    """Where it came by; None for a golden clip."""
+
+    found: tuple[Mapping[str, np.ndarray], ...] = ()
+    """What each runtime gave for it there, one row per output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +66,16 @@ class BatchInvariance:
 
     clips: int
     sizes: tuple[int, ...]
-    """Of the batches; every clip was in each, in several places."""
+    """Of the batches that were made for this; every place of each was held by one of the clips."""
+
+    turned: tuple[int, ...] = ()
+    """Those of them in which every clip was in every place."""
+
+    calls: tuple[Company, ...] = ()
+    """Of calls over the videos, in which some of the clips came by."""
+
+    left_out: tuple[int, ...] = ()
+    """Sizes that would have taken too long."""
 
     flips: int
     """Clips in batches that got another label than alone."""
@@ -58,51 +104,95 @@ class Sensitivity:
         return self.moved / self.error if self.moved else 0.0
 
 
-def measure_batches(runtime: Runtime, clips: np.ndarray) -> BatchInvariance:
+@dataclass(slots=True)
+class _Comparison:
+    """Folds what clips gave in company, beside what they gave alone."""
+
+    alone: Mapping[str, np.ndarray]
+    runtime: Runtime
+    flips: int = 0
+    margin: float = 0.0
+    worst: dict[str, OutputParity] = field(default_factory=dict)
+
+    def add(self, order: Sequence[int], found: Mapping[str, np.ndarray]) -> None:
+        """Take the outputs of one batch, which held the clips ``order``."""
+        rows = np.asarray(order)
+        expected = {name: value[rows] for name, value in self.alone.items()}
+        self.worst = fold(self.worst, compare_outputs(expected, found, precision=self.runtime.precision))
+        if "logits" not in expected:
+            return
+        probabilities, places = softmax(np.nan_to_num(expected["logits"])), np.arange(len(rows))
+        old, new = probabilities.argmax(axis=1), np.nan_to_num(found["logits"]).argmax(axis=1)
+        margins = (probabilities[places, old] - probabilities[places, new])[old != new]
+        self.flips += len(margins)
+        self.margin = max([self.margin, *margins.tolist()])
+
+
+def measure_batches(
+    runtime: Runtime, probes: Sequence[Probe], *, place: int = 0, batches: bool = True
+) -> tuple[BatchInvariance, dict[str, np.ndarray]]:
     """Run clips alone and in batches of many sizes, and compare.
+
+    The sizes go up to what a call may hold. Small ones are always tried, others while ``TRIAL_SECONDS`` last: first
+    every size once, then small ones again until every clip was in every place.
 
     Args:
         runtime: What to judge.
-        clips: uint8 (P, T, H, W, 3), P >= 1.
+        probes: The clips, at least one.
+        place: Of the runtime, among those in ``Probe.found``.
+        batches: Whether to make batches; False compares with the calls over the videos only.
+
+    Returns:
+        What was found, and the outputs of the clips alone, first axis clips.
     """
-    alone = _joined([runtime.infer(clips[place : place + 1]) for place in range(len(clips))])
+    clips = np.stack([probe.clip for probe in probes])
+    started = perf_counter()
+    alone = _joined([runtime.infer(clips[index : index + 1]) for index in range(len(clips))])
+    seconds = (perf_counter() - started) / len(clips)
+    comparison = _Comparison(alone, runtime)
+    calls = []
+    for index, probe in enumerate(probes):
+        if probe.company is not None:
+            calls.append(probe.company)
+            comparison.add([index], {name: row[None] for name, row in probe.found[place].items()})
     most = min(MAX_BATCH, max(runtime.call_clips, _BATCH_BYTES // clips[0].nbytes))
-    sizes = tuple(size for size in _SIZES if size <= most)
-    flips, margin, worst = 0, 0.0, dict[str, OutputParity]()
-    for order in _orders(len(clips), sizes):
-        found = runtime.infer(np.ascontiguousarray(clips[order]))
-        expected = {name: value[order] for name, value in alone.items()}
-        worst = fold(worst, compare_outputs(expected, found, precision=runtime.precision))
-        if "logits" in expected:
-            probabilities = softmax(np.nan_to_num(expected["logits"]))
-            rows = np.arange(len(order))
-            old, new = probabilities.argmax(axis=1), np.nan_to_num(found["logits"]).argmax(axis=1)
-            margins = (probabilities[rows, old] - probabilities[rows, new])[old != new]
-            flips += len(margins)
-            margin = max([margin, *margins.tolist()])
+    places: dict[int, int] = {}
+    left_out, budget = [], perf_counter() + TRIAL_SECONDS
+    for size, shift in _orders(len(clips), [size for size in _SIZES if size <= most] if batches else ()):
+        if size > _ALWAYS or shift:
+            before = perf_counter()
+            if before + size * seconds > budget:
+                left_out += [size] if not shift else []
+                continue
+        order = (np.arange(size) + shift) % len(clips)
+        comparison.add(order.tolist(), runtime.infer(np.ascontiguousarray(clips[order])))
+        places[size] = places.get(size, 0) + 1
     return BatchInvariance(
         clips=len(clips),
-        sizes=sizes,
-        flips=flips,
-        max_flip_margin=margin,
-        outputs=tuple(worst.values()),
-    )
+        sizes=tuple(sorted(places)),
+        turned=tuple(sorted(size for size, shifts in places.items() if shifts == len(clips))),
+        calls=tuple(calls),
+        left_out=tuple(left_out),
+        flips=comparison.flips,
+        max_flip_margin=comparison.margin,
+        outputs=tuple(comparison.worst.values()),
+    ), alone
 
 
 def measure_sensitivity(
-    runtime: Runtime, clips: np.ndarray, expected: Mapping[str, np.ndarray]
+    runtime: Runtime, probes: Sequence[Probe], found: Mapping[str, np.ndarray]
 ) -> tuple[Sensitivity, ...]:
     """Compare how far outputs move with how far they are off.
 
     Args:
         runtime: What to judge.
-        clips: uint8 (P, T, H, W, 3), best of different videos.
-        expected: What the reference gives for them.
+        probes: Clips, best of different videos.
+        found: What the runtime gives for them, first axis clips.
     """
-    found = runtime.infer(clips)
-    turned = runtime.infer(np.ascontiguousarray(clips[:, ::-1]))
+    turned = runtime.infer(np.ascontiguousarray(np.stack([probe.clip[::-1] for probe in probes])))
     measured = []
-    for name, value in expected.items():
+    for name in probes[0].expected:
+        value = np.stack([probe.expected[name] for probe in probes])
         values, other = found[name], turned[name]
         if not (np.isfinite(values).all() and np.isfinite(other).all() and np.isfinite(value).all()):
             measured.append(Sensitivity(output=name, moved=0.0, error=0.0))
@@ -113,10 +203,14 @@ def measure_sensitivity(
     return tuple(measured)
 
 
-def probe_clips(golden: np.ndarray | None, seen: Sequence[np.ndarray]) -> np.ndarray | None:
-    """Choose the clips for the two measurements: those of videos first, then golden ones; None where there are none."""
-    chosen = [*seen, *(golden if golden is not None else ())][:PROBE_CLIPS]
-    return np.stack(chosen) if chosen else None
+def choose_probes(golden: Golden, seen: Sequence[Probe]) -> list[Probe]:
+    """Choose the clips to look at: those of videos first, then golden ones; none where there are none."""
+    chosen = list(seen[:PROBE_CLIPS])
+    if golden.video is not None:
+        for index in range(min(len(golden.video), PROBE_CLIPS - len(chosen))):
+            expected = {name: value[index] for name, value in golden.expected.items()}
+            chosen.append(Probe(clip=golden.video[index], expected=expected))
+    return chosen
 
 
 def fold(worst: Mapping[str, OutputParity], entries: Sequence[OutputParity]) -> dict[str, OutputParity]:
@@ -129,11 +223,10 @@ def fold(worst: Mapping[str, OutputParity], entries: Sequence[OutputParity]) -> 
     return joined
 
 
-def _orders(clips: int, sizes: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield the clips of each batch: in a small batch every clip takes every place, in a large one several."""
-    for size in sizes:
-        for shift in range(clips if size < clips else 1):
-            yield (np.arange(size) + shift) % clips
+def _orders(clips: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield size and first clip of each batch: every size once, then small ones until every clip was everywhere."""
+    yield from ((size, 0) for size in sizes)
+    yield from ((size, shift) for size in sizes if size <= _TURNED for shift in range(1, clips))
 
 
 def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

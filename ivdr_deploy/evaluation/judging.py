@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ivdr_deploy.artifacts.manifest import OutputParity
 from ivdr_deploy.evaluation.confidence import ConfidenceParity, compare_confidence
+from ivdr_deploy.evaluation.invariance import BatchInvariance
 from ivdr_deploy.evaluation.metrics import Accuracy
 from ivdr_deploy.evaluation.paired import PairedChange
 from ivdr_deploy.evaluation.records import VariantRecord
@@ -96,9 +97,7 @@ def _checks(
     if record.batch is not None:
         batch, outputs = record.batch, _at(record.batch.outputs, scale)
         tied = batch.max_flip_margin <= limits.tie_margin
-        text = (
-            f"{batch.flips} flips of {batch.clips} clips over batches of {', '.join(map(str, batch.sizes))}"
-        )
+        text = f"{batch.flips} flips of {batch.clips} clips over {_covered(batch)}"
         if batch.flips:
             text += f", with a margin of up to {batch.max_flip_margin:.4f} (a tie is {limits.tie_margin:g})"
         if differing := describe_failures(outputs):
@@ -163,6 +162,20 @@ def _confidence_checks(found: ConfidenceParity, videos: int, limits: Thresholds)
         text=f"{len(found.crossings)} of {videos} videos cross the confidence {found.abstain:g}, expected at most "
         f"{1 - limits.min_agreement:.1%}",
     )
+
+
+def _covered(batch: BatchInvariance) -> str:
+    """Say which sizes and places were tried."""
+    parts = []
+    if batch.sizes:
+        parts.append(f"batches of {', '.join(map(str, batch.sizes))} at every place")
+    if batch.calls:
+        calls = ", ".join(f"{call.place + 1} of {call.size}" for call in batch.calls)
+        parts.append(f"calls over the videos (place {calls})")
+    text = " and ".join(parts)
+    if batch.left_out:
+        text += f"; {', '.join(map(str, batch.left_out))} left out for time"
+    return text
 
 
 def _right(labels: Sequence[str], truth: Sequence[str]) -> list[bool]:

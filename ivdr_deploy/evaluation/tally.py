@@ -13,11 +13,13 @@ from ivdr_deploy.datasets.lists import VideoItem
 from ivdr_deploy.evaluation.invariance import (
     PROBE_CLIPS,
     BatchInvariance,
+    Company,
+    Probe,
     Sensitivity,
+    choose_probes,
     fold,
     measure_batches,
     measure_sensitivity,
-    probe_clips,
 )
 from ivdr_deploy.evaluation.metrics import leave_one_out_hits
 from ivdr_deploy.evaluation.records import VariantRecord, VideoColumns
@@ -61,23 +63,19 @@ class Tally:
             compared = compare_outputs(reference, outputs, precision=self.runtime.precision)
             self._parity = fold(self._parity, compared)
 
-    def probe(self, seen: Sequence[np.ndarray], reference: Runtime | None) -> None:
-        """Run a few clips in many batches, and changed: clips of videos where there are some, golden ones else.
+    def probe(self, seen: Sequence[Probe], *, place: int, batches: bool) -> None:
+        """Run a few clips alone, in batches, and changed: clips of videos where there are some, golden ones else.
 
         Args:
             seen: Clips of the videos.
-            reference: What the others are held against; None holds against what is recorded for the golden clips.
+            place: Of this variant among those that they were run on.
+            batches: Whether to make batches of them, or only compare with the calls over the videos.
         """
-        golden = self._golden.video
-        clips = probe_clips(golden, seen)
-        if clips is None:
-            return
-        if reference is not None:
-            expected: Mapping[str, np.ndarray] = reference.infer(clips)
-        else:
-            expected = {name: value[:PROBE_CLIPS] for name, value in self._golden.expected.items()}
-        self._batch = measure_batches(self.runtime, clips)
-        self._sensitivity = measure_sensitivity(self.runtime, clips, expected)
+        if probes := choose_probes(self._golden, seen):
+            batch, alone = measure_batches(self.runtime, probes, place=place, batches=batches)
+            if batch.sizes or batch.calls:
+                self._batch = batch
+            self._sensitivity = measure_sensitivity(self.runtime, probes, alone)
 
     def record(self, reference: Tally, manifest: ArtifactManifest, facts: Mapping[str, Any]) -> VariantRecord:
         """Sum up, beside the reference; ``facts`` are the fields that all records of a run share."""
@@ -131,21 +129,22 @@ class SideBySide(Runtime):
         self.name, self.precision, self.output_names = first.name, first.precision, first.output_names
         self.call_clips = min(runtime.call_clips for runtime in runtimes)
         self.description = " beside ".join(runtime.description for runtime in runtimes)
-        self.seen: list[np.ndarray] = []
+        self.seen: list[Probe] = []
         """A few of the clips that came by, of different videos where a call held several."""
 
         self._runtimes = tuple(runtimes)
 
     def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
         """Run one batch on all of them; see ``Runtime.infer``."""
+        given = [runtime.infer(video) for runtime in self._runtimes]
         for place in {0, len(video) - 1}:
             if len(self.seen) < PROBE_CLIPS:
-                self.seen.append(video[place].copy())
-        return {
-            f"{place}/{name}": value
-            for place, runtime in enumerate(self._runtimes)
-            for name, value in runtime.infer(video).items()
-        }
+                found = tuple({name: value[place] for name, value in one.items()} for one in given)
+                company = Company(size=len(video), place=place)
+                self.seen.append(
+                    Probe(clip=video[place].copy(), expected=found[0], company=company, found=found)
+                )
+        return {f"{place}/{name}": value for place, one in enumerate(given) for name, value in one.items()}
 
     @staticmethod
     def apart(outputs: Mapping[str, np.ndarray], runtimes: int) -> list[dict[str, np.ndarray]]:

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ivdr_deploy._console import Track, untracked
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import ArtifactError, DataError, EngineIncompatibleError, MissingDependencyError
+from ivdr_deploy.evaluation.invariance import Probe
 from ivdr_deploy.evaluation.judging import judge
 from ivdr_deploy.evaluation.records import now, read_record
 from ivdr_deploy.evaluation.skew import measure_skew
@@ -26,7 +26,7 @@ from ivdr_deploy.results import Outcome
 from ivdr_deploy.runtimes.base import LoadedModel, Runtime
 from ivdr_deploy.runtimes.loading import bundle_model
 from ivdr_deploy.runtimes.proof import prove_decoder
-from ivdr_deploy.runtimes.registry import misfit
+from ivdr_deploy.runtimes.registry import REGISTRY, misfit
 from ivdr_deploy.runtimes.variants import open_variant
 from ivdr_deploy.spec import DecoderName, Device
 from ivdr_deploy.video.reader import VideoLimits
@@ -50,7 +50,8 @@ def verify_bundle(
         path: The bundle.
         data: A list of videos, best with labels; None runs the golden clips only. Each video is decoded once and goes
             through all variants.
-        variants: Ids of those to judge; all when empty. The reference runs along where videos are compared.
+        variants: Ids of those to judge; when empty all but machine code, which runs only when it is named. The
+            reference runs along where videos are compared.
         limits: What a video may cost.
         decoder: Which decoder reads the videos, the golden ones included.
         decoder_skew: Also decode every video with PyAV and OpenCV, and compare clips and labels.
@@ -75,16 +76,17 @@ def verify_bundle(
     reading = partial(VideoPredictor, limits=limits)
     with ExitStack() as stack:
         reference = _open_reference(bundle, stack) if videos is not None else None
-        opened, absent = _open_variants(bundle, chosen, reference, stack)
+        opened, absent = _open_variants(bundle, chosen, reference, stack, named=bool(variants))
         decode_mean_diff = prove_decoder(
             bundle, golden, decoder
         )  # they know their contract, so a wrong one is named
-        tallies = [Tally(variant, runtime, golden) for variant, runtime in opened]
+        watched = track(opened, len(opened), "replaying golden clips")
+        tallies = [Tally(variant, runtime, golden) for variant, runtime in watched]
         first = reference or tallies[0]
         everyone = [first, *(tally for tally in tallies if tally.variant.id != first.variant.id)]
         judged = [first if tally.variant.id == first.variant.id else tally for tally in tallies]
         bad_videos: tuple[BadVideo, ...] = ()
-        seen: Sequence[np.ndarray] = ()
+        seen: Sequence[Probe] = ()
         if videos is not None:
             together = SideBySide([tally.runtime for tally in everyone])
             bad_videos = _run_videos(
@@ -92,7 +94,8 @@ def verify_bundle(
             )
             seen = together.seen
         for tally in track(judged, len(judged), "trying batch sizes"):
-            tally.probe(seen, None if reference is None else reference.runtime)
+            # What the others are held against came by in whole calls already.
+            tally.probe(seen, place=everyone.index(tally), batches=tally is not reference)
         skew: tuple[SkewedVideo, ...] = ()
         if videos is not None and decoder_skew:
             skew = measure_skew(bundle_model(bundle, first.runtime, first.variant), videos, reading, track)
@@ -173,14 +176,18 @@ def _open_reference(bundle: Bundle, stack: ExitStack) -> Tally:
 
 
 def _open_variants(
-    bundle: Bundle, chosen: Sequence[Variant], reference: Tally | None, stack: ExitStack
+    bundle: Bundle, chosen: Sequence[Variant], reference: Tally | None, stack: ExitStack, *, named: bool
 ) -> tuple[list[tuple[Variant, Runtime]], list[VariantReport]]:
-    """Open every variant that can run here, and report those that cannot."""
+    """Open every variant that can run here, and report those that cannot, or must not unless they are named."""
     opened: list[tuple[Variant, Runtime]] = []
     absent = []
     for variant in chosen:
         if reference is not None and variant.id == reference.variant.id:
             opened.append((variant, reference.runtime))
+            continue
+        if REGISTRY[variant.runtime].machine_code and not named:
+            why = f"it is machine code, which runs only when it is named: --variant {quoted(variant.id)}"
+            absent.append(VariantReport(id=variant.id, not_run=why))
             continue
         device: Device = variant.target.device or "cpu"
         if reason := misfit(variant, device):

@@ -6,7 +6,7 @@ import shutil
 
 from ivdr_deploy.artifacts.bundle import Draft
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
-from ivdr_deploy.artifacts.manifest import Target, Variant
+from ivdr_deploy.artifacts.manifest import Target, Variant, labels_sha256
 from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.errors import ExportError
 from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, REFERENCE_ID, golden_of
@@ -55,7 +55,7 @@ def add_aoti(draft: Draft, precision: Precision) -> None:
     import torch
 
     from ivdr_deploy.export.to_aoti import compile_package
-    from ivdr_deploy.runtimes.aoti_runtime import TORCH_KEY, AotiRuntime
+    from ivdr_deploy.runtimes.aoti_runtime import LABELS_KEY, TORCH_KEY, AotiRuntime
 
     manifest = draft.manifest
     for ending, target in package_targets(precision):
@@ -89,6 +89,6 @@ def add_aoti(draft: Draft, precision: Precision) -> None:
                 files=(path.name,),
                 derived_from=REFERENCE_ID,
                 parity=parity,
-                build={TORCH_KEY: torch.__version__},
+                build={TORCH_KEY: torch.__version__, LABELS_KEY: labels_sha256(manifest.labels)},
             )
         )

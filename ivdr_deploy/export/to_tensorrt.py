@@ -19,6 +19,7 @@ import torch
 from ivdr_deploy._files import sha256_file
 from ivdr_deploy._optional import pip_install
 from ivdr_deploy._text import quoted
+from ivdr_deploy.artifacts.manifest import labels_sha256
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.artifacts.sidecar import EXTRAS, BatchProfile, EngineInfo, Provider, write_sidecar
 from ivdr_deploy.errors import ConfigError, ExportError, MissingDependencyError
@@ -143,6 +144,7 @@ def build_engine(
         clip_shape=shape,
         batch=batch,
         outputs=metadata.outputs,
+        labels_sha256=labels_sha256(metadata.labels),
         build_seconds=round(time.perf_counter() - started, 3),
     )
     write_sidecar(engine_path, info)

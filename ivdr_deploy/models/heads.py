@@ -5,8 +5,8 @@ Vectors are brought to unit length in fp32: the epsilon of the division underflo
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 def _projection(feature_dim: int, out_dim: int) -> nn.Sequential:
@@ -14,6 +14,16 @@ def _projection(feature_dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(feature_dim, feature_dim), nn.ReLU(inplace=True), nn.Linear(feature_dim, out_dim)
     )
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Scale vectors along the last axis to unit length, as ``F.normalize`` does.
+
+    Its ``expand_as`` becomes arithmetic on shapes in an exported graph, which ONNX Runtime puts on the CPU whatever
+    device was asked for.
+    """
+    scaled: Tensor = vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
+    return scaled
 
 
 class ClipHead(nn.Module):
@@ -25,7 +35,7 @@ class ClipHead(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Map (N, F) to unit vectors (N, clip_dim)."""
-        return F.normalize(self.projection(feature).float(), dim=-1)
+        return unit(self.projection(feature).float())
 
 
 class SeriesHead(nn.Module):
@@ -40,7 +50,7 @@ class SeriesHead(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """Map (N, F) to slots (N, S, D), each of unit length; slot s is output channels [D*s, D*(s+1))."""
         slots = self.projection(feature).unflatten(-1, (self.num_slots, self.slot_dim))
-        return F.normalize(slots.float(), dim=-1)
+        return unit(slots.float())
 
 
 class ClassifierHead(nn.Module):

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.models.backbones import get_backbone
-from ivdr_deploy.models.heads import ClassifierHead, ClipHead, SeriesHead
+from ivdr_deploy.models.heads import ClassifierHead, ClipHead, SeriesHead, unit
 from ivdr_deploy.spec import ClipSpec, ModelSpec, Precision
 
 _DTYPES: dict[Precision, torch.dtype] = {
@@ -105,7 +104,7 @@ class VideoModel(nn.Module):
             outputs["clip"] = self.clip_head(feature)
         if self.series_head is not None:
             slots = self.series_head(feature)
-            outputs |= {"inter": F.normalize(slots.mean(dim=1), dim=-1), "intra": slots}
+            outputs |= {"inter": unit(slots.mean(dim=1)), "intra": slots}
         if self.classifier is not None:
             outputs["logits"] = self.classifier(feature)
         return outputs

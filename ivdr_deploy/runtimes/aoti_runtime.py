@@ -11,12 +11,15 @@ import torch
 
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.errors import ArtifactError, ClosedError, EngineIncompatibleError
-from ivdr_deploy.runtimes.base import OpenRequest, Runtime, check_batch, clips_per_call
+from ivdr_deploy.runtimes.base import OpenRequest, Runtime, check_batch, check_labels_digest, clips_per_call
 from ivdr_deploy.runtimes.torch_runtime import batch_tensor, describe_device, require_device
 from ivdr_deploy.spec import ClipSpec, Device, Precision
 
 TORCH_KEY = "torch"
 """Entry of ``Variant.build`` that holds the version of torch which compiled the package."""
+
+LABELS_KEY = "labels_sha256"
+"""Entry that holds the digest of the labels; see ``manifest.labels_sha256``."""
 
 _HINT = "export it again here: `ivdr export BUNDLE --engine aoti`; or take another variant"
 
@@ -104,10 +107,12 @@ def open_variant(request: OpenRequest) -> Runtime:
 
     Raises:
         EngineIncompatibleError: if it does not fit this machine.
-        DeviceError: as ``AotiRuntime``, ``ArtifactError`` too.
+        ArtifactError: as ``AotiRuntime``, and if it was made for other labels; before it is touched.
+        DeviceError: as ``AotiRuntime``.
     """
     if reason := misfit(request.variant, request.device):
         raise EngineIncompatibleError(f"{request.path} cannot run here: {reason}", hint=_HINT)
+    check_labels_digest(request, request.variant.build.get(LABELS_KEY, ""))
     return AotiRuntime(
         request.path,
         clip=request.clip,

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from ivdr_deploy._text import quoted
-from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.artifacts.manifest import Variant, labels_sha256
 from ivdr_deploy.errors import ArtifactError, ClipShapeError
 from ivdr_deploy.spec import MAX_BATCH, OUTPUT_NAMES, ClipSpec, Device, Precision, RuntimeName, ViewPlan
 
@@ -153,6 +153,25 @@ def check_labels(request: OpenRequest, found: Sequence[str]) -> None:
             f"{request.path} has {len(found)} labels, the manifest {len(wanted)}, and they are not the same in this "
             f"order: number {place} is {held}, the manifest says {quoted(wanted[place])}",
             hint="file and manifest belong to different models; export the bundle again",
+        )
+
+
+def check_labels_digest(request: OpenRequest, found: str) -> None:
+    """Refuse a file that was made for other labels than its bundle has, or for the same in another order.
+
+    Args:
+        request: Has the labels of the bundle.
+        found: ``manifest.labels_sha256`` of those that the file was made for; empty where that was not noted.
+
+    Raises:
+        ArtifactError: if they differ.
+    """
+    wanted = labels_sha256(request.labels)
+    if found and found != wanted:
+        raise ArtifactError(
+            f"{request.path} was made for other labels, or the same in another order: their SHA-256 begins "
+            f"{quoted(found[:12])}, that of the manifest's {len(request.labels)} labels {wanted[:12]}",
+            hint="file and manifest belong to different models; export the variant again",
         )
 
 

@@ -22,6 +22,12 @@ ort = import_onnxruntime()
 _PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
+_NO_FALLBACK = (
+    "its libraries (CUDA, cuDNN) or the GPU are missing, or it lacks an operator: see `ivdr doctor`, or use "
+    "device 'cpu'"
+)
+
+
 class OrtRuntime(Runtime):
     """One ONNX file in one session.
 
@@ -36,7 +42,8 @@ class OrtRuntime(Runtime):
     Raises:
         ArtifactError: if the file cannot be loaded, refers to weights in another file, or lacks an output.
         ContractMismatchError: if it was exported under another contract than ``clip``.
-        DeviceError: if this ONNX Runtime was built without the provider, or the session fell back to another one.
+        DeviceError: if this ONNX Runtime was built without the provider, or the session, or an operator of it, fell
+            back to another one.
     """
 
     def __init__(
@@ -60,16 +67,20 @@ class OrtRuntime(Runtime):
                 f"the path {path} is not UTF-8 in this locale, and ONNX Runtime opens no other",
                 hint="rename it, or set LC_ALL=C.UTF-8",
             )
-        options = ort.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options = session_options(device, threads)
         try:
-            session = ort.InferenceSession(str(path), options, providers=[_with_options(provider, precision)])
+            session = ort.InferenceSession(
+                str(path), options, providers=[_with_options(provider, precision)], enable_fallback=0
+            )
         except Exception as error:  # the binding's exceptions share no other base class
             reason = str(error).splitlines()[0][:300]
+            if device != "cpu" and "CPU EP" in reason:
+                raise DeviceError(
+                    f"{path}: {provider} was asked for, but ONNX Runtime would run operators on the CPU ({reason})",
+                    hint=_NO_FALLBACK,
+                ) from error
             raise ArtifactError(f"{path} cannot be loaded by ONNX Runtime ({reason})") from error
         require_provider(session.get_providers(), provider)
-        session.disable_fallback()
         self.metadata = OnnxMetadata.from_props(session.get_modelmeta().custom_metadata_map, where=str(path))
         if clip is not None and clip != self.metadata.contract:
             differences = "; ".join(self.metadata.contract.differences(clip))
@@ -104,6 +115,19 @@ class OrtRuntime(Runtime):
         self._session = None
 
 
+def session_options(device: Device, threads: int | None) -> Any:
+    """Set a session up: threads, and on a GPU no operator on the CPU, where ONNX Runtime puts what the GPU lacks.
+
+    Operators that only compute shapes count too; ``export_onnx`` writes none for the backbones here.
+    """
+    options = ort.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if device != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
 def require_provider(providers: Sequence[str], provider: str) -> None:
     """Refuse a session that runs elsewhere than asked: ONNX Runtime falls back to the CPU without an error.
 
@@ -117,7 +141,7 @@ def require_provider(providers: Sequence[str], provider: str) -> None:
     if list(providers[:1]) != [provider]:
         raise DeviceError(
             f"{provider} was asked for, but ONNX Runtime would run on {', '.join(providers)}",
-            hint="its libraries (CUDA, cuDNN) or the GPU are missing: see `ivdr doctor`, or use device 'cpu'",
+            hint=_NO_FALLBACK,
         )
 
 

@@ -20,7 +20,7 @@ from ivdr_deploy.errors import (
     DeviceError,
     EngineIncompatibleError,
 )
-from ivdr_deploy.runtimes.base import CALL_CLIPS, OpenRequest, Runtime, check_batch
+from ivdr_deploy.runtimes.base import CALL_CLIPS, OpenRequest, Runtime, check_batch, check_labels_digest
 from ivdr_deploy.runtimes.torch_runtime import batch_tensor
 from ivdr_deploy.spec import INPUT_NAME, ClipSpec, Device
 
@@ -126,7 +126,8 @@ def misfit(variant: Variant, device: Device) -> str:
 
 
 def open_variant(request: OpenRequest) -> Runtime:
-    """Open a plan; raises as ``TrtRuntime`` does."""
+    """Open a plan; raises as ``TrtRuntime`` does, and ``ArtifactError`` for other labels than the bundle's."""
+    check_labels_digest(request, read_sidecar(request.path).labels_sha256)
     return TrtRuntime(
         request.path,
         clip=request.clip,

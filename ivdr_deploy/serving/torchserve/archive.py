@@ -22,6 +22,7 @@ from ivdr_deploy.artifacts.archive import BUNDLE_FOLDER, PACK_AGAIN, opened_arch
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, ArtifactManifest, read_manifest
 from ivdr_deploy.errors import ArtifactError, MissingDependencyError
+from ivdr_deploy.runtimes.registry import REGISTRY
 from ivdr_deploy.runtimes.variants import choose_variant
 from ivdr_deploy.serving.torchserve.settings import (
     EndpointSettings,
@@ -70,7 +71,7 @@ def build_archive(
         settings: Packed with it; nothing has to be typed again to serve it. A variant or device that they leave open is
             decided here, for this machine, and packed as decided.
         allow_unverified: Also pack a variant that was asked for by name and is not verified, or whose verification
-            says FAIL.
+            says FAIL. Machine code counts as not verified until it has a verdict over videos.
 
     Raises:
         ArtifactError: if the bundle is damaged or lacks the variant, the variant is not verified, or the archive holds
@@ -89,7 +90,10 @@ def build_archive(
     name, service = opened.manifest.name, settings.service
     service.view_plan(opened.manifest.view_plan)  # refused here, not by every worker
     variant, device, reason = choose_variant(opened, service.variant, device=service.device)
-    if (why := variant.unverified_reason) and not allow_unverified:
+    why = variant.unverified_reason
+    if REGISTRY[variant.runtime].machine_code and variant.verification is None:
+        why = f"it is machine code, and no `ivdr verify --videos LIST --variant {variant.id}` has judged it"
+    if why and not allow_unverified:
         raise ArtifactError(
             f"{bundle}: {variant.id} must not be served: {why}",
             hint="`ivdr verify BUNDLE --videos LIST` judges it; --allow-unverified packs it all the same",

@@ -71,7 +71,11 @@ def test_runtimes_side_by_side_keep_their_outputs_apart_and_a_few_clips() -> Non
     assert one["feature"].ravel().tolist() == [0, 1, 2, 3, 4, 5]
     assert two["feature"].ravel().tolist() == [0, 2, 4, 6, 8, 10]
     together.infer(clips[:1])
-    assert sorted(clip.max() for clip in together.seen) == [0, 0, 5]
+    assert sorted(probe.clip.max() for probe in together.seen) == [0, 0, 5]
+    assert {(probe.company.size, probe.company.place) for probe in together.seen} == {(6, 0), (6, 5), (1, 0)}
+    last = next(probe for probe in together.seen if probe.company.place == 5)
+    assert [found["feature"].item() for found in last.found] == [5, 10]
+    assert last.expected["feature"].item() == 5
     for _ in range(9):
         together.infer(clips)
-    assert len(together.seen) == 4
+    assert len(together.seen) == 3

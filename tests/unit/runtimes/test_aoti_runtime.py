@@ -7,19 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bundles import reseal
 
 from ivdr_deploy.artifacts.bundle import open_bundle
-from ivdr_deploy.artifacts.manifest import Target, Variant
+from ivdr_deploy.artifacts.manifest import Target, Variant, file_entry, labels_sha256, write_manifest
 from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.errors import ArtifactError, EngineIncompatibleError, ExportError
+from ivdr_deploy.evaluation.verify import verify_bundle
 from ivdr_deploy.export import aoti_steps
 from ivdr_deploy.export.aoti_steps import package_targets
 from ivdr_deploy.export.bundle_export import add_variants
 from ivdr_deploy.runtimes import aoti_runtime, registry
-from ivdr_deploy.runtimes.aoti_runtime import AotiRuntime
+from ivdr_deploy.runtimes.aoti_runtime import LABELS_KEY, AotiRuntime
 from ivdr_deploy.runtimes.base import infer_all
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.variants import choose_variant, open_variant
+from ivdr_deploy.serving.core.settings import ServiceSettings
+from ivdr_deploy.serving.torchserve.archive import build_archive
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
 needs_compiler = pytest.mark.skipif(
     "avx2" not in instruction_sets() or not (shutil.which("g++") or shutil.which("clang++")),
@@ -36,6 +41,19 @@ FITTING = Variant(
 )
 
 
+def with_package(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle whose manifest says all that speaks for a package; the file is none."""
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    manifest = open_bundle(folder).manifest
+    (folder / FITTING.files[0]).write_bytes(b"no package")
+    package = replace(FITTING, parity=manifest.variants[1].parity)
+    entry = file_entry(folder, FITTING.files[0], kind="model")
+    write_manifest(
+        folder, replace(manifest, variants=(*manifest.variants, package), files=(*manifest.files, entry))
+    )
+    return folder
+
+
 @pytest.mark.slow
 @needs_compiler
 def test_a_compiled_package_computes_what_torch_does_in_any_batch(bundle: Path, tmp_path: Path) -> None:
@@ -46,6 +64,7 @@ def test_a_compiled_package_computes_what_torch_does_in_any_batch(bundle: Path, 
     assert [variant.target.device for variant in compiled] == ["cpu"] * len(compiled)
     package = compiled[0]
     assert package.verified
+    assert package.build[LABELS_KEY] == labels_sha256(opened.manifest.labels)
     video = opened.golden().video
     assert video is not None
     clips = np.concatenate([video, video[::-1]])[:7]
@@ -62,6 +81,50 @@ def test_a_compiled_package_computes_what_torch_does_in_any_batch(bundle: Path, 
     with open_model(folder, variant=package.id).runtime as runtime:
         assert runtime.name == "aoti"
     assert choose_variant(opened, package.id)[0] == package
+    assert verify_bundle(folder, variants=[package.id]).passed
+
+
+def test_a_package_made_for_labels_in_another_order_is_refused_before_it_is_loaded(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_package(bundle, tmp_path)
+    opened = open_bundle(folder)
+    monkeypatch.setattr(aoti_runtime, "AotiRuntime", lambda *_, **__: "opened")
+    build = FITTING.build | {LABELS_KEY: labels_sha256(opened.manifest.labels)}
+    package = replace(opened.variant(FITTING.id), build=build)
+    assert open_variant(opened, package) == "opened"
+    reseal(
+        folder,
+        labels=tuple(reversed(opened.manifest.labels)),
+        variants=(*opened.manifest.variants[:-1], package),
+    )
+    with pytest.raises(ArtifactError, match="was made for other labels, or the same in another order"):
+        open_variant(open_bundle(folder), package)
+
+
+def test_verify_runs_no_machine_code_that_was_not_named(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the manifest says of it: here that it was made by this torch, ran, and agreed."""
+    folder = with_package(bundle, tmp_path)
+    monkeypatch.setattr(aoti_runtime, "AotiRuntime", lambda *_, **__: pytest.fail("it was loaded"))
+    report = verify_bundle(folder)
+    (found,) = [variant for variant in report.variants if variant.id == FITTING.id]
+    assert "machine code" in found.not_run
+    assert f"--variant '{FITTING.id}'" in found.not_run
+    assert not found.passed
+    assert not report.passed
+    assert all(variant.passed for variant in report.variants if variant is not found)
+
+
+def test_machine_code_without_a_verdict_over_videos_is_not_archived(bundle: Path, tmp_path: Path) -> None:
+    folder = with_package(bundle, tmp_path)
+    assert open_bundle(folder).variant(FITTING.id).verified
+    settings = EndpointSettings(service=ServiceSettings(variant=FITTING.id))
+    with pytest.raises(ArtifactError, match="must not be served: it is machine code") as caught:
+        build_archive(folder, model_store=tmp_path / "store", settings=settings)
+    assert "--allow-unverified" in str(caught.value.hint)
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from ivdr_deploy.errors import (
 )
 from ivdr_deploy.models.backbones import get_backbone
 from ivdr_deploy.runtimes.loading import open_model
-from ivdr_deploy.runtimes.ort_runtime import OrtRuntime, require_provider
+from ivdr_deploy.runtimes.ort_runtime import OrtRuntime, require_provider, session_options
 
 VARIANTS = ["torch-fp32", "onnx-fp32"]
 
@@ -217,6 +217,31 @@ def test_a_session_that_fell_back_is_refused() -> None:
     for providers in (["CPUExecutionProvider"], []):
         with pytest.raises(DeviceError, match="CUDAExecutionProvider was asked for"):
             require_provider(providers, "CUDAExecutionProvider")
+
+
+def test_no_operator_may_fall_back_to_the_cpu_where_a_gpu_was_asked_for(tiny_bundle: Path) -> None:
+    key = "session.disable_cpu_ep_fallback"
+    assert session_options("cuda", None).get_session_config_entry(key) == "1"
+    with pytest.raises(RuntimeError):
+        session_options("cpu", None).get_session_config_entry(key)
+    # Arithmetic on shapes would be refused as well, so an exported graph holds none.
+    shapes = {"Shape", "Size", "Range", "ConstantOfShape", "Expand"}
+    assert not shapes & {node.op_type for node in onnx.load(tiny_bundle / "model.onnx").graph.node}
+
+
+@pytest.mark.gpu
+def test_an_operator_that_the_gpu_lacks_is_refused_not_run_on_the_cpu(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    if "CUDAExecutionProvider" not in import_onnxruntime().get_available_providers():
+        missing("ort-gpu", "this onnxruntime was built without CUDA")
+    proto = onnx.load(tiny_bundle / "model.onnx")
+    OrtRuntime(tiny_bundle / "model.onnx", device="cuda").close()
+    proto.graph.node.append(onnx.helper.make_node("Unique", ["feature"], ["lost"]))  # CUDA has none
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("lost", onnx.TensorProto.FLOAT, None))
+    onnx.save(proto, tmp_path / "model.onnx")
+    with pytest.raises(DeviceError, match="would run operators on the CPU"):
+        OrtRuntime(tmp_path / "model.onnx", device="cuda")
 
 
 @pytest.mark.gpu

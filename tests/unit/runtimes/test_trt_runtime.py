@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import TINY_CLIP, reseal
+from bundles import TINY_CLIP, keep_variants, reseal
 from requirements import missing
 from videos import numbered_video
 
 from ivdr_deploy.artifacts.bundle import open_bundle
-from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.artifacts.manifest import Variant, labels_sha256
 from ivdr_deploy.artifacts.sidecar import EngineInfo, read_sidecar, write_sidecar
 from ivdr_deploy.errors import (
     ArtifactError,
@@ -121,6 +121,16 @@ def test_a_plan_of_another_onnx_file_is_refused(built: Path, tmp_path: Path) -> 
     write_sidecar(engine, replace(read_sidecar(engine), onnx_sha256="f" * 64))
     with pytest.raises(ArtifactError, match="SHA-256 ffffffffffff, the bundle's is"):
         open_model(reseal(folder), variant=plan_of(folder).id, device="cuda")
+
+
+def test_a_plan_made_for_labels_in_another_order_is_refused(built: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "bundle"))
+    labels = open_bundle(folder).manifest.labels
+    assert read_sidecar(engine_of(folder)).labels_sha256 == labels_sha256(labels)
+    keep_variants(folder, plan_of(folder).id)
+    reseal(folder, labels=tuple(reversed(labels)))
+    with pytest.raises(ArtifactError, match="was made for other labels, or the same in another order"):
+        open_model(folder, variant=plan_of(folder).id, device="cuda")
 
 
 def test_a_plan_of_another_contract_is_refused(built: Path) -> None:
