@@ -88,7 +88,9 @@ def build_archive(
     opened = open_bundle(bundle)
     name, service = opened.manifest.name, settings.service
     service.view_plan(opened.manifest.view_plan)  # refused here, not by every worker
-    variant, device, reason = choose_variant(opened, service.variant, device=service.device)
+    variant, device, reason = choose_variant(
+        opened, service.variant, device=service.device, threads=service.threads
+    )
     if (why := variant.unverified_reason) and not allow_unverified:
         raise ArtifactError(
             f"{bundle}: {variant.id} must not be served: {why}",
