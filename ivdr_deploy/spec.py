@@ -36,7 +36,7 @@ OUTPUT_NAMES = ("logits", "feature", "inter", "intra")
 
 RuntimeName = Literal["torch", "onnxruntime", "tensorrt", "aoti"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Engine = Literal["onnx", "aoti", "trt"]
+Engine = Literal["onnx", "torch", "aoti", "trt"]
 """What an exported variant is made for."""
 Device = Literal["cpu", "cuda"]
 DecoderName = Literal["pyav", "opencv"]

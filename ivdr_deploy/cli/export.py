@@ -42,7 +42,9 @@ def export(
     ] = False,
     engine: Annotated[
         list[str] | None,
-        typer.Option("--engine", help="Engine of the variants to add: onnx, aoti or trt; may be repeated."),
+        typer.Option(
+            "--engine", help="Engine of the variants to add: onnx, torch, aoti or trt; may be repeated."
+        ),
     ] = None,
     precision: Annotated[
         list[str] | None,

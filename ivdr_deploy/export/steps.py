@@ -12,6 +12,7 @@ from ivdr_deploy.errors import ConfigError, IvdrError
 from ivdr_deploy.export.aoti_steps import add_aoti, package_targets
 from ivdr_deploy.export.calibration import Calibration
 from ivdr_deploy.export.onnx_steps import add_onnx, add_onnx_int8, add_onnx_int8_trt
+from ivdr_deploy.export.torch_steps import add_torch, require_gpu
 from ivdr_deploy.export.trt_steps import add_tensorrt
 from ivdr_deploy.spec import Engine, Precision
 
@@ -127,13 +128,17 @@ def _add_tensorrt_int8(draft: Draft, options: StepOptions) -> None:
     add_tensorrt(draft, options.compute_capabilities, precision="int8")
 
 
-def _aoti(precision: Precision) -> Step:
+def _by_torch(
+    precision: Precision,
+    add: Callable[[Draft, Precision], None],
+    check_machine: Callable[[Precision], object],
+) -> Step:
     def check(options: StepOptions) -> None:
         for package in ("torch", "torchvision"):
             require(package, extra="export")
-        package_targets(precision)
+        check_machine(precision)
 
-    return Step(lambda draft, _: add_aoti(draft, precision), check)
+    return Step(lambda draft, _: add(draft, precision), check)
 
 
 STEPS: dict[Request, Step] = {
@@ -142,9 +147,11 @@ STEPS: dict[Request, Step] = {
     ("onnx", "int8"): Step(
         lambda draft, options: add_onnx_int8(draft, _calibration(options)), _check_int8, (("onnx", "fp32"),)
     ),
-    ("aoti", "fp32"): _aoti("fp32"),
-    ("aoti", "bf16"): _aoti("bf16"),
-    ("aoti", "fp16"): _aoti("fp16"),
+    ("torch", "fp16"): _by_torch("fp16", add_torch, require_gpu),
+    ("torch", "bf16"): _by_torch("bf16", add_torch, require_gpu),
+    ("aoti", "fp32"): _by_torch("fp32", add_aoti, package_targets),
+    ("aoti", "bf16"): _by_torch("bf16", add_aoti, package_targets),
+    ("aoti", "fp16"): _by_torch("fp16", add_aoti, package_targets),
     ("trt", "fp32"): Step(
         lambda draft, options: add_tensorrt(draft, options.compute_capabilities),
         _check_tensorrt,

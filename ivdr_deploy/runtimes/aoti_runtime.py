@@ -12,7 +12,8 @@ import torch
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.errors import ArtifactError, ClosedError, EngineIncompatibleError
 from ivdr_deploy.runtimes.base import OpenRequest, Runtime, check_batch, check_labels_digest, clips_per_call
-from ivdr_deploy.runtimes.torch_runtime import batch_tensor, describe_device, require_device
+from ivdr_deploy.runtimes.cuda_calls import CudaCalls, as_tensor
+from ivdr_deploy.runtimes.torch_runtime import describe_device, require_device
 from ivdr_deploy.spec import ClipSpec, Device, Precision
 
 TORCH_KEY = "torch"
@@ -66,23 +67,24 @@ class AotiRuntime(Runtime):
         self.output_names = tuple(output_names)
         self.description = f"torch {torch.__version__} AOTInductor, {describe_device(device)}, {precision}"
         self.call_clips = clips_per_call(clip, device)
-        self._clip, self._device = clip, device
+        self._clip = clip
+        self._cuda = CudaCalls(self._package, clip.clip_shape) if device == "cuda" else None
 
     def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
         """Run one batch; see ``Runtime.infer``."""
         check_batch(video, self._clip)
         if self._package is None:
             raise ClosedError("this package was closed", hint="open the model again")
-        with torch.inference_mode():
-            outputs = self._package(batch_tensor(video).to(self._device))
-            return {
-                name: value.float().cpu().numpy()
-                for name, value in zip(self.output_names, outputs, strict=True)
-            }
+        if self._cuda is not None:
+            values = self._cuda(video)
+        else:
+            with torch.inference_mode():
+                values = [output.float().numpy() for output in self._package(as_tensor(video))]
+        return dict(zip(self.output_names, values, strict=True))
 
     def close(self) -> None:
         """Let go of the package."""
-        self._package = None
+        self._package = self._cuda = None
 
 
 def misfit(variant: Variant, device: Device) -> str:

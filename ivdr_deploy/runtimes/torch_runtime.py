@@ -1,4 +1,4 @@
-"""Runs a checkpoint with torch, eagerly: the reference that every other runtime is held against."""
+"""Runs a checkpoint with torch, eagerly: in fp32 the reference that every other runtime is held against."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.artifacts.manifest import Variant
-from ivdr_deploy.errors import ClosedError, DeviceError
+from ivdr_deploy.errors import ClosedError, DeviceError, EngineIncompatibleError
 from ivdr_deploy.models.network import VideoModel
 from ivdr_deploy.runtimes.base import OpenRequest, Runtime, check_batch, check_labels, clips_per_call
-from ivdr_deploy.spec import ClipSpec, Device
+from ivdr_deploy.runtimes.cuda_calls import CudaCalls, as_tensor
+from ivdr_deploy.spec import ClipSpec, Device, Precision
+
+LAYOUT_KEY = "memory_format"
+"""Entry of ``Variant.build`` that holds how the weights of the backbone lie: a key of ``LAYOUTS``."""
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
 
 
 class TorchRuntime(Runtime):
-    """A ``VideoModel`` in fp32.
+    """A ``VideoModel``.
 
     Args:
-        model: The network; it is moved to ``device`` and put into eval mode.
+        model: The network; it is moved to ``device``, put into eval mode, and its backbone into ``precision``.
         clip: Its contract.
         output_names: Outputs to return, in order.
+        precision: Of the backbone: ``fp32``, ``fp16`` or ``bf16``.
+        layout: A key of ``LAYOUTS``.
         device: Where to run.
         threads: Threads of one operator on the CPU. torch has one such number per process: this sets it. None
             leaves it.
@@ -36,45 +46,53 @@ class TorchRuntime(Runtime):
         *,
         clip: ClipSpec,
         output_names: Sequence[str],
+        precision: Precision = "fp32",
+        layout: str = "contiguous",
         device: Device = "cpu",
         threads: int | None = None,
     ) -> None:
         require_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
+        if precision != "fp32":
+            model.set_precision(precision)
         self.name = "torch"
-        self.precision = "fp32"
+        self.precision = precision
         self.output_names = tuple(output_names)
-        self.description = f"torch {torch.__version__} eager, {describe_device(device)}, fp32"
+        self.description = f"torch {torch.__version__} eager, {describe_device(device)}, {precision}"
         self.call_clips = clips_per_call(clip, device)
         self._clip = clip
-        self._device = device
         self._model: VideoModel | None = model.to(device).eval()
+        model.backbone.to(memory_format=LAYOUTS[layout])
+        self._cuda = CudaCalls(self._forward, clip.clip_shape) if device == "cuda" else None
 
     def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
         """Run one batch; see ``Runtime.infer``."""
         check_batch(video, self._clip)
         if self._model is None:
             raise ClosedError("this torch runtime was closed", hint="open the model again")
-        # fp32 means fp32: by default cuDNN may compute convolutions in TF32, which keeps 10 bits of each
-        # factor.
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            outputs = self._model(batch_tensor(video).to(self._device))
-            return {name: outputs[name].float().cpu().numpy() for name in self.output_names}
+        if self._cuda is not None:
+            values = self._cuda(video)
+        else:
+            with torch.inference_mode():
+                values = [output.float().numpy() for output in self._forward(as_tensor(video))]
+        return dict(zip(self.output_names, values, strict=True))
+
+    def _forward(self, video: Tensor) -> list[Tensor]:
+        assert self._model is not None
+        # fp32 means fp32: by default cuDNN may compute convolutions in TF32, which keeps 10 bits of each factor.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            outputs = self._model(video)
+        return [outputs[name] for name in self.output_names]
 
     def close(self) -> None:
         """Let go of the network."""
-        self._model = None
-
-
-def batch_tensor(video: np.ndarray) -> torch.Tensor:
-    """View a batch as a tensor; a read-only array is copied, since torch has no read-only tensors."""
-    return torch.from_numpy(video if video.flags.writeable else video.copy())
+        self._model = self._cuda = None
 
 
 def misfit(variant: Variant, device: Device) -> str:
     """Say why a variant cannot run here on ``device``; empty when it can."""
-    return "" if device == "cpu" else _no_cuda()
+    return _unknown_layout(variant) or ("" if device == "cpu" else _no_cuda())
 
 
 def open_variant(request: OpenRequest) -> Runtime:
@@ -85,16 +103,29 @@ def open_variant(request: OpenRequest) -> Runtime:
         CheckpointError: if it is not usable.
         ContractMismatchError: if it has another contract than the request.
         DeviceError: if the device is not there.
+        EngineIncompatibleError: if the variant asks for a layout that is not known here.
     """
+    if reason := _unknown_layout(request.variant):
+        raise EngineIncompatibleError(
+            f"{request.path} cannot run here: {reason}",
+            hint="export the variant again: `ivdr export BUNDLE --engine torch`",
+        )
     checkpoint = load_checkpoint(request.path, expected_clip=request.clip)
     check_labels(request, checkpoint.info.labels)
     return TorchRuntime(
         checkpoint.model,
         clip=request.clip,
         output_names=request.output_names,
+        precision=request.variant.precision,
+        layout=request.variant.build.get(LAYOUT_KEY, "contiguous"),
         device=request.device,
         threads=request.threads,
     )
+
+
+def _unknown_layout(variant: Variant) -> str:
+    layout = variant.build.get(LAYOUT_KEY, "contiguous")
+    return "" if layout in LAYOUTS else f"it asks for the memory format {quoted(layout)}, which is not known"
 
 
 def require_device(device: Device) -> None:

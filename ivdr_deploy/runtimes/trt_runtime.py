@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ivdr_deploy._optional import require
 from ivdr_deploy._text import quoted
@@ -21,7 +22,7 @@ from ivdr_deploy.errors import (
     EngineIncompatibleError,
 )
 from ivdr_deploy.runtimes.base import CALL_CLIPS, OpenRequest, Runtime, check_batch, check_labels_digest
-from ivdr_deploy.runtimes.torch_runtime import batch_tensor
+from ivdr_deploy.runtimes.cuda_calls import CudaCalls
 from ivdr_deploy.spec import INPUT_NAME, ClipSpec, Device
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class TrtRuntime(Runtime):
         if self._engine is None:
             raise EngineIncompatibleError(f"{path} cannot be loaded ({logger.last_error})", hint=_REBUILD)
         self._context: Any = self._engine.create_execution_context()
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._calls: CudaCalls | None = CudaCalls(self._enqueue, clip.clip_shape)
         self._logger, self._info, self._clip = logger, info, clip
         self.call_clips = min(CALL_CLIPS[device], info.batch.max)
         self.name = "tensorrt"
@@ -89,26 +90,26 @@ class TrtRuntime(Runtime):
             raise ConfigError(
                 f"{len(video)} clips in one call; this plan takes at most {self._info.batch.max}"
             )
-        if self._context is None:
+        if self._calls is None:
             raise ClosedError("this TensorRT runtime was closed", hint="open the model again")
-        with torch.cuda.stream(self._stream):
-            # Allocated, filled and read on the one stream that also executes, so nothing else has to be
-            # ordered.
-            tensors = {INPUT_NAME: batch_tensor(video).to("cuda")}
-            self._context.set_input_shape(INPUT_NAME, tuple(video.shape))
-            for name in self.output_names:
-                shape = tuple(self._context.get_tensor_shape(name))
-                tensors[name] = torch.empty(shape, dtype=torch.float32, device="cuda")
-            for name, tensor in tensors.items():
-                self._context.set_tensor_address(name, tensor.data_ptr())
-            if not self._context.execute_async_v3(self._stream.cuda_stream):
-                raise ArtifactError(
-                    f"TensorRT could not run the plan ({self._logger.last_error})", hint=_REBUILD
-                )
-            return {name: tensors[name].cpu().numpy() for name in self.output_names}
+        return dict(zip(self.output_names, self._calls(video), strict=True))
+
+    def _enqueue(self, video: Tensor) -> list[Tensor]:
+        """Run the plan on the current stream, on which its tensors are allocated, filled and read as well."""
+        self._context.set_input_shape(INPUT_NAME, tuple(video.shape))
+        outputs = []
+        for name in self.output_names:
+            shape = tuple(self._context.get_tensor_shape(name))
+            outputs.append(torch.empty(shape, dtype=torch.float32, device="cuda"))
+        for name, tensor in zip((INPUT_NAME, *self.output_names), (video, *outputs), strict=True):
+            self._context.set_tensor_address(name, tensor.data_ptr())
+        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise ArtifactError(f"TensorRT could not run the plan ({self._logger.last_error})", hint=_REBUILD)
+        return outputs
 
     def close(self) -> None:
-        """Free the plan; the context goes before the engine it belongs to."""
+        """Free the plan; its graphs and the context go before the engine they belong to."""
+        self._calls = None
         self._context = None
         self._engine = None
         self._runtime = None

@@ -10,7 +10,8 @@ import pytest
 from ivdr_deploy import environment
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.datasets.lists import read_video_list
-from ivdr_deploy.errors import ConfigError, DataError, EngineIncompatibleError, ParityError
+from ivdr_deploy.environment import has_nvidia_driver
+from ivdr_deploy.errors import ConfigError, DataError, EngineIncompatibleError, ExportError, ParityError
 from ivdr_deploy.export.bundle_export import add_variants
 from ivdr_deploy.export.calibration import Calibration, calibration_clips
 from ivdr_deploy.export.int8 import channels_last
@@ -18,6 +19,7 @@ from ivdr_deploy.export.steps import StepOptions, buildable_steps, plan_steps, r
 from ivdr_deploy.runtimes import registry
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.variants import choose_variant
+from ivdr_deploy.spec import Precision
 from ivdr_deploy.video.reader import VideoLimits
 
 
@@ -119,6 +121,17 @@ def test_an_engine_that_does_not_exist_is_named_and_the_others_listed(pair: tupl
     assert pair[1] in caught.value.message
     assert len(caught.value.message) < 300
     assert "onnx int8" in str(caught.value.hint)
+
+
+@pytest.mark.skipif(has_nvidia_driver(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_of_torch_is_for_a_gpu(bundle: Path, precision: Precision) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(ExportError, match=f"torch in {precision} is for a GPU") as caught:
+        add_variants(bundle, [("torch", precision)])
+    assert "aoti bf16" in caught.value.hint
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert buildable_steps(StepOptions())[1]["torch", precision] == caught.value.message
 
 
 def test_int8_without_videos_is_refused_before_anything_is_made(bundle: Path, tmp_path: Path) -> None:

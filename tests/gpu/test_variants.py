@@ -1,0 +1,98 @@
+"""Every variant that a GPU can make: exported, opened, compared with the CPU, and timed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bundles import TINY_CLIP
+from requirements import missing
+
+from ivdr_deploy._optional import import_onnxruntime
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.benchmarks.engines import LEAST_TURNS, time_variants, timed_variants
+from ivdr_deploy.export.bundle_export import add_variants
+from ivdr_deploy.export.steps import Request
+from ivdr_deploy.runtimes.compare import compare_outputs, describe_failures
+from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.runtimes.registry import misfit
+from ivdr_deploy.runtimes.torch_runtime import LAYOUT_KEY, LAYOUTS
+
+pytestmark = pytest.mark.gpu
+
+REQUESTS: list[Request] = [
+    ("onnx", "fp16"),
+    ("torch", "fp16"),
+    ("torch", "bf16"),
+    ("aoti", "fp32"),
+    ("aoti", "fp16"),
+    ("aoti", "bf16"),
+]
+PLANS: list[Request] = [("trt", "fp32"), ("trt", "fp16")]
+
+
+def check_on_gpu(bundle: Path, request: Request) -> None:
+    """Add a variant on this machine; it must run, at every size of batch, as torch does on the CPU."""
+    held = {variant.id for variant in open_bundle(bundle).manifest.variants}
+    manifest = add_variants(bundle, [request]).manifest
+    added = [variant for variant in manifest.variants if variant.id not in held]
+    assert added
+    reference = open_model(bundle, variant="torch-fp32", device="cpu").runtime
+    for variant in added:
+        assert variant.precision == request[1]
+        if variant.runtime == "onnxruntime" and misfit(variant, "cuda"):
+            missing("ort-gpu", "this onnxruntime was built without CUDA")
+        assert variant.parity, "it was built here, so it must have been run here"
+        with open_model(bundle, variant=variant.id, device="cuda").runtime as runtime:
+            for number in (1, 2, 7, 2, 64):
+                shape = (number, *TINY_CLIP.clip_shape)
+                video = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+                compared = compare_outputs(
+                    reference.infer(video), runtime.infer(video), precision=variant.precision
+                )
+                assert not describe_failures(compared), (variant.id, number)
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids="-".join)
+def test_variants_of_torch_and_onnx(tiny_bundle_copy: Path, request_: Request) -> None:
+    check_on_gpu(tiny_bundle_copy, request_)
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize("request_", PLANS, ids="-".join)
+def test_plans(tiny_bundle_copy: Path, request_: Request) -> None:
+    check_on_gpu(tiny_bundle_copy, request_)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_faster_layout_is_kept(tiny_bundle_copy: Path, precision: str) -> None:
+    bundle = add_variants(tiny_bundle_copy, [("torch", precision)])  # type: ignore[list-item]
+    build = bundle.variant(f"torch-{precision}").build
+    took = {layout: float(build[f"ms_{layout}"]) for layout in LAYOUTS}
+    assert build[LAYOUT_KEY] == min(took, key=lambda layout: took[layout])
+
+
+def test_fp32_means_fp32(tiny_bundle: Path) -> None:
+    """TF32 keeps 10 bits of each factor, and is what cuDNN takes where nobody forbids it."""
+    cpu, gpu = (open_model(tiny_bundle, variant="torch-fp32", device=device) for device in ("cpu", "cuda"))
+    video = np.random.default_rng(0).integers(0, 256, (4, *TINY_CLIP.clip_shape), dtype=np.uint8)
+    compared = compare_outputs(cpu.runtime.infer(video), gpu.runtime.infer(video), precision="fp32")
+    assert not describe_failures(compared)
+
+
+def test_variants_take_turns_on_the_gpu(tiny_bundle_copy: Path) -> None:
+    requests: list[Request] = [("torch", "fp16"), ("aoti", "fp16")]
+    bundle = add_variants(tiny_bundle_copy, requests)
+    names = ["torch-fp16", next(v.id for v in bundle.manifest.variants if v.id.startswith("aoti-fp16"))]
+    chosen, _ = timed_variants(bundle, names, device="cuda")
+    timing = time_variants(bundle, chosen, device="cuda", threads=1, turns=LEAST_TURNS, turn_seconds=0.1)
+    assert set(timing.ms) == {"torch-fp32", *names}
+    assert all(timing.over_reference(name).median > 0 for name in names)
+    assert all(torch.cuda.get_device_name() in what for what in timing.runtimes.values())
+
+
+def test_onnx_runtime_runs_on_the_gpu_or_not_at_all(tiny_bundle: Path) -> None:
+    if "CUDAExecutionProvider" not in import_onnxruntime().get_available_providers():
+        missing("ort-gpu", "this onnxruntime was built without CUDA")
+    with open_model(tiny_bundle, variant="onnx-fp32", device="cuda").runtime as runtime:
+        assert "CUDAExecutionProvider" in runtime.description
