@@ -20,7 +20,11 @@ from ivdr_deploy.errors import CheckpointError, MissingDependencyError
 from ivdr_deploy.export import from_hf
 from ivdr_deploy.export.importing import compare_preprocessing, import_model
 from ivdr_deploy.models import hf
+from ivdr_deploy.results import softmax
 from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.serving.torchserve.archive import build_archive
+from ivdr_deploy.serving.torchserve.process import serve
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 from ivdr_deploy.video import open_video
 from ivdr_deploy.video.clips import load_clips
 from ivdr_deploy.video.sampling import place_clips, timeline
@@ -122,6 +126,30 @@ def test_the_bundle_runs_where_transformers_cannot_be_imported(
     assert (verified.returncode, "PASS" in verified.stderr) == (0, True)
     reference = run("predict", bundle, video, "--variant", "torch-fp32")
     assert (reference.returncode, "ivdr-deploy[hf]" in reference.stderr) == (6, True)
+
+
+@pytest.mark.torchserve
+@pytest.mark.parametrize(
+    "name",
+    [ARCHITECTURES[0], *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ARCHITECTURES[1:])],
+)
+def test_the_endpoint_answers_where_transformers_cannot_be_imported(
+    name: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = import_model(f"hf:{write_folder(name, tmp_path / name)}", tmp_path / "bundle")[0].path
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "transformers.py").write_text("raise ImportError('not here')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    video = tiny_bundle / "golden_h264.mp4"
+    with open_model(bundle).runtime as runtime:
+        manifest = open_bundle(bundle).manifest
+        logits = runtime.infer(load_clips(video, manifest.clip, manifest.view_plan).video)["logits"]
+    archive = build_archive(bundle, model_store=tmp_path, settings=EndpointSettings()).path
+    with serve(archive, run_dir=tmp_path / "run") as server:
+        status, answer = server.client.predict(video)
+    assert status == 200, answer
+    best = LABELS[int(softmax(logits).mean(axis=0).argmax())]
+    assert answer["predictions"][0]["label"] == best
 
 
 def change_json(path: Path, **changes: Any) -> None:

@@ -129,6 +129,10 @@ def test_an_imported_bundle_is_like_any_other(
     (tmp_path / "list.csv").write_text(f"path\n{video}\n")
     assert ivdr("verify", out, "--videos", tmp_path / "list.csv")[0] == 0
     assert ivdr("score", out, tmp_path / "list.csv", "-o", tmp_path / "scores", "--output", "feature")[0] == 0
+    timing = ("--videos", tmp_path / "list.csv", "--rounds", 1, "-o", tmp_path / "bench.json")
+    assert ivdr("bench", out, *timing)[0] == 0
+    assert ivdr("archive", out, "--model-store", tmp_path / "store")[0] == 0
+    assert ivdr("predict", tmp_path / "store" / "i3d.mar", video, "--json")[0] == 0
     assert "origin" in ivdr("show", out)[1]
     checkpoint = load_checkpoint(out / "model.safetensors")
     for count in (1, 2, 7):
