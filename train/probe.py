@@ -7,7 +7,8 @@ held-out groups of the training list are most probable.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from train.init import checkpoint_of, transfer
 from train.run import decode_options, keep_settings, write_checkpoint
 from train.state import STATE_NAME
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 _PENALTY = 1e-2
 """Where nothing can be held out."""
 
@@ -181,13 +182,15 @@ def fit(
     mean, variance = stacked.mean(axis=0), stacked.var(axis=0)
     # A feature that hardly ever varies would be scaled up to noise.
     scale = np.sqrt(variance + 1e-4 * variance.mean() + 1e-30)
-    inputs = torch.from_numpy((stacked - mean) / scale)
+    # The best weights lie in the span of the inputs, which on few videos has far fewer dimensions than F.
+    with _one_thread():
+        inputs, basis = _in_span((stacked - mean) / scale)
     counts = np.array([len(feature) for feature in features])
     truth = torch.from_numpy(np.repeat(np.asarray(targets), counts))
     share = torch.from_numpy(np.repeat(1.0 / counts, counts) / len(features))
     weight = torch.zeros(num_classes, inputs.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
@@ -196,9 +199,30 @@ def fit(
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    scaled = weight.detach().numpy() / scale
+    with _one_thread():
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+    scaled = (weight.detach() @ basis).numpy() / scale
     return Linear(weight=scaled, bias=bias.detach().numpy() - scaled @ mean)
+
+
+def _in_span(inputs: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return coordinates (N, R) of inputs (N, F) and the orthonormal basis (R, F) that they are in."""
+    given = torch.from_numpy(inputs)
+    if len(given) >= given.shape[1]:
+        return given, torch.eye(given.shape[1], dtype=given.dtype)
+    basis = torch.linalg.qr(given.T).Q.T
+    return given @ basis.T, basis
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: sharing out operators as small as these costs more than they do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _choose_penalty(
