@@ -35,6 +35,7 @@ USERS: dict[str, set[str]] = {
         "batching",
         "decoding",
         "runtimes",
+        "results",
         "artifacts",
         "datasets",
         "video",

@@ -12,8 +12,9 @@ from ivdr_deploy._console import console, done, exiting, print_json
 from ivdr_deploy._files import at_home
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
-from train.config import FinetuneConfig, PretrainConfig
+from train.config import PretrainConfig
 from train.config_file import load_config
+from train.init import load_finetune_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,7 +100,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
 
 def _finetune(options: argparse.Namespace) -> int:
-    config = load_config(FinetuneConfig, options.config, options.overrides)
+    config = load_finetune_config(options.config, options.overrides)
     from train.finetune import finetune
 
     path = finetune(config)

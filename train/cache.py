@@ -1,35 +1,34 @@
 """Training videos, decoded once into memory-mapped frames.
 
 Decoding costs more than everything else on few cores, so the frames of every video are kept on disk, resized under the
-contract but not cropped: exactly what ``ivdr_deploy.video.open_frames`` gives. A file ends with a SHA-256 over
-its name and what is before it, which every run holds against the file before it trains on it; one that is damaged is
-made again. Decode workers import this module: nothing here needs torch.
+contract but not cropped: exactly what ``ivdr_deploy.video.open_frames`` gives. Every run holds the files against their
+digests (``train.kept``) before it trains on them; one that is damaged is made again. Decode workers import this module:
+nothing here needs torch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from ivdr_deploy._console import progress
-from ivdr_deploy._files import NO_SPACE, atomic_path, remove_left_over
+from ivdr_deploy._files import NO_SPACE, remove_left_over
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.decoding import DecodeOptions, DecodePool, ScratchError
-from ivdr_deploy.errors import DataError, VideoError
-from ivdr_deploy.spec import ClipSpec, ViewPlan, canonical_json
+from ivdr_deploy.errors import DataError, IvdrError, VideoError
+from ivdr_deploy.spec import ClipSpec, ViewPlan
 from ivdr_deploy.video import PathSource, Source, VideoLimits, open_frames
 from ivdr_deploy.video.preprocess import crops
 from ivdr_deploy.video.sampling import place_clips
+from train.kept import is_whole, kept_name, open_kept, writing
 
-_DIGEST_BYTES = hashlib.sha256().digest_size
-_PIECE_BYTES = 1 << 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class CachedVideos:
     files: tuple[Path, ...]
     """One ``.npy`` per item: uint8 (L, h, w, 3), and behind it a digest that NumPy does not look at."""
 
-    skipped: tuple[tuple[VideoItem, VideoError], ...]
+    skipped: tuple[tuple[VideoItem, IvdrError], ...]
     """Videos that cannot be used, with the reason."""
 
     def __len__(self) -> int:
@@ -48,15 +47,7 @@ class CachedVideos:
 
     def frames(self, row: int) -> np.ndarray:
         """Return the frames of one video, uint8 (L, h, w, 3), mapped from disk."""
-        file = self.files[row]
-        try:
-            mapped: np.ndarray = np.load(file, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                f"{file} was removed or damaged while it was in use ({str(error)[:100]})",
-                hint="run the same command again: the cache is checked, and training goes on from its last state",
-            ) from error
-        return mapped
+        return open_kept(self.files[row])
 
     def eval_clips(self, row: int, clip: ClipSpec, plan: ViewPlan) -> np.ndarray:
         """Return the clips that scoring would take, uint8 (N, T, crop, crop, 3); equal to those of ``load_clips``."""
@@ -91,9 +82,21 @@ def cache_videos(
     """
     sources = [PathSource(item.path.absolute()) for item in videos.items]
     filled = fill_cache(sources, clip, folder, decode=decode, limits=limits)
-    pairs = list(zip(videos.items, filled, strict=True))
-    good = [(item, file) for item, file in pairs if isinstance(file, Path)]
-    skipped = tuple((item, error) for item, error in pairs if isinstance(error, VideoError))
+    good, skipped = usable(videos, filled, max_bad_share=max_bad_share)
+    return CachedVideos(tuple(item for item, _ in good), tuple(file for _, file in good), skipped)
+
+
+def usable(
+    videos: VideoList, made: Sequence[T | IvdrError], *, max_bad_share: float
+) -> tuple[list[tuple[VideoItem, T]], tuple[tuple[VideoItem, IvdrError], ...]]:
+    """Part the videos of a list into those of which something could be made, with it, and the others, with the reason.
+
+    Raises:
+        DataError: if more of them than allowed are unusable, or fewer than two are left; names the first of them.
+    """
+    pairs = list(zip(videos.items, made, strict=True))
+    good = [(item, one) for item, one in pairs if not isinstance(one, IvdrError)]
+    skipped = tuple((item, error) for item, error in pairs if isinstance(error, IvdrError))
     if len(skipped) > max_bad_share * len(pairs) or len(good) < 2:
         named = "; ".join(f"{item.uri}: {error.message}" for item, error in skipped[:3])
         raise DataError(
@@ -101,7 +104,7 @@ def cache_videos(
             + (f" ({named})" if named else "; training needs at least 2"),
             hint="take them out of the list, or raise data.max_bad_share",
         )
-    return CachedVideos(tuple(item for item, _ in good), tuple(file for _, file in good), skipped)
+    return good, skipped
 
 
 def fill_cache(
@@ -133,12 +136,13 @@ def fill_cache(
     """
     limits = limits or VideoLimits()
     folder.mkdir(parents=True, exist_ok=True)
+    shape = [clip.short_side, clip.exact_size, clip.resize, clip.color, clip.target_fps]
     try:
         with DecodePool(decode) as pool:
 
             def start(source: Source) -> VideoError | tuple[Future[None], Path]:
                 try:
-                    file = folder / f"{_cache_key(source, clip)}.npy"
+                    file = folder / kept_name(source, {"frames": shape})
                 except VideoError as error:
                     return error
                 return pool.submit(keep_frames, source, clip, file, limits=limits), file
@@ -166,7 +170,7 @@ def keep_frames(source: Source, /, clip: ClipSpec, file: Path, *, limits: VideoL
         VideoError: if the video cannot be used.
         ScratchError: if there is no space for the file.
     """
-    if not _is_whole(file):
+    if not is_whole(file):
         write_frames(source, clip, file, limits=limits)
 
 
@@ -180,50 +184,13 @@ def write_frames(source: Source, /, clip: ClipSpec, file: Path, *, limits: Video
     with open_frames(source, clip, limits=limits) as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": stream.shape}
         try:
-            with atomic_path(file) as temporary, temporary.open("wb") as out:
+            with writing(file) as write:
                 start = io.BytesIO()
                 np.lib.format.write_array_header_1_0(start, header)
-                digest = _new_digest(file)
-                digest.update(start.getvalue())
-                out.write(start.getvalue())
+                write(start.getvalue())
                 for frame in stream.frames:
-                    pixels = np.ascontiguousarray(frame).data
-                    digest.update(pixels)
-                    out.write(pixels)
-                out.write(digest.digest())
+                    write(np.ascontiguousarray(frame).data)
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
             raise ScratchError(error.errno, error.strerror, error.filename) from error
-
-
-def _new_digest(file: Path) -> hashlib._Hash:
-    """Begin the digest of a file of the cache with its name, so that another one does not pass for it."""
-    return hashlib.sha256(file.name.encode())
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether a file of the cache is there, and its digest is that of its name and all that is before it."""
-    try:
-        with file.open("rb") as stream:
-            left = stream.seek(0, io.SEEK_END) - _DIGEST_BYTES
-            stream.seek(0)
-            digest = _new_digest(file)
-            while left > 0 and (piece := stream.read(min(left, _PIECE_BYTES))):
-                digest.update(piece)
-                left -= len(piece)
-            return stream.read() == digest.digest()
-    except OSError:  # absent, or a disk that does not give back what it holds
-        return False
-
-
-def _cache_key(source: Source, clip: ClipSpec) -> str:
-    found = source.identity()
-    identity = {
-        "uri": source.uri,
-        "size": found.size_bytes,
-        "changed_ns": found.changed_ns,
-        "frames": [clip.short_side, clip.exact_size, clip.resize, clip.color, clip.target_fps],
-        "decoder": ["pyav", metadata.version("av")],
-    }
-    return hashlib.sha256(canonical_json(identity).encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -256,11 +256,17 @@ class FinetuneConfig(RunConfig):
     """Weight of the dual-representation losses beside cross-entropy. Above 0 all heads stay valid."""
 
     linear_probe: bool = False
-    """Train the classifier alone, on a backbone that stays as it is, in eval mode."""
+    """Train the classifier alone, on features of a backbone that stays as it is: those of the clips that ``view_plan``
+    takes, computed once and kept in ``data.cache``. ``optim``, ``augment`` and ``bf16`` have no part in it."""
+
+    against: str = ""
+    """Settings file of another way to train on the same list. Both ways are tried on held-out groups of the training
+    list, and the better one trains on all of it. Of the file, ``data``, ``out``, ``seed`` and ``device`` do not count.
+    Empty: no such choice."""
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
-        _paths_at_home(self, "init")
+        _paths_at_home(self, "init", "against")
         _in_range("dual_weight", self.dual_weight, 0.0)
         if self.augment.reverse_probability:
             raise ConfigError("augment.reverse_probability must be 0 when labels are trained")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -17,7 +17,13 @@ from train.config import RunConfig
 C = TypeVar("C", bound=RunConfig)
 
 
-def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
+def load_config(
+    cls: type[C],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    complete: Callable[[dict[str, Any]], None] | None = None,
+) -> C:
     """Read a TOML file and apply overrides.
 
     Args:
@@ -25,6 +31,7 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
         path: The file.
         overrides: ``dotted.key=value`` each. The value is read as TOML; what is no TOML is text, and where the setting
             is text anything but a quoted string is taken as it stands: ``out=2024`` is a folder.
+        complete: Adds what follows from the settings that are given.
 
     Raises:
         ConfigError: if the file is missing or malformed, or a key or value does not fit; says which.
@@ -38,6 +45,8 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
         raise ConfigError(f"{path} is not valid TOML ({error})") from error
     for override in overrides:
         _apply(cls, values, override)
+    if complete is not None:
+        complete(values)
     return from_dict(cls, values, where=str(path))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ivdr_deploy.datasets.lists import VideoItem
 from ivdr_deploy.spec import ClipSpec, ViewPlan
 from train.augment import Changes, draw_changes
 from train.cache import CachedVideos
@@ -143,13 +144,18 @@ def golden_clips(videos: CachedVideos, clip: ClipSpec, *, count: int = 4) -> np.
     Returns:
         uint8 (G, T, crop, crop, 3).
     """
+    rows = golden_rows(videos.items, count=count)
+    return np.concatenate([videos.eval_clips(row, clip, ViewPlan(num_clips=1)) for row in rows])
+
+
+def golden_rows(items: Sequence[VideoItem], *, count: int = 4) -> list[int]:
+    """Pick the videos that the golden clips of a checkpoint come from, of different classes first."""
     seen: dict[str | None, int] = {}
     order = []
-    for row, item in enumerate(videos.items):
+    for row, item in enumerate(items):
         seen[item.label] = seen.get(item.label, 0) + 1
         order.append((seen[item.label], row))
-    rows = [row for _, row in sorted(order)[:count]]
-    return np.concatenate([videos.eval_clips(row, clip, ViewPlan(num_clips=1)) for row in rows])
+    return [row for _, row in sorted(order)[:count]]
 
 
 def _crop_into(target: np.ndarray, frames: np.ndarray, indices: np.ndarray, rng: np.random.Generator) -> None:

@@ -15,7 +15,7 @@ from ivdr_deploy.spec import TrainingState
 from ivdr_deploy.video.sampling import random_centre_clip
 from train.augment import Changes
 from train.config import PretrainConfig
-from train.data import draw_dual_batch
+from train.data import draw_dual_batch, golden_clips
 from train.run import (
     begin_or_resume,
     open_state,
@@ -62,5 +62,11 @@ def pretrain(config: PretrainConfig) -> Path:
             backbone_step=state.step, head_steps=dict.fromkeys(config.dual.trained_heads, state.step)
         )
         return write_checkpoint(
-            config, model=model, videos=videos, cached=cached, labels=(), training=training, metrics=metrics
+            config,
+            model=model,
+            videos=videos,
+            golden=golden_clips(cached, config.clip),
+            labels=(),
+            training=training,
+            metrics=metrics,
         )

@@ -32,7 +32,7 @@ from train.augment import Changes
 from train.cache import CachedVideos, cache_videos
 from train.config import OptimConfig, RunConfig
 from train.config_file import changed_settings, settings_toml
-from train.data import epoch_batches, golden_clips, steps_per_epoch
+from train.data import epoch_batches, steps_per_epoch
 from train.log import METRICS_NAME, RunLog
 from train.optim import build_optimizer, learning_rate, take_step
 from train.state import STATE_NAME, TrainState, run_digest
@@ -110,8 +110,7 @@ def begin_or_resume(config: RunConfig, state: TrainState) -> None:
     folder = Path(config.out)
     path = folder / STATE_NAME
     if not path.exists():
-        with atomic_path(folder / SETTINGS_NAME) as temporary:
-            temporary.write_text(settings_toml(config), encoding="utf-8")
+        keep_settings(config)
         state.save(path)
         return
     state.load(path)
@@ -122,6 +121,12 @@ def begin_or_resume(config: RunConfig, state: TrainState) -> None:
             hint="give another out= to train again",
         )
     console.print(f"going on after step {state.step} of {total}, from {path}", markup=False)
+
+
+def keep_settings(config: RunConfig) -> None:
+    """Write all settings into the run folder, as a file that ``--config`` reads."""
+    with atomic_path(Path(config.out) / SETTINGS_NAME) as temporary:
+        temporary.write_text(settings_toml(config), encoding="utf-8")
 
 
 def open_videos(config: RunConfig, videos: VideoList) -> CachedVideos:
@@ -233,7 +238,7 @@ def write_checkpoint(
     *,
     model: VideoModel,
     videos: VideoList,
-    cached: CachedVideos,
+    golden: np.ndarray,
     labels: tuple[str, ...],
     training: TrainingState,
     metrics: Mapping[str, float],
@@ -259,5 +264,5 @@ def write_checkpoint(
         provenance=provenance,
     )
     path = Path(config.out) / CHECKPOINT_NAME
-    save_checkpoint(path, model=model, info=info, golden=golden_clips(cached, config.clip))
+    save_checkpoint(path, model=model, info=info, golden=golden)
     return path

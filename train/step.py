@@ -7,7 +7,7 @@ slots.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,31 +49,22 @@ class DualStep(nn.Module):
 
 
 class LabelStep(nn.Module):
-    """Fine-tuning with cross-entropy, or with ``frozen`` the linear probe.
+    """Fine-tuning with cross-entropy.
 
     Heads that it does not train are set to need no gradient.
 
     Args:
         model: With a classifier.
-        frozen: Train the classifier alone, on a backbone that stays as it is, its batch statistics included.
         bf16: Run the backbone in bfloat16.
     """
 
-    def __init__(self, model: VideoModel, *, frozen: bool = False, bf16: bool = False) -> None:
+    def __init__(self, model: VideoModel, *, bf16: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.frozen = frozen
         self.bf16 = bf16
-        for part in (model.clip_head, model.series_head, model.backbone if frozen else None):
+        for part in (model.clip_head, model.series_head):
             if part is not None:
                 part.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode; a frozen backbone stays in eval mode."""
-        super().train(mode)
-        if self.frozen:
-            self.model.backbone.eval()
-        return self
 
     def forward(self, views: Tensor, changes: Changes, truth: Tensor) -> LossAndMetrics:
         """Compute the loss of a batch.
@@ -83,8 +74,7 @@ class LabelStep(nn.Module):
             changes: Augmentation of the B clips.
             truth: int64 (B,) true classes.
         """
-        with torch.set_grad_enabled(not self.frozen):
-            feature = encode(self.model, apply_changes(views, changes), bf16=self.bf16)
+        feature = encode(self.model, apply_changes(views, changes), bf16=self.bf16)
         return label_loss(self.model, feature, truth)
 
 

@@ -58,6 +58,9 @@ class Entry:
     where: str = ""
     """Place in the list, such as ``line 3``; empty where the uri says it all."""
 
+    group: str | None = None
+    """What it shares with other videos, when the list says it."""
+
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
@@ -90,7 +93,7 @@ class Omissions:
         return tuple(LeftOut(key, count, tuple(self._examples[key])) for key, count in self._counts.items())
 
 
-def listed(root: Path, written: str, label: str | None, where: str) -> Entry:
+def listed(root: Path, written: str, label: str | None, where: str, *, group: str | None = None) -> Entry:
     """Make an entry of what a list file writes.
 
     Args:
@@ -98,6 +101,7 @@ def listed(root: Path, written: str, label: str | None, where: str) -> Entry:
         written: The path, read as UTF-8; bytes that are not are lone surrogates. ``~/`` is the home folder.
         label: The class, if there is one.
         where: The place, for messages.
+        group: The group, if there is one.
 
     Raises:
         DataError: if the label is not UTF-8.
@@ -112,7 +116,7 @@ def listed(root: Path, written: str, label: str | None, where: str) -> Entry:
             raise DataError(
                 f"{where}: the label {quoted(label)} is not UTF-8", hint="save the list as UTF-8"
             ) from error
-    return Entry(path, as_text(written), label or None, os.path.abspath(path), where)
+    return Entry(path, as_text(written), label or None, os.path.abspath(path), where, group or None)
 
 
 def open_text(source: Path, *, newline: str | None = None) -> TextIO:

@@ -36,6 +36,9 @@ class VideoItem:
     uri: str
     """The path as the list writes it; below a folder, relative to it. Valid Unicode, see ``_text.as_text``."""
 
+    group: str | None = None
+    """What it shares with other videos, such as the person or the recording, when the list has the column ``group``."""
+
     @property
     def source(self) -> Source:
         """The video, as decoders take it."""
@@ -202,7 +205,7 @@ def _each_once(entries: Iterable[Entry], left: Omissions) -> list[VideoItem]:
     for entry in entries:
         label = one_spelling(entry.label) or None if entry.label is not None else None
         if entry.key not in first:
-            first[entry.key] = entry, VideoItem(entry.path, label, entry.uri)
+            first[entry.key] = entry, VideoItem(entry.path, label, entry.uri, entry.group)
             continue
         before, item = first[entry.key]
         if label != item.label:

@@ -15,7 +15,7 @@ from ivdr_deploy.errors import DataError
 
 
 def read_csv(source: Path, root: Path) -> Iterator[Entry]:
-    """Yield the entries of a csv with a header; columns besides ``path`` and ``label`` are not looked at.
+    """Yield the entries of a csv with a header; columns besides ``path``, ``label`` and ``group`` are not looked at.
 
     Two other forms that are published as ``.csv`` are read too: ``path label`` without a header, and the annotations
     of Kinetics.
@@ -54,7 +54,7 @@ def read_csv(source: Path, root: Path) -> Iterator[Entry]:
 
 
 def read_parquet(source: Path, root: Path) -> Iterator[Entry]:
-    """Yield the entries of a Parquet file with the column ``path`` and, if there are labels, ``label``.
+    """Yield the entries of a Parquet file with the column ``path`` and, if there are any, ``label`` and ``group``.
 
     Raises:
         DataError: if it is damaged, or the columns are not there or not of text.
@@ -70,14 +70,21 @@ def read_parquet(source: Path, root: Path) -> Iterator[Entry]:
                     f"{source} has the columns {quoted(', '.join(names))}; expected path, and label if there are labels"
                 )
             row = 0
-            for batch in file.iter_batches(columns=[name for name in ("path", "label") if name in names]):
+            for batch in file.iter_batches(
+                columns=[name for name in ("path", "label", "group") if name in names]
+            ):
                 for values in batch.to_pylist():
                     row += 1
                     where = f"{source}: row {row}"
-                    path, label = values["path"], values.get("label")
-                    if not isinstance(path, str) or isinstance(label, float | bytes | list | dict):
-                        raise DataError(f"{where} is {quoted(values)}; expected text in path and label")
-                    entry = _entry(root, {"path": path, "label": "" if label is None else str(label)}, where)
+                    path = values.pop("path")
+                    if not isinstance(path, str) or any(
+                        isinstance(value, float | bytes | list | dict) for value in values.values()
+                    ):
+                        raise DataError(
+                            f"{where} is {quoted({'path': path, **values})}; expected text in path, label and group"
+                        )
+                    said = {name: "" if value is None else str(value) for name, value in values.items()}
+                    entry = _entry(root, {"path": path, **said}, where)
                     if entry is None:
                         raise DataError(f"{where} has no path")
                     yield entry
@@ -89,7 +96,7 @@ def read_parquet(source: Path, root: Path) -> Iterator[Entry]:
 def _entry(root: Path, values: Mapping[str, str], where: str) -> Entry | None:
     """Make an entry of a row; None if it has no path."""
     written = values["path"].strip(" \t")
-    return listed(root, written, values.get("label"), where) if written else None
+    return listed(root, written, values.get("label"), where, group=values.get("group")) if written else None
 
 
 def _bad_row(where: str, row: list[str], header: list[str]) -> DataError:

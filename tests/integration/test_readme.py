@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sysconfig
@@ -94,21 +95,53 @@ def ended(run: Callable[[], object]) -> object:
         return error.code
 
 
-@pytest.mark.slow
-@pytest.mark.torchserve
-def test_the_journey_runs_as_it_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ran = []
-    for line in block("console", heading="The journey").splitlines():
+def run_lines(lines: list[str], capsys: pytest.CaptureFixture[str], *, small: list[str]) -> None:
+    """Run commands of the README.
+
+    Args:
+        lines: The commands.
+        capsys: What they print, for the message of one that fails.
+        small: Settings for whatever reads a training config.
+    """
+    for line in lines:
         words = shlex.split(line.removeprefix("$ "), comments=True)
         if words[1] == "serve":
             code: object = serve(words[1:])
         elif words[0] == "ivdr":
             code = ended(lambda words=words[1:]: ivdr(words))
         else:
-            small = SMALL if "--config" in words else []
-            code = ended(lambda words=[*words[3:], *small]: train(words))
+            added = small if "--config" in words else []
+            code = ended(lambda words=[*words[3:], *added]: train(words))
         assert not code, f"{line}\n{capsys.readouterr().err}"
-        ran.append(line)
-    assert len(ran) >= 12
+
+
+@pytest.mark.slow
+@pytest.mark.torchserve
+def test_the_journey_runs_as_it_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = block("console", heading="The journey").splitlines()
+    assert len(lines) >= 12
+    run_lines(lines, capsys, small=SMALL)
     exec(compile(block("python", heading="From Python"), "README.md", "exec"), {})
     assert re.findall(r"pyarrow\.Table", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+@pytest.mark.torchserve
+def test_own_classes_become_an_endpoint_as_it_is_written(
+    folder: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the download: a bundle of ``tiny`` takes the place of the published model."""
+    for index, label in enumerate(["sit", "wave"] * 3):
+        (folder / "clips" / label).mkdir(parents=True, exist_ok=True)
+        numbered_video(
+            folder / "clips" / label / f"p{index // 2}_{label}.mp4", num_frames=14 + index, size=(64, 48)
+        )
+    shutil.copytree(tiny_bundle, folder / "runs" / "i3d")
+    first, *lines = block("console", heading="Your own classes, tonight").splitlines()
+    assert first == "$ ivdr import i3d-k400 -o runs/i3d"
+    assert len(lines) == 4
+    (folder / "demo_finetune.toml").write_text(
+        (ROOT / "train/configs/demo_finetune.toml").read_text().replace("epochs = 48", "epochs = 3")
+    )
+    run_lines(lines, capsys, small=["against=demo_finetune.toml"])
+    assert "taken: " in capsys.readouterr().err

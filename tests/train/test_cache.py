@@ -24,7 +24,7 @@ from ivdr_deploy.errors import (
 )
 from ivdr_deploy.spec import ClipSpec, ViewPlan
 from ivdr_deploy.video import PathSource, Source, VideoLimits, load_clips, open_frames
-from train import cache
+from train import kept
 from train.cache import CachedVideos, cache_videos, fill_cache, write_frames
 
 CLIP = ClipSpec(num_frames=4, frame_stride=3, short_side=64, crop_size=58)
@@ -123,7 +123,7 @@ def test_what_shapes_the_frames_is_decoded_anew_and_the_rest_is_not(
     assert after[0] not in seen
     assert after[1:] == cached.files[1:]
     assert len(np.load(after[0])) == 12
-    monkeypatch.setattr(cache.metadata, "version", lambda name: f"another {name}")
+    monkeypatch.setattr(kept.metadata, "version", lambda name: f"another {name}")
     assert not set(files(CLIP)) & {*seen, *after}  # another decoder may give other pixels
 
 

@@ -1,0 +1,118 @@
+"""Which videos of a training list are held out together: those of one person, one recording, one session."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePath
+
+import numpy as np
+
+from ivdr_deploy._text import quoted
+from ivdr_deploy.datasets.lists import VideoItem
+from ivdr_deploy.errors import DataError
+
+PARTS = 3
+"""Parts that are held out in turn."""
+
+
+def group_videos(items: Sequence[VideoItem]) -> tuple[list[str], str]:
+    """Say which videos belong together, and how that is known.
+
+    The list's column ``group``, if it has one. Else, among names of equally many words (parted by ``_``, ``-``, ``.``
+    and blanks), the first word that makes groups of at least two videos on average, and more than one group of some
+    class. Where at least half of its values occur in several classes, as names of persons do, a group spans the
+    classes; otherwise, as with sessions that are numbered within a class, it does not. A video without such a word is
+    a group by itself.
+
+    Args:
+        items: Labelled.
+
+    Returns:
+        The group of every video, and the words for people.
+
+    Raises:
+        DataError: if the list gives a group for some videos only.
+    """
+    given = [item.group for item in items]
+    if all(given):
+        return [str(group) for group in given], "column group of the list"
+    if any(given):
+        bare = [item.uri for item in items if not item.group]
+        raise DataError(
+            f"{len(bare)} of {len(items)} videos have no group, the first is {quoted(bare[0])}",
+            hint="fill the column group for every video, or leave it out",
+        )
+    words = [re.split(r"[_\-.\s]+", PurePath(item.uri).stem.casefold()) for item in items]
+    groups = [item.uri for item in items]
+    said = []
+    for count in sorted({len(one) for one in words}):
+        rows = [row for row, one in enumerate(words) if len(one) == count]
+        for place in range(count):
+            found = _by_word([(words[row][place], str(items[row].label)) for row in rows])
+            if found:
+                for row, group in zip(rows, found, strict=True):
+                    groups[row] = group
+                said.append(f"word {place + 1} of {len(rows)} names, such as {quoted(words[rows[0]][place])}")
+                rows = []
+                break
+        if rows:
+            said.append(f"{len(rows)} videos by themselves")
+    return groups, ", ".join(said)
+
+
+def _by_word(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the groups that a word of the names makes; none if it makes no useful ones.
+
+    Args:
+        pairs: Word and label of every video.
+    """
+    classes: dict[str, set[str]] = {}
+    for word, label in pairs:
+        classes.setdefault(word, set()).add(label)
+    across = 2 * sum(len(labels) > 1 for labels in classes.values()) >= len(classes)
+    groups = [word if across else f"{label}/{word}" for word, label in pairs]
+    kinds = {(group, label) for group, (_, label) in zip(groups, pairs, strict=True)}
+    several = len(kinds) > len({label for _, label in kinds})  # some class has two
+    return groups if several and len(pairs) >= 2 * len(set(groups)) else []
+
+
+def hold_out(groups: Sequence[str], labels: Sequence[str], *, seed: int) -> list[np.ndarray]:
+    """Choose the parts of a list that are held out in turn, each group in one part at most.
+
+    Every class keeps a group outside of each part. A group without which that cannot be is never held out: the only one
+    of a class says nothing about other groups.
+
+    Args:
+        groups: Of every video.
+        labels: Of every video.
+        seed: Decides among groups of equal size.
+
+    Returns:
+        At most ``PARTS`` arrays of rows, none empty; together, what can be held out.
+    """
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    classes = {group: {labels[row] for row in rows} for group, rows in members.items()}
+    groups_of = {label: sum(label in held for held in classes.values()) for label in set(labels)}
+    names = list(members)
+    order = [names[place] for place in np.random.default_rng([seed, 2]).permutation(len(names))]
+    parts: list[list[str]] = [[] for _ in range(PARTS)]
+    for group in sorted(order, key=lambda name: -len(members[name])):
+
+        def load(part: list[str], group: str = group) -> tuple[int, int]:
+            rows = [row for other in part for row in members[other]]
+            return sum(labels[row] in classes[group] for row in rows), len(rows)
+
+        free = [
+            part
+            for part in parts
+            if all(
+                sum(label in classes[held] for held in part) + 1 < groups_of[label]
+                for label in classes[group]
+            )
+        ]
+        if free:
+            min(free, key=load).append(group)
+    return [np.array(sorted(row for group in part for row in members[group])) for part in parts if part]
