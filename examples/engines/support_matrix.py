@@ -21,9 +21,10 @@ FIXED_SIZE = "a transformer of a fixed clip size, which `make bench-export` does
 
 _HEAD = """# Which backbone runs in which engine
 
-Written by `make support-matrix` from the records `export_*.json` in [results](results); do not edit it. A cell says how many times
-as fast as torch eager fp32 the variant is, with the 95 % interval of the median over the turns; the share of the test videos that get
-torch's label; the smallest cosine of an output; and whether `ivdr verify` passes it, or the checks that it fails. A letter is a reason below the table.
+Written by `make support-matrix` from the records `export_*.json` in [results](results); do not edit it. A cell says how
+many times as fast as torch eager fp32 the variant is, with the 95 % interval of the median over the turns; the share of
+the test videos that get torch's label; the smallest cosine of an output; and whether `ivdr verify` passes it, or the
+checks that it fails. A letter is a reason below the table.
 """
 
 
@@ -51,15 +52,14 @@ def render(records: Mapping[str, Mapping[str, Any]]) -> str:
 def _section(name: str, record: Mapping[str, Any]) -> str:
     measured: Mapping[str, Any] = record["backbones"]
     columns = _columns(measured)
+    headings = " | ".join(f"`{column}`" for column in columns)
     reasons: dict[str, str] = {}
     lines = [
         f"## {_machine(next(iter(measured.values())))}",
         "",
         f"[{name}](results/{name}). {record['how']}",
         "",
-        "| backbone | clip | torch eager, ms | load | export, s | "
-        + " | ".join(f"`{column}`" for column in columns)
-        + " |",
+        f"| backbone | clip | torch eager, ms | load | export, s | {headings} |",
         "|---" * (5 + len(columns)) + "|",
     ]
     for backbone in BACKBONES:
