@@ -11,10 +11,14 @@ STAMP := $(VENV)/.installed
 # The demo's data: empty for the made videos, or a folder of real clips (class folders, or train.csv and test.csv).
 DATA ?=
 
-.PHONY: help install demo test test-all test-gpu lint format typecheck bench wheel-check all clean
+# Of bench-export: names of backbones, and turns of each engine; empty for all and the usual number.
+BACKBONES ?=
+TURNS ?=
+
+.PHONY: help install demo test test-all test-gpu lint format typecheck bench bench-export support-matrix wheel-check all clean
 
 help: ## show this
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
@@ -53,6 +57,12 @@ typecheck: $(STAMP) ## check types
 
 bench: $(STAMP) ## latency of the demo's bundle, engine against torch
 	$(BIN)/ivdr bench runs/demo/bundle --videos runs/demo/data/test.csv
+
+bench-export: $(STAMP) ## every backbone in every engine, proved and timed (BACKBONES="tiny r3d_18", TURNS=6)
+	$(BIN)/python -m examples.engines.bench_export $(if $(BACKBONES),--backbones "$(BACKBONES)") $(if $(TURNS),--turns $(TURNS))
+
+support-matrix: $(STAMP) ## write docs/support-matrix.md from the records in docs/results
+	$(BIN)/python -m examples.engines.support_matrix
 
 wheel-check: $(STAMP) ## build the wheel, install it in fresh environments, see that it is whole and works there
 	$(BIN)/python -m pytest tests/packaging

@@ -152,7 +152,7 @@ def load(
         path: What ``ivdr export`` or training wrote.
         variant: Which of a bundle's variants; None takes the best verified one that fits this machine.
         device: Where to run; never another one in its place. None: the GPU where the variant can use it.
-        threads: Threads of one operator on the CPU; None leaves the choice to the runtime.
+        threads: Threads of one operator on the CPU; one for a core when None.
         decoder: Which decoder reads videos.
         decode_workers: Videos decoded at the same time.
         isolation: ``process``: a video that crashes or hangs the decoder costs nothing else.

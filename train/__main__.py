@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ivdr_deploy._console import console, done, exiting, print_json
 from ivdr_deploy._files import at_home
+from ivdr_deploy.environment import let_threads_sleep
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
 from train.config import PretrainConfig
@@ -19,6 +20,7 @@ from train.init import load_finetune_config
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    let_threads_sleep()
     with exiting("train"):
         options = _parser().parse_args(arguments)
         run: Callable[[argparse.Namespace], int] = options.run

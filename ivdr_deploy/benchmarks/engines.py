@@ -215,7 +215,7 @@ def time_variants(
     clips: np.ndarray | None = None,
     batch: int = 1,
     turns: int = TURNS,
-    turn_seconds: float = TURN_SECONDS,
+    turn_seconds: float | None = None,
     track: Track = untracked,
 ) -> Timing:
     """Time variants against the reference of a bundle.
@@ -228,7 +228,7 @@ def time_variants(
         clips: uint8 (N, T, H, W, 3); the golden clips when None.
         batch: Clips in a call, at most N.
         turns: Rounds; in each every variant has one turn.
-        turn_seconds: How long the timed calls of a turn go on, three of them at least.
+        turn_seconds: How long the timed calls of a turn go on, three of them at least; ``TURN_SECONDS`` when None.
         track: Shows progress.
 
     Raises:
@@ -247,7 +247,7 @@ def time_variants(
         )
     if not 1 <= batch <= len(clips):
         raise ConfigError(f"batch must be between 1 and the number of clips, {len(clips)}, found {batch}")
-    everyone = (reference, *variants)
+    everyone, seconds = (reference, *variants), TURN_SECONDS if turn_seconds is None else turn_seconds
     with ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder("ivdr-bench-"))
         np.save(scratch / "clips.npy", clips)
@@ -266,7 +266,7 @@ def time_variants(
         order = [engine for _ in range(turns) for engine in engines]
         ms: dict[str, list[float]] = {engine.variant: [] for engine in engines}
         for engine in track(order, len(order), "timing"):
-            ms[engine.variant].append(percentile(engine.turn(turn_seconds), 50))
+            ms[engine.variant].append(percentile(engine.turn(seconds), 50))
     return Timing(
         reference=reference.id,
         device=device,

@@ -17,6 +17,7 @@ from ivdr_deploy import __version__
 from ivdr_deploy._console import exiting
 from ivdr_deploy._files import at_home
 from ivdr_deploy.cli import archive, bench, doctor, export, import_, predict, score, serve, show, verify
+from ivdr_deploy.environment import let_threads_sleep
 
 
 class _Program(TyperGroup):
@@ -147,4 +148,5 @@ for _run, _summary, _examples in _COMMANDS:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; errors of ours become one line on stderr and an exit code."""
+    let_threads_sleep()
     app(args=arguments, prog_name="ivdr")

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from ivdr_deploy._optional import pip_install
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.manifest import Variant
-from ivdr_deploy.environment import instruction_sets
+from ivdr_deploy.environment import instruction_sets, let_threads_sleep
 from ivdr_deploy.errors import MissingDependencyError
 from ivdr_deploy.runtimes.base import OpenRequest, Runtime
 from ivdr_deploy.spec import Device, RuntimeName
@@ -61,6 +61,7 @@ def load_runtime(name: RuntimeName) -> RuntimeModule:
         MissingDependencyError: if a package that it needs is not installed; names the extra that installs it.
     """
     entry = REGISTRY[name]
+    let_threads_sleep()
     try:
         return cast(RuntimeModule, importlib.import_module(entry.module))
     except ImportError as error:

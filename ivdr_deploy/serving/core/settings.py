@@ -25,7 +25,7 @@ class ServiceSettings:
     """Where the network runs; never another one in its place. None: the GPU where the variant can use it."""
 
     threads: int | None = None
-    """Threads of one operator on the CPU; None leaves the choice to the runtime."""
+    """Threads of one operator on the CPU; None: one for a core, shared among the workers of a server."""
 
     decode_workers: int = 4
     """Processes that decode, one request each at a time. One that dies or hangs costs its request alone."""

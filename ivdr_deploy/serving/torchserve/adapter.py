@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ivdr_deploy.artifacts.archive import BUNDLE_FOLDER, check_unpacked
+from ivdr_deploy.environment import engine_threads
 from ivdr_deploy.serving.core.metrics import Metric, Metrics, Series
 from ivdr_deploy.serving.core.schema import Envelope, Response
 from ivdr_deploy.serving.core.service import InferenceService
@@ -32,6 +34,9 @@ class TorchServeAdapter:
         drain_file = os.environ.get(DRAIN_VARIABLE)
         self._drain_file = Path(drain_file) if drain_file else None
         settings = service_settings(context.model_yaml_config, where=MODEL_CONFIG_FILE)
+        if settings.threads is None:  # the workers of a model share the cores
+            workers = context.model_yaml_config.get("minWorkers", 1)
+            settings = replace(settings, threads=engine_threads(workers))
         folder = Path(context.system_properties["model_dir"])
         check_unpacked(folder)
         self._observed: deque[tuple[Metric, float]] = deque()

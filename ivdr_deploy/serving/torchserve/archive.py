@@ -21,6 +21,7 @@ from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.archive import BUNDLE_FOLDER, PACK_AGAIN, opened_archive, seal_archive
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, ArtifactManifest, read_manifest
+from ivdr_deploy.environment import engine_threads
 from ivdr_deploy.errors import ArtifactError, MissingDependencyError
 from ivdr_deploy.runtimes.registry import REGISTRY
 from ivdr_deploy.runtimes.variants import choose_variant
@@ -90,7 +91,10 @@ def build_archive(
     name, service = opened.manifest.name, settings.service
     service.view_plan(opened.manifest.view_plan)  # refused here, not by every worker
     variant, device, reason = choose_variant(
-        opened, service.variant, device=service.device, threads=service.threads
+        opened,
+        service.variant,
+        device=service.device,
+        threads=service.threads or engine_threads(settings.workers),
     )
     why = variant.unverified_reason
     if REGISTRY[variant.runtime].machine_code and variant.verification is None:

@@ -9,8 +9,9 @@ from bundles import keep_variants
 
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.manifest import Target, Variant
+from ivdr_deploy.artifacts.speed import Machine, Speed, this_machine
 from ivdr_deploy.environment import has_nvidia_driver
-from ivdr_deploy.errors import ArtifactError, DeviceError, EngineIncompatibleError
+from ivdr_deploy.errors import ArtifactError, ConfigError, DeviceError, EngineIncompatibleError
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.variants import choose_variant
 
@@ -141,3 +142,86 @@ def test_a_runtime_that_is_not_installed_is_a_reason_and_not_a_traceback(
     assert variant.id == "torch-fp32"
     assert "onnx-fp32: the package 'onnxruntime' cannot be imported" in reason
     assert "ivdr-deploy[cpu]" in reason
+
+
+def timed(bundle: Bundle, name: str, over: float, machine: Machine, *, spread: float = 0.05) -> Variant:
+    """A variant of the bundle with a speed, as far as the manifest says."""
+    held = bundle.variant(name)
+    speed = Speed(
+        machine=machine,
+        variant_sha256=bundle.manifest.variant_sha256(held),
+        reference="torch-fp32",
+        over_reference=over,
+        low=over * (1 - spread),
+        high=over * (1 + spread),
+        ms_per_clip=100.0 / over,
+        turns=9,
+        batch=1,
+        clip_shape=bundle.manifest.clip.clip_shape,
+        runtime="as it was",
+        measured_at="2026-11-25T12:00:00+00:00",
+    )
+    return replace(held, speed=speed)
+
+
+def chosen(bundle: Bundle, *variants: Variant, threads: int | None = None) -> tuple[str, str]:
+    variant, _, reason = choose_variant(with_variants(bundle, *variants), device="cpu", threads=threads)
+    return variant.id, reason
+
+
+def test_the_fastest_by_what_was_measured_on_this_kind_of_machine_is_taken(bundle: Bundle) -> None:
+    here = this_machine("cpu")
+    torch_, onnx = timed(bundle, "torch-fp32", 3.0, here), timed(bundle, "onnx-fp32", 1.5, here)
+    middle = replace(onnx, id="onnx-other", speed=replace(onnx.speed, over_reference=2.0, low=1.9, high=2.1))
+    name, reason = chosen(bundle, onnx, middle, torch_)
+    assert name == "torch-fp32"
+    assert reason.startswith(
+        "the fastest verified variant that fits: 3.00 [2.85, 3.15] times as fast as torch-fp32, 33.3 ms"
+    )
+    assert reason.endswith("onnx-fp32, the first, 1.50 times")
+    # Not by chance: its interval must lie above that of the first in the order.
+    name, reason = chosen(bundle, onnx, timed(bundle, "torch-fp32", 1.6, here))
+    assert name == "onnx-fp32"
+    assert "none was measured to be surely faster" in reason
+
+
+def test_a_speed_of_another_machine_or_number_of_threads_is_not_used(bundle: Bundle) -> None:
+    here = this_machine("cpu")
+    for other in (
+        replace(here, processor="another"),
+        replace(here, instruction_sets=("avx2", "vnni", "x")),
+        replace(here, threads=here.threads + 1),
+        replace(here, device="cuda"),
+    ):
+        slow, fast = timed(bundle, "onnx-fp32", 1.0, other), timed(bundle, "torch-fp32", 9.0, other)
+        assert chosen(bundle, slow, fast) == ("onnx-fp32", "the first verified variant that fits")
+        mixed = timed(bundle, "onnx-fp32", 1.0, here)
+        assert chosen(bundle, mixed, fast)[0] == "onnx-fp32"
+    slow, fast = (timed(bundle, name, over, here) for name, over in (("onnx-fp32", 1.0), ("torch-fp32", 9.0)))
+    assert chosen(bundle, slow, fast, threads=here.threads + 1)[0] == "onnx-fp32"
+    assert chosen(bundle, slow, fast, threads=here.threads)[0] == "torch-fp32"
+    # Where the first in the order was never timed there is nothing to compare with.
+    assert chosen(bundle, replace(slow, speed=None), fast)[0] == "onnx-fp32"
+
+
+def test_a_faster_variant_that_is_unverified_or_machine_code_is_not_taken(bundle: Bundle) -> None:
+    here = this_machine("cpu")
+    first, fast = timed(bundle, "onnx-fp32", 1.0, here), timed(bundle, "onnx-fp32", 9.0, here)
+    unverified = replace(fast, id="onnx-new", parity=())
+    compiled = replace(fast, id="aoti-fp32", runtime="aoti", build={"torch": torch.__version__})
+    elsewhere = replace(fast, id="onnx-vnni", target=Target(instruction_set="none-has-this"))
+    reference = timed(bundle, "torch-fp32", 1.0, here)
+    assert chosen(bundle, reference, first, unverified, compiled, elsewhere)[0] == "onnx-fp32"
+    assert chosen(bundle, reference, first, replace(fast, id="onnx-good"))[0] == "onnx-good"
+
+
+def test_a_speed_that_cannot_be_is_refused(bundle: Bundle) -> None:
+    speed = timed(bundle, "onnx-fp32", 2.0, this_machine("cpu")).speed
+    for change in (
+        {"low": 3.0},
+        {"ms_per_clip": float("nan")},
+        {"high": float("inf")},
+        {"over_reference": 0.0},
+    ):
+        with pytest.raises(ConfigError, match="cannot have been measured"):
+            replace(speed, **change)
