@@ -28,14 +28,17 @@ install: $(STAMP) ## make .venv with everything the demo and the tests need
 demo: $(STAMP) ## the whole journey, from videos to a served label (DATA=DIR for real clips)
 	$(BIN)/python -m examples.demo $(if $(DATA),--data "$(DATA)")
 
+# Most tests wait for processes that they start: two of them at a time take hardly more than half as long.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP) ## the tests; those for a GPU are skipped where there is none
-	$(BIN)/python -m pytest -m "not exhaustive"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not exhaustive"
 
 test-all: $(STAMP) ## all tests, also the slow ones that repeat a check for every backbone
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
-test-gpu: $(STAMP) ## the tests for a GPU; a missing GPU is a failure
-	IVDR_REQUIRE=gpu,trt $(BIN)/python -m pytest -m "gpu or trt"
+test-gpu: $(STAMP) ## the tests for a GPU; a missing GPU, TensorRT or onnxruntime-gpu is a failure
+	IVDR_REQUIRE=gpu,trt,ort-gpu $(BIN)/python -m pytest -m "gpu or trt"
 
 lint: $(STAMP) ## check style and format
 	$(BIN)/ruff check .

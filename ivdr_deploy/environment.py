@@ -67,6 +67,29 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def engine_threads(processes: int = 1) -> int:
+    """Return how many threads an engine on the CPU gets: one a core, since two on a core wait for each other.
+
+    Decoders are not left out of the count: they have a lower priority, and take what the engine leaves (see
+    ``decoding``). ``OMP_NUM_THREADS``, where it is set, is what somebody wanted.
+
+    Args:
+        processes: How many engines run on this machine at the same time; they share the cores.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    import psutil
+
+    cores = min(usable_cores(), psutil.cpu_count(logical=False) or usable_cores())
+    return max(1, cores // processes)
+
+
+def decode_workers() -> int:
+    """Return how many videos are decoded at the same time while an engine runs: one for two cores."""
+    return max(1, usable_cores() // 2)
+
+
 def _program() -> list[str]:
     """Return what started this process as a person types it, not where it is installed."""
     path = Path(sys.argv[0])

@@ -22,6 +22,8 @@ class Cost:
     """Largest sum, over the processes that lived at one time, of the most memory that each has had until then."""
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Processor time: what a test can hold against a limit on a machine that does other things too."""
 
 
 @contextmanager
@@ -31,9 +33,13 @@ def measured(pid: int) -> Iterator[Cost]:
     The system keeps the largest memory of a process, so that a short peak between two looks counts too.
     """
     cost, ended = Cost(), threading.Event()
+    used: dict[int, float] = {}
+    before = {one: _cpu_seconds(one) for one in _tree(pid)}
 
     def look() -> None:
-        cost.memory_bytes = max(cost.memory_bytes, sum(map(_peak_bytes, _tree(pid))))
+        tree = _tree(pid)
+        cost.memory_bytes = max(cost.memory_bytes, sum(map(_peak_bytes, tree)))
+        used.update({one: max(used.get(one, 0.0), _cpu_seconds(one)) for one in tree})
 
     def watch() -> None:
         while not ended.wait(_LOOK_SECONDS):
@@ -49,6 +55,7 @@ def measured(pid: int) -> Iterator[Cost]:
         ended.set()
         watching.join()
         look()
+        cost.cpu_seconds = sum(used.values()) - sum(before.values())
 
 
 def _tree(pid: int) -> list[int]:
@@ -66,3 +73,11 @@ def _peak_bytes(pid: int) -> int:
         return 0
     kept = status.partition("VmHWM:")[2].split()  # a process that only waits to be collected has none
     return int(kept[0]) << 10 if kept else 0
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:  # it has ended
+        return 0.0
+    return float(times.user + times.system)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ivdr_deploy._files import atomic_path, sha256_file
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts import former
+from ivdr_deploy.artifacts.speed import Speed
 from ivdr_deploy.artifacts.verification import Verification
 from ivdr_deploy.errors import ArtifactError, ConfigError
 from ivdr_deploy.records import from_dict, to_dict
@@ -113,6 +114,9 @@ class Variant:
     verification: Verification | None = None
     """What `ivdr verify` found over videos; None where it never judged these files."""
 
+    speed: Speed | None = None
+    """What `ivdr bench --speeds` measured last, on which machine; None where it never timed these files."""
+
     @property
     def verified(self) -> bool:
         """Whether it may be chosen by default: nothing speaks against it, and something speaks for it.
@@ -192,6 +196,11 @@ class ArtifactManifest:
                 raise ConfigError(
                     f"the verification of {quoted(variant.id)} belongs to other files than it has",
                     hint="the manifest was edited by hand; export the bundle again, then `ivdr verify` it",
+                )
+            if variant.speed is not None and variant.speed.variant_sha256 != self.variant_sha256(variant):
+                raise ConfigError(
+                    f"the speed of {quoted(variant.id)} belongs to other files than it has",
+                    hint="the manifest was edited by hand; export the bundle again, then `ivdr bench` it",
                 )
         for output in self.outputs:
             if output.name == "logits" and output.shape not in ((), (len(self.labels),)):

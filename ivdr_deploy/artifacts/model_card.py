@@ -31,6 +31,7 @@ def render_model_card(manifest: ArtifactManifest, *, golden_clips: int) -> str:
         _outputs(manifest),
         _parity(manifest, golden_clips),
         *_verification(manifest),
+        *_speeds(manifest),
         *([_origin(manifest)] if manifest.provenance.origin else []),
         _training(manifest),
         _limits(manifest),
@@ -126,6 +127,20 @@ def _verification(manifest: ArtifactManifest) -> list[str]:
                 + "; `ivdr verify BUNDLE --recheck` judges it again.",
             ]
         )
+    ]
+
+
+def _speeds(manifest: ArtifactManifest) -> list[str]:
+    """Return the section on what `ivdr bench --speeds` measured, one line per variant; none where there is nothing."""
+    timed = [(variant.id, variant.speed) for variant in manifest.variants if variant.speed]
+    if not timed:
+        return []
+    lines = [f"- `{name}`: {speed} ({speed.measured_at}, {speed.runtime})" for name, speed in timed]
+    return [
+        "## Speed\n\n"
+        + "\n".join(lines)
+        + "\n\nMedians over turns, with a 95 % interval, each engine in a process of"
+        " its own. Decoding is not in them."
     ]
 
 

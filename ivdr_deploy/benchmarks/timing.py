@@ -100,3 +100,24 @@ def speedup(faster_ms: Sequence[float], slower_ms: Sequence[float]) -> Speedup:
     ratios = [slower / faster for faster, slower in zip(faster_ms, slower_ms, strict=True)]
     p25, median, p75 = (percentile(ratios, percent) for percent in (25, 50, 75))
     return Speedup(median=median, p25=p25, p75=p75, low=min(ratios), high=max(ratios), pairs=len(ratios))
+
+
+LEAST_TURNS = 6
+"""Fewer samples have no 95 % interval of their median."""
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float]:
+    """Return a 95 % interval of the median, whatever the distribution: two of the samples, by their ranks.
+
+    The median lies below the k-th smallest of n samples with the probability that fewer than k of n coins show heads.
+
+    Raises:
+        ConfigError: if there are fewer than ``LEAST_TURNS`` samples.
+    """
+    count, ordered = len(samples), sorted(samples)
+    if count < LEAST_TURNS:
+        raise ConfigError(f"an interval of a median needs at least {LEAST_TURNS} samples, found {count}")
+    rank, outside = 0, 0.0
+    while (outside := outside + math.comb(count, rank) / 2**count) <= 0.025:
+        rank += 1
+    return ordered[rank - 1], ordered[count - rank]

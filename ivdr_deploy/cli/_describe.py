@@ -207,6 +207,8 @@ def _manifest_rows(manifest: ArtifactManifest) -> list[tuple[str, str]]:
         if found := variant.verification:
             figures = "; ".join(f"{name} {text}" for name, text in describe_figures(found.figures))
             rows.append((f"measured {variant.id}", f"{found} ({found.measured_at}): {figures}"))
+        if speed := variant.speed:
+            rows.append((f"speed {variant.id}", f"{speed} ({speed.measured_at})"))
     return [*rows, *_training_rows(manifest.training), *_provenance_rows(manifest.provenance)]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ivdr_deploy._console import say_left_out
-from ivdr_deploy.environment import usable_cores
+from ivdr_deploy.environment import decode_workers
 from ivdr_deploy.spec import DecoderName, Device, Isolation, ViewPlan
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def decode_options(workers: int | None, isolation: Isolation) -> DecodeOptions:
     """Return how videos are decoded; the number of workers leaves half of the cores to the network."""
     from ivdr_deploy.decoding import DecodeOptions
 
-    cores = usable_cores()
-    return DecodeOptions(workers=workers or max(1, cores // 2), isolation=isolation)
+    return DecodeOptions(workers=workers or decode_workers(), isolation=isolation)
 
 
 def view_plan(own: ViewPlan, num_clips: int | None) -> ViewPlan:

@@ -12,6 +12,7 @@ from ivdr_deploy.artifacts.archive import unpacked_bundle
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.kinds import Kind, identify
 from ivdr_deploy.artifacts.manifest import OutputParity, Variant
+from ivdr_deploy.environment import engine_threads
 from ivdr_deploy.errors import (
     ArtifactError,
     CheckpointError,
@@ -44,7 +45,7 @@ def open_model(
         path: A bundle, an archive of one (``.mar``), a checkpoint (``.safetensors``) or an exported ``.onnx`` file.
         variant: Which of a bundle's variants; None takes the best verified one that fits this machine.
         device: Where to run; never another one in its place. None: the GPU where the variant can use it.
-        threads: Threads of one operator on the CPU; None leaves the choice to the runtime.
+        threads: Threads of one operator on the CPU; as many as ``environment.engine_threads`` says when None.
         decoder: The decoder that will read videos; it is held against the golden videos.
         expected_contract: Contract that the model must have, or its hash.
 
@@ -65,6 +66,7 @@ def open_model(
     """
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1, found {threads}")
+    threads = threads or engine_threads()
     kind, path = identify(path)
     if kind is Kind.BUNDLE:
         bundle = open_bundle(path)
@@ -139,10 +141,10 @@ def _open_from_bundle(
     wanted: str | None,
     *,
     device: Device | None,
-    threads: int | None,
+    threads: int,
     decoder: DecoderName,
 ) -> LoadedModel:
-    variant, place, reason = choose_variant(bundle, wanted, device=device)
+    variant, place, reason = choose_variant(bundle, wanted, device=device, threads=threads)
     golden = bundle.golden()
     decode_mean_diff = prove_decoder(bundle, golden, decoder)
     opened = open_variant(bundle, variant, device=place, threads=threads)
@@ -169,7 +171,7 @@ def _open_from_bundle(
     )
 
 
-def _open_checkpoint(path: Path, *, device: Device, threads: int | None) -> LoadedModel:
+def _open_checkpoint(path: Path, *, device: Device, threads: int) -> LoadedModel:
     load_runtime("torch")  # says which extra is missing
     from ivdr_deploy.artifacts.checkpoint import load_checkpoint
     from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
@@ -204,7 +206,7 @@ def _open_checkpoint(path: Path, *, device: Device, threads: int | None) -> Load
     )
 
 
-def _open_onnx(path: Path, *, device: Device, threads: int | None) -> LoadedModel:
+def _open_onnx(path: Path, *, device: Device, threads: int) -> LoadedModel:
     load_runtime("onnxruntime")
     from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
 

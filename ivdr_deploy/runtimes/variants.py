@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.kinds import Kind, identify
 from ivdr_deploy.artifacts.manifest import Variant
-from ivdr_deploy.environment import has_nvidia_driver
+from ivdr_deploy.artifacts.speed import this_machine
+from ivdr_deploy.environment import engine_threads, has_nvidia_driver
 from ivdr_deploy.errors import EngineIncompatibleError
 from ivdr_deploy.runtimes.base import OpenRequest, Runtime
 from ivdr_deploy.runtimes.registry import REGISTRY, load_runtime, misfit, missing_instructions
@@ -15,16 +17,22 @@ from ivdr_deploy.spec import Device
 
 
 def choose_variant(
-    bundle: Bundle, variant: str | None = None, *, device: Device | None = None
+    bundle: Bundle,
+    variant: str | None = None,
+    *,
+    device: Device | None = None,
+    threads: int | None = None,
 ) -> tuple[Variant, Device, str]:
     """Decide what runs: the variant, the device, and the reason for people.
 
     Args:
         bundle: The bundle.
         variant: Id of a variant that was asked for, verified or not; None: only verified ones are looked at, a GPU
-            before the CPU, then in the order of the registry. Machine code is never chosen unasked: to open a bundle
-            must not mean to run what somebody put into it.
+            before the CPU, then in the order of the registry, unless another one was measured to be faster than the
+            first on this kind of machine. Machine code is never chosen unasked: to open a bundle must not mean to run
+            what somebody put into it.
         device: The device that was asked for.
+        threads: Threads on a CPU; a speed that was measured with another number says nothing.
 
     Raises:
         ArtifactError: if the bundle has no such variant.
@@ -52,12 +60,9 @@ def choose_variant(
         for held in verified:
             reason = misfit(held, place)
             if not reason:
-                others = "; ".join(f"{name}: {why}" for name, why in refusals.items())
-                return (
-                    held,
-                    place,
-                    "the first verified variant that fits" + (f" ({others})" if others else ""),
-                )
+                taken, why = _faster(verified, held, place, threads)
+                others = "; ".join(f"{name}: {refusal}" for name, refusal in refusals.items())
+                return taken, place, why + (f" ({others})" if others else "")
             refusals[held.id] = reason
     for held in verified:
         if held.target.device in (None, *devices):
@@ -67,6 +72,37 @@ def choose_variant(
         f"{bundle.path}: no verified variant can run here on {' or '.join(devices)} ({reasons})",
         hint="install what is missing (`ivdr doctor`), ask for a variant by name, or export the model again here",
     )
+
+
+def _faster(
+    verified: Sequence[Variant], first: Variant, device: Device, threads: int | None
+) -> tuple[Variant, str]:
+    """Return the fastest of some variants, and the reason, as far as was measured on this kind of machine.
+
+    What comes first in the order stays where its speed is not known, or another one's may be chance: its interval must
+    lie above that of the first.
+    """
+    why = "the first verified variant that fits"
+    if first.speed is None:  # nothing to compare with, and the machine need not be looked at
+        return first, why
+    machine, least = this_machine(device, threads), first.speed.high
+    known = [
+        held
+        for held in verified
+        if held.speed is not None and (held.speed.machine, held.speed.batch) == (machine, first.speed.batch)
+    ]
+    if first not in known:
+        return first, why
+    known.sort(key=lambda held: held.speed.over_reference if held.speed else 0.0, reverse=True)
+    for held in known:
+        assert held.speed is not None
+        if held != first and held.speed.low > least and not misfit(held, device):
+            return held, (
+                f"the fastest verified variant that fits: {held.speed}; {first.id}, the first, "
+                f"{first.speed.over_reference:.2f} times"
+            )
+    measured = f": {first.speed}" if len(known) > 1 else ""
+    return first, why + (f", and none was measured to be surely faster{measured}" if measured else "")
 
 
 def reference_id(path: str | Path) -> str | None:
@@ -79,7 +115,7 @@ def reference_id(path: str | Path) -> str | None:
 def open_variant(
     bundle: Bundle, variant: Variant, *, device: Device = "cpu", threads: int | None = None
 ) -> Runtime:
-    """Open one of a bundle's variants without replaying the golden clips; raises as ``open_model`` does."""
+    """Open one of a bundle's variants without replaying the golden clips; arguments and errors as of ``open_model``."""
     if reason := missing_instructions(variant):
         raise EngineIncompatibleError(
             f"{bundle.path}: {variant.id} cannot run here: {reason}",
@@ -97,7 +133,7 @@ def open_variant(
         clip=manifest.clip,
         output_names=manifest.output_names,
         device=device,
-        threads=threads,
+        threads=threads or engine_threads(),
         source_sha256=source,
         labels=manifest.labels,
     )

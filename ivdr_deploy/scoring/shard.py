@@ -103,6 +103,12 @@ def read_shard(folder: Path, shard: Shard, plan: RunPlan, *, columns: Sequence[s
             sound &= stated == (_digest(facts), plan.run_id, to_dict(plan))
         except DataError:
             raise
+        except MemoryError as error:  # too little of it, or a length that a damaged file claims
+            raise DataError(
+                f"{path} cannot be read: it asks for more memory than there is",
+                hint="raise the memory limit of this process (`ulimit -v`); where there is enough, the file is "
+                "damaged: delete it and run the same `ivdr score` command",
+            ) from error
         except Exception as error:  # a damaged file makes the reader raise whatever it meets
             reason = (str(error).splitlines() or [""])[0][:100]
             raise _damaged(path, f"{type(error).__name__}: {reason}") from error

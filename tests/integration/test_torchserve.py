@@ -1,4 +1,4 @@
-"""The endpoint over HTTP, with the real TorchServe: one server for most tests, a few with their own."""
+"""What the endpoint answers over HTTP: one real TorchServe for all tests here."""
 
 from __future__ import annotations
 
@@ -7,57 +7,25 @@ import gzip
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from served import SETTINGS, wait_for
 from videos import numbered_video
 
-from ivdr_deploy.artifacts.bundle import open_bundle
-from ivdr_deploy.artifacts.manifest import write_manifest
-from ivdr_deploy.errors import FolderError, ServerError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.loading import open_model
-from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
-from ivdr_deploy.serving.torchserve.archive import build_archive, open_archive
-from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig
-from ivdr_deploy.serving.torchserve.process import TorchServeProcess, serve
-from ivdr_deploy.serving.torchserve.settings import EndpointSettings
+from ivdr_deploy.serving.torchserve.process import TorchServeProcess
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
-
-SETTINGS = EndpointSettings(
-    batch_size=4,
-    max_batch_delay_ms=150,
-    queue_size=8,
-    service=ServiceSettings(
-        threads=1, device="cpu", limits=replace(ENDPOINT_LIMITS, max_bytes=2_000_000, max_frames=100)
-    ),
-)
-
-
-@pytest.fixture(scope="module")
-def archive(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_archive(tiny_bundle, model_store=tmp_path_factory.mktemp("store"), settings=SETTINGS).path
-
-
-@pytest.fixture(scope="module")
-def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServeProcess]:
-    with serve(archive, run_dir=tmp_path_factory.mktemp("ts")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -65,33 +33,6 @@ def predictor(tiny_bundle: Path) -> Iterator[VideoPredictor]:
     model = open_model(tiny_bundle, threads=1)
     with model.runtime, VideoPredictor(model) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("videos")
-    return [numbered_video(folder / f"{n}.mp4", num_frames=n, size=(64, 48)) for n in (12, 25, 40)]
-
-
-def wait_for(condition: Callable[[], Any], *, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def processes_using(run_dir: Path) -> list[psutil.Process]:
-    """The processes that were started for this run folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("TMPDIR", "").startswith(
-                str(run_dir)
-            ):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def test_each_form_of_request_gets_the_answer_of_the_predictor(
@@ -335,168 +276,3 @@ def test_decode_workers_are_small_and_end_with_their_worker(
     wait_for(server.client.ready)  # TorchServe starts another one
     assert server.client.predict(videos[0])[0] == 200
     assert not set(before) & set(workers())
-
-
-def test_run_folder_in_use_is_refused_with_the_line_that_stops_it(
-    server: TorchServeProcess, archive: Path
-) -> None:
-    with pytest.raises(FolderError, match="already uses the run folder") as caught:
-        serve(archive, run_dir=server.config.run_dir).start()
-    assert "--stop" in caught.value.hint
-    assert server.client.ready()
-
-
-def test_taken_port_is_named_before_anything_starts(
-    server: TorchServeProcess, archive: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ServerError, match=f"port {server.config.ports.inference} \\(inference\\)"):
-        serve(archive, run_dir=tmp_path, ports=server.config.ports).start()
-    assert not processes_using(tmp_path)
-
-
-def test_worker_that_cannot_load_is_reported_by_its_own_error(tiny_bundle: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    write_manifest(folder, replace(open_bundle(folder).manifest, ivdr_version="9.0.0"))
-    with pytest.raises(ServerError, match=r"ArtifactError: .* exported with ivdr_deploy 9\.0\.0") as caught:
-        serve(folder, run_dir=tmp_path / "run").start()
-    assert "pip" not in caught.value.hint
-    assert str(tmp_path / "run" / "logs") in caught.value.hint
-    assert not processes_using(tmp_path)
-
-
-def test_archive_that_torchserve_itself_cannot_load_is_reported_at_once(
-    archive: Path, tmp_path: Path
-) -> None:
-    damaged = Path(shutil.copy(archive, tmp_path / "tiny.mar"))
-    prepared = serve(damaged, run_dir=tmp_path / "run")
-    damaged.write_bytes(archive.read_bytes()[:1000])  # between the check and the start
-    start = time.monotonic()
-    with pytest.raises(ServerError, match=r"TorchServe cannot load .*tiny\.mar: \w+Exception") as caught:
-        prepared.start()
-    assert time.monotonic() - start < 30
-    assert "disk" not in caught.value.message
-    assert not processes_using(tmp_path)
-
-
-def test_printed_line_starts_and_stops_the_same_server(
-    archive: Path, tmp_path: Path, videos: list[Path]
-) -> None:
-    prepared = serve(archive, run_dir=tmp_path)
-    config, client = prepared.config, prepared.client
-    config.write()
-    with (tmp_path / "shell.log").open("wb") as log:
-        shell = subprocess.Popen(
-            prepared.command_line, shell=True, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
-        )
-        try:
-            wait_for(client.ready)
-            assert client.predict(videos[0])[0] == 200
-            stop = config.shell_line(config.stop_command())
-            subprocess.run(stop, shell=True, check=True, stdout=log, stderr=log)
-            shell.wait(timeout=30)
-            wait_for(lambda: not processes_using(tmp_path))
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(shell.pid, signal.SIGKILL)
-            shell.wait()
-
-
-def unused_ports_in_a_row() -> Ports:
-    for first in range(20_000, 60_000, 5):
-        ports = Ports.starting_at(first)
-        with suppress(ServerError):
-            ports.check()
-            return ports
-    pytest.fail("no five unused ports in a row")
-
-
-@contextmanager
-def running_command(
-    archive: Path, run_dir: Path, ports: Ports
-) -> Iterator[tuple[subprocess.Popen[str], TorchServeProcess]]:
-    """`ivdr serve` in a process of its own, ready; killed when the block ends, if it still runs."""
-    server = TorchServeProcess(ServerConfig(archive=open_archive(archive), run_dir=run_dir, ports=ports))
-    code = "from ivdr_deploy.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(archive), "--json"]
-    command += ["--port", str(ports.inference), "--run-dir", str(run_dir)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert json.loads(process.stdout.readline())["url"] == server.url
-            yield process, server
-        finally:
-            process.kill()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_command_answers_what_is_in_flight_and_leaves_nothing_running(
-    tiny_bundle: Path, tmp_path: Path, videos: list[Path], number: signal.Signals
-) -> None:
-    # A lone request waits this long for others: time enough to stop the server while it is unanswered.
-    settings = replace(SETTINGS, max_batch_delay_ms=2000)
-    archive = build_archive(tiny_bundle, model_store=tmp_path, settings=settings).path
-    run_dir = tmp_path / "run"
-    answers: list[int] = []
-    with running_command(archive, run_dir, unused_ports_in_a_row()) as (process, server):
-        client = server.client
-        # the guard, torchserve, Java, the worker; then the decode workers, what forks them and what cleans up
-        commands = [" ".join(process.cmdline()) for process in processes_using(run_dir)]
-        decoding = [command for command in commands if "multiprocessing" in command]
-        assert (len(commands) - len(decoding), len(decoding)) == (4, settings.service.decode_workers + 2)
-        request = threading.Thread(target=lambda: answers.append(client.predict(videos[0])[0]))
-        request.start()
-        wait_for(lambda: "ts_inference_requests_total" in " ".join(client.metrics()))
-        assert not answers, "the request was answered before the server was stopped"
-        process.send_signal(number)
-        request.join()
-        assert process.wait(timeout=60) == 0
-        assert process.stderr is not None
-        assert "nothing of tiny is left running" in process.stderr.read()
-    assert answers == [200]
-    assert not processes_using(run_dir)
-    assert not list((run_dir / "tmp").iterdir())  # there, and empty: the printed line needs it
-
-
-def test_command_that_is_killed_leaves_nothing_on_the_ports(archive: Path, tmp_path: Path) -> None:
-    ports = unused_ports_in_a_row()
-    with running_command(archive, tmp_path / "run", ports) as (process, _):
-        assert processes_using(tmp_path / "run")
-        process.kill()
-        wait_for(lambda: not processes_using(tmp_path / "run"))
-    ports.check()
-
-
-def test_steady_traffic_keeps_the_server_neither_running_nor_from_finishing(
-    archive: Path, tmp_path: Path, videos: list[Path]
-) -> None:
-    server = serve(archive, run_dir=tmp_path / "run")
-    answers: list[tuple[float, int]] = []
-    stopped = threading.Event()
-
-    def send() -> None:
-        while not stopped.is_set():
-            begun, status = time.monotonic(), 0
-            with suppress(ServerError):  # nobody listens any more, or it was cut off
-                status = server.client.predict(videos[2], options={"num_clips": 32})[0]
-            answers.append((begun, status))
-
-    server.start()
-    senders = [threading.Thread(target=send) for _ in range(6)]
-    try:
-        for sender in senders:
-            sender.start()
-        wait_for(lambda: len(answers) > 12)
-        stopping = time.monotonic()
-        server.stop()
-    finally:
-        stopped.set()
-        for sender in senders:
-            sender.join()
-        server.stop()
-    took = max(begun for begun, _ in answers) - stopping
-    assert took < 30, "the traffic kept it from stopping"
-    early = [status for begun, status in answers if begun < stopping]
-    assert set(early) == {200}, "what was accepted before must be finished"
-    late = [status for begun, status in answers if begun >= stopping]
-    assert 503 in late, "admission was not closed"
-    assert set(late) <= {200, 503, 0}

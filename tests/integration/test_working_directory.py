@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from served import unused_ports_in_a_row
 from videos import numbered_video
 
 from ivdr_deploy.serving.client import EndpointClient
-from ivdr_deploy.serving.torchserve.config import Ports
 
 COPY = (
     "import os\nwith open({!r}, 'a') as ran:\n    ran.write('{} in ' + repr(os.sys.orig_argv[:4]) + '\\n')\n"
@@ -76,9 +76,7 @@ def test_commands_and_what_they_start(
 def test_server_and_its_workers(
     planted: Planted, ivdr: list[str], tiny_bundle: Path, video: Path, tmp_path: Path
 ) -> None:
-    from test_torchserve import unused_ports_in_a_row
-
-    ports: Ports = unused_ports_in_a_row()
+    ports = unused_ports_in_a_row()
     command = [*ivdr, "serve", str(tiny_bundle), "--json", "--port", str(ports.inference)]
     command += ["--run-dir", str(tmp_path / "run")]
     with subprocess.Popen(

@@ -89,7 +89,9 @@ def build_archive(
     opened = open_bundle(bundle)
     name, service = opened.manifest.name, settings.service
     service.view_plan(opened.manifest.view_plan)  # refused here, not by every worker
-    variant, device, reason = choose_variant(opened, service.variant, device=service.device)
+    variant, device, reason = choose_variant(
+        opened, service.variant, device=service.device, threads=service.threads
+    )
     why = variant.unverified_reason
     if REGISTRY[variant.runtime].machine_code and variant.verification is None:
         why = f"it is machine code, and no `ivdr verify --videos LIST --variant {variant.id}` has judged it"

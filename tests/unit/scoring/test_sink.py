@@ -377,3 +377,34 @@ with exiting("ivdr"), open_sink(Path({str(out)!r}), PLAN, manifest=MANIFEST) as 
     assert sorted(path.name for path in out.iterdir()) == ["_run.json", "_run.lock", PLAN.shards[0].name]
     write(out)
     assert read_scores(out).num_rows == 5
+
+
+def test_a_shard_that_takes_more_memory_than_there_is_is_not_called_damaged(out):
+    """A damaged one may claim any length, so the hint names both."""
+    code = f"""
+import resource, sys
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
+import numpy as np, psutil
+from pathlib import Path
+from test_sink import PLAN, MANIFEST, open_sink, read_scores, row
+from ivdr_deploy._console import exiting
+
+out, vector = Path({str(out)!r}), np.arange(1 << 22, dtype=np.float32)
+with open_sink(out, PLAN, manifest=MANIFEST) as sink:
+    for shard in sink.pending:
+        wide = [row(place) for place in range(shard.start, shard.stop)]
+        wide = [one | {{"feature": vector}} if "feature" in one else one for one in wide]
+        sink.write(shard, wide)
+del wide
+used = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (used, used))
+with exiting("ivdr"):
+    read_scores(out)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.returncode == 3, done.stderr
+    assert "cannot be read: it asks for more memory than there is" in done.stderr
+    assert "ulimit -v" in done.stderr
+    assert "delete it" in done.stderr
+    assert read_scores(out).num_rows == 5

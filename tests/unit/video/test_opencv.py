@@ -1,4 +1,4 @@
-"""The OpenCV reader where it differs from PyAV's; what both promise is in ``test_decode.py``."""
+"""The OpenCV reader where it differs from PyAV's; ``test_decode.py`` has what both promise."""
 
 from __future__ import annotations
 

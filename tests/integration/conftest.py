@@ -1,0 +1,30 @@
+"""One running endpoint for a whole module of tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from served import SETTINGS
+from videos import numbered_video
+
+from ivdr_deploy.serving.torchserve.archive import build_archive
+from ivdr_deploy.serving.torchserve.process import TorchServeProcess, serve
+
+
+@pytest.fixture(scope="module")
+def archive(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_archive(tiny_bundle, model_store=tmp_path_factory.mktemp("store"), settings=SETTINGS).path
+
+
+@pytest.fixture(scope="module")
+def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServeProcess]:
+    with serve(archive, run_dir=tmp_path_factory.mktemp("ts")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [numbered_video(folder / f"{n}.mp4", num_frames=n, size=(64, 48)) for n in (12, 25, 40)]
