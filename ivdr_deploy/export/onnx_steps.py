@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputParity, Target, Variant
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.environment import instruction_sets
-from ivdr_deploy.errors import ExportError
+from ivdr_deploy.errors import ExportError, ParityError
 from ivdr_deploy.export.calibration import Calibration, calibration_clips
 from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, ONNX_FILE, ONNX_ID, REFERENCE_ID, golden_of
 from ivdr_deploy.runtimes.compare import check_parity
@@ -20,14 +21,19 @@ from ivdr_deploy.spec import Precision
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from onnx import ModelProto
+
     from ivdr_deploy.export.int8.quantise import Write
+
+_log = logging.getLogger(__name__)
 
 
 def add_onnx(draft: Draft, precision: Precision = "fp32") -> None:
     """Add an ONNX file, exported from the checkpoint in the draft, in fp32 or fp16.
 
     In fp16 only the backbone computes in half precision; pixels are normalised before, and the heads run after it, in
-    fp32.
+    fp32. Nodes of the backbone whose values fp16 does not hold stay in fp32 as well, and so do as few of the others as
+    it takes to agree; see ``export.half``. That file is made with the help of the fp32 one in the draft.
 
     Raises:
         ExportError: if the network cannot be exported; ``ParityError`` if the file computes something else.
@@ -40,6 +46,11 @@ def add_onnx(draft: Draft, precision: Precision = "fp32") -> None:
     model = load_checkpoint(draft.folder / CHECKPOINT_FILE).model
     model.set_precision(precision)
     export_onnx(model, path, clip=metadata.contract, metadata=metadata)
+    build: dict[str, str] = {}
+    if precision == "fp16":
+        parity, build = _fit_half(draft, path, metadata)
+    else:
+        parity = _prove(draft, path, metadata, precision)
     draft.add_variant(
         Variant(
             id=f"onnx-{precision}",
@@ -47,9 +58,79 @@ def add_onnx(draft: Draft, precision: Precision = "fp32") -> None:
             precision=precision,
             files=(name,),
             derived_from=REFERENCE_ID,
-            parity=_prove(draft, path, metadata, precision),
+            parity=parity,
+            build=build,
         )
     )
+
+
+def _fit_half(
+    draft: Draft, path: Path, metadata: OnnxMetadata
+) -> tuple[tuple[OutputParity, ...], dict[str, str]]:
+    """Keep in fp32 what fp16 does not hold, and then what it takes to agree; returns parity and what to note."""
+    import onnx
+
+    from ivdr_deploy.export.half import HalfGraph, UnlikeGraphsError
+
+    clips = golden_of(draft).video
+    assert clips is not None  # without golden clips no export ends
+    try:
+        graph = HalfGraph(onnx.load(path), onnx.load(draft.folder / held_variant(draft, ONNX_ID).files[0]))
+    except UnlikeGraphsError as error:  # then the file is proved as it is
+        _log.warning("%s, so no layer can be kept in fp32", error.message)
+        return _prove(draft, path, metadata, "fp16"), {}
+    large = sorted(graph.overflowing(clips))
+
+    def prove(kept: Collection[str]) -> tuple[OutputParity, ...]:
+        onnx.save_model(graph.keeping([*large, *kept]), path)
+        return _prove(draft, path, metadata, "fp16")
+
+    parity, kept = _keeping(prove, lambda: graph.by_error(clips, without=large))
+    return parity, _note_kept(onnx.load(path), {"overflows": large, "inexact": kept})
+
+
+def _keeping(
+    prove: Callable[[Collection[str]], tuple[OutputParity, ...]], by_error: Callable[[], Sequence[str]]
+) -> tuple[tuple[OutputParity, ...], list[str]]:
+    """Prove a file, and where it fails with as few nodes in fp32 as it takes.
+
+    Args:
+        prove: Writes the file with these nodes in fp32, and proves it.
+        by_error: Names the nodes, the one that adds most error first.
+
+    Raises:
+        ParityError: if it fails with all of them.
+    """
+    from ivdr_deploy.export.layers import fewest
+
+    try:
+        return prove(()), []
+    except ParityError as error:
+        _log.warning("%s; looking for the layers at fault", error.message)
+
+        def passes(nodes: Collection[str]) -> bool:
+            try:
+                prove(nodes)
+            except ParityError:
+                return False
+            return True
+
+        kept = fewest(by_error(), passes)
+        if kept is None:
+            raise
+        return prove(kept), kept
+
+
+def _note_kept(model: ModelProto, kept: Mapping[str, Collection[str]]) -> dict[str, str]:
+    """Say which layers stayed in fp32, and why; returns the entries for ``Variant.build``."""
+    from ivdr_deploy.export.layers import describe_layers
+
+    noted = {}
+    for why, names in kept.items():
+        if layers := describe_layers(model, names):
+            noted[f"fp32_{why}"] = layers
+            _log.warning("kept in fp32 (%s): %s", why, layers)
+    return noted
 
 
 def add_onnx_int8(draft: Draft, calibration: Calibration) -> None:
@@ -104,7 +185,13 @@ def _add_int8(
     clips = calibration_clips(calibration, draft.manifest.clip)
     made = quantise(draft.folder / origin.files[0], clips, write)
     path = draft.add_file(f"{variant_id}.onnx", kind="model")
-    onnx.save_model(made.model, path)
+    metadata = onnx_metadata(draft.manifest)
+
+    def prove(kept: Collection[str]) -> tuple[OutputParity, ...]:
+        onnx.save_model(made.keeping(kept), path)
+        return _prove(draft, path, metadata, "int8")
+
+    parity, kept = _keeping(prove, made.by_error)
     draft.add_variant(
         Variant(
             id=variant_id,
@@ -113,9 +200,10 @@ def _add_int8(
             target=target,
             files=(path.name,),
             derived_from=origin.id,
-            parity=_prove(draft, path, onnx_metadata(draft.manifest), "int8"),
+            parity=parity,
             build={
                 **build,
+                **_note_kept(made.source.model, {"inexact": kept}),
                 "calibration_data": calibration.videos.data_hash,
                 "calibration_clips": str(len(clips)),
                 "ranges": made.method,

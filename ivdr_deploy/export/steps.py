@@ -143,7 +143,7 @@ def _by_torch(
 
 STEPS: dict[Request, Step] = {
     ("onnx", "fp32"): Step(lambda draft, _: add_onnx(draft, "fp32"), _check_onnx),
-    ("onnx", "fp16"): Step(lambda draft, _: add_onnx(draft, "fp16"), _check_onnx),
+    ("onnx", "fp16"): Step(lambda draft, _: add_onnx(draft, "fp16"), _check_onnx, (("onnx", "fp32"),)),
     ("onnx", "int8"): Step(
         lambda draft, options: add_onnx_int8(draft, _calibration(options)), _check_int8, (("onnx", "fp32"),)
     ),

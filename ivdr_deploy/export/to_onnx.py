@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.errors import ExportError
+from ivdr_deploy.export.layers import LAYER_KEY
 from ivdr_deploy.models.network import ExportNetwork, VideoModel
 from ivdr_deploy.spec import INPUT_NAME, MAX_BATCH, ClipSpec
 
@@ -62,13 +65,41 @@ def export_onnx(model: VideoModel, path: Path, *, clip: ClipSpec, metadata: Onnx
     onnx.save_model(proto, path)
 
 
+def _layer_of(node: onnx.NodeProto) -> str:
+    """Return which module a node came from, and the line that calls it, without the paths of this machine."""
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    weights = [name.rsplit(".", 1)[0] for name in node.input if name.endswith(".weight")]
+    try:
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+    except (ValueError, SyntaxError):
+        scopes = []
+    module = (weights or scopes[-2:-1] or [""])[0].removeprefix("model.")
+    lines = re.findall(r'File "([^"]+)\.py", line (\d+)', notes.get("pkg.torch.onnx.stack_trace", ""))
+    places = []
+    for path, line in lines:
+        parts = Path(path).parts
+        roots = [at for at, part in enumerate(parts) if part in ("site-packages", "ivdr_deploy")]
+        if roots:
+            dotted = ".".join(parts[roots[-1] :]).removeprefix("site-packages.")
+            if not dotted.startswith("torch."):
+                places.append(f"{dotted}:{line}")
+    return f"{module} ({places[-1]})" if module and places else module
+
+
 def _forget_origin(graph: onnx.GraphProto) -> None:
-    """Drop what the exporter notes about its work: stack traces, with the paths of this machine in them."""
+    """Drop what the exporter notes about its work: stack traces, with the paths of this machine in them.
+
+    What stays is the layer of each node; see ``layers.LAYER_KEY``.
+    """
+    layers = [_layer_of(node) for node in graph.node]
     graph.ClearField("metadata_props")
     for parts in (graph.node, graph.value_info, graph.input, graph.output, graph.initializer):
         for part in parts:
             part.ClearField("metadata_props")
             part.ClearField("doc_string")
+    for node, layer in zip(graph.node, layers, strict=True):
+        if layer:
+            node.metadata_props.add(key=LAYER_KEY, value=layer)
 
 
 def _check_interface(proto: onnx.ModelProto, clip: ClipSpec, outputs: Sequence[str]) -> None:

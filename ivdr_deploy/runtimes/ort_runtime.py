@@ -22,6 +22,33 @@ ort = import_onnxruntime()
 _PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
+_SHAPE_ARITHMETIC = frozenset(
+    [
+        "Add",
+        "Cast",
+        "Concat",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Expand",
+        "Gather",
+        "Identity",
+        "Mul",
+        "Range",
+        "Reciprocal",
+        "Reshape",
+        "Shape",
+        "Size",
+        "Slice",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Unsqueeze",
+        "Where",
+    ]
+)
+"""What transformers compute sizes with. CUDA has all of them, so that none is on the CPU for lack of it."""
+
 _NO_FALLBACK = (
     "its libraries (CUDA, cuDNN) or the GPU are missing, or it lacks an operator: see `ivdr doctor`, or use "
     "device 'cpu'"
@@ -67,19 +94,7 @@ class OrtRuntime(Runtime):
                 f"the path {path} is not UTF-8 in this locale, and ONNX Runtime opens no other",
                 hint="rename it, or set LC_ALL=C.UTF-8",
             )
-        options = session_options(device, threads)
-        try:
-            session = ort.InferenceSession(
-                str(path), options, providers=[_with_options(provider, precision)], enable_fallback=0
-            )
-        except Exception as error:  # the binding's exceptions share no other base class
-            reason = str(error).splitlines()[0][:300]
-            if device != "cpu" and "CPU EP" in reason:
-                raise DeviceError(
-                    f"{path}: {provider} was asked for, but ONNX Runtime would run operators on the CPU ({reason})",
-                    hint=_NO_FALLBACK,
-                ) from error
-            raise ArtifactError(f"{path} cannot be loaded by ONNX Runtime ({reason})") from error
+        session = _start(path, [_with_options(provider, precision)], device, threads)
         require_provider(session.get_providers(), provider)
         self.metadata = OnnxMetadata.from_props(session.get_modelmeta().custom_metadata_map, where=str(path))
         if clip is not None and clip != self.metadata.contract:
@@ -115,17 +130,71 @@ class OrtRuntime(Runtime):
         self._session = None
 
 
-def session_options(device: Device, threads: int | None) -> Any:
-    """Set a session up: threads, and on a GPU no operator on the CPU, where ONNX Runtime puts what the GPU lacks.
+def _start(path: Path, providers: list[Any], device: Device, threads: int | None) -> Any:
+    """Open a session; on a GPU none of which an operator runs on the CPU, shape arithmetic apart.
 
-    Operators that only compute shapes count too; ``export_onnx`` writes none for the backbones here.
+    ONNX Runtime puts single operators there without a word: those that the GPU lacks, and those that only compute
+    shapes. Where it has put any, which ones is looked at.
+
+    Raises:
+        ArtifactError: if the file cannot be loaded.
+        DeviceError: if the network itself would run on the CPU in part.
+    """
+    try:
+        try:
+            return ort.InferenceSession(
+                str(path), session_options(device, threads), providers=providers, enable_fallback=0
+            )
+        except Exception as error:  # the binding's exceptions share no other base class
+            if device == "cpu" or "CPU EP" not in str(error):
+                raise
+            options = session_options(device, threads, strict=False)
+            session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+            if elsewhere := operators_on_cpu(session):
+                types = ", ".join(elsewhere)[:100]
+                raise DeviceError(
+                    f"{path}: {device} was asked for, but ONNX Runtime would run {types} on the CPU",
+                    hint=_NO_FALLBACK,
+                ) from error
+            return session
+    except DeviceError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0][:300]
+        raise ArtifactError(f"{path} cannot be loaded by ONNX Runtime ({reason})") from error
+
+
+def session_options(device: Device, threads: int | None, *, strict: bool = True) -> Any:
+    """Set a session up.
+
+    Args:
+        device: On a GPU, operators on the CPU are refused or at least noted.
+        threads: Of one operator on the CPU.
+        strict: Refuse them; False notes them for ``operators_on_cpu``.
     """
     options = ort.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
     if device != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        key = "session.disable_cpu_ep_fallback" if strict else "session.record_ep_graph_assignment_info"
+        options.add_session_config_entry(key, "1")
     return options
+
+
+def operators_on_cpu(session: Any) -> list[str]:
+    """Return the types of the operators that ONNX Runtime put on the CPU, but for those that only compute shapes.
+
+    An ONNX Runtime that does not tell (before 1.24) counts as having put all of them there.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return ["operators (which, ONNX Runtime 1.24 and later can say)"]
+    found = {
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == _PROVIDERS["cpu"]
+        for node in part.get_nodes()
+    }
+    return sorted(found - _SHAPE_ARITHMETIC)
 
 
 def require_provider(providers: Sequence[str], provider: str) -> None:

@@ -9,7 +9,7 @@ smallest value that its output can hold. The normalisation of the input and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,23 +80,43 @@ def quantised_tensors(source: SourceGraph) -> list[set[str]]:
     return list({id(group): group for group in groups.values()}.values())
 
 
-def lower(source: SourceGraph, ranges: Ranges, *, weight_bits: int) -> onnx.ModelProto:
+def round_trip(name: str, result: str, low: float, high: float) -> list[onnx.NodeProto]:
+    """Return the nodes that round a value of an fp32 graph to 8 bits and back."""
+    scale = _Scale.of(low, high)
+    ends: dict[str, np.ndarray] = {
+        f"{result}/scale": np.asarray(scale.scale),
+        f"{result}/zero": np.asarray(scale.zero_point),
+    }
+    return [
+        *(
+            helper.make_node("Constant", [], [end], value=numpy_helper.from_array(value))
+            for end, value in ends.items()
+        ),
+        helper.make_node("QuantizeLinear", [name, *ends], [f"{result}/uint8"]),
+        helper.make_node("DequantizeLinear", [f"{result}/uint8", *ends], [result]),
+    ]
+
+
+def lower(
+    source: SourceGraph, ranges: Ranges, kept: Collection[str] = (), *, weight_bits: int
+) -> onnx.ModelProto:
     """Write the int8 graph.
 
     Args:
         source: The fp32 graph.
         ranges: For every tensor of ``quantised_tensors``.
+        kept: Names of convolutions that stay in fp32; their operands are transposed for them.
         weight_bits: 8, or 7 for processors whose 8-bit products would saturate.
 
     Raises:
         ExportError: if the graph holds an operator that has no 8-bit channels-last form.
     """
-    return _Lowering(source, ranges, weight_bits).run()
+    return _Lowering(source, ranges, kept, weight_bits).run()
 
 
 class _Lowering:
-    def __init__(self, source: SourceGraph, ranges: Ranges, weight_bits: int) -> None:
-        self.source = source
+    def __init__(self, source: SourceGraph, ranges: Ranges, kept: Collection[str], weight_bits: int) -> None:
+        self.source, self.kept = source, kept
         self.limit = 2 ** (weight_bits - 1) - 1
         self.scales: dict[str, _Scale] = {}
         for group in quantised_tensors(source):
@@ -109,6 +129,8 @@ class _Lowering:
         self.values = {video.name: _Value(video.name)}
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
+        self.real: set[str] = set()
+        """Names of values that were brought back to fp32."""
 
     def run(self) -> onnx.ModelProto:
         handlers: dict[str, Callable[[onnx.NodeProto], None]] = {
@@ -152,6 +174,9 @@ class _Lowering:
     def _conv(self, node: onnx.NodeProto) -> None:
         given = attributes(node)
         x, pads = self._padded(node)
+        if node.name in self.kept:
+            self._full_conv(node, x, pads)
+            return
         source = self._quantised(x)
         if source.scale is None or given["group"] != 1:
             raise self._unknown(node)
@@ -190,6 +215,23 @@ class _Lowering:
             dilations=given["dilations"],
             pads=pads,
         )
+
+    def _full_conv(self, node: onnx.NodeProto, x: str, pads: list[int]) -> None:
+        """Keep a convolution in fp32, and the ReLU after it; ONNX has none that takes channels last."""
+        name, own = _fused_output(self.source, node), node.output[0]
+        weights = [self._constant(part, self.source.constants[part]) for part in node.input[1:]]
+        kept = helper.make_node("Conv", [f"{own}/first", *weights], [f"{own}/full"], name=node.name)
+        kept.attribute.extend(entry for entry in node.attribute if entry.name != "pads")
+        kept.attribute.append(helper.make_attribute("pads", pads))
+        self.nodes += [
+            helper.make_node(
+                "Transpose", [self._real(self._read(x))], [f"{own}/first"], perm=[0, 4, 1, 2, 3]
+            ),
+            kept,
+            helper.make_node("Transpose", [f"{own}/full"], [f"{own}/last"], perm=list(_TO_CHANNELS_LAST)),
+            helper.make_node("Relu" if name != own else "Identity", [f"{own}/last"], [name]),
+        ]
+        self.values[name] = _Value(name, channels_last=True)
 
     def _relu(self, node: onnx.NodeProto) -> None:
         if node.output[0] not in self.values:  # not done by the operator before it
@@ -307,6 +349,9 @@ class _Lowering:
         if value.scale is None:
             return value.name
         name = f"{value.name}/float"
+        if name in self.real:
+            return name
+        self.real.add(name)
         inputs = [value.name, *self._scale_inputs(value.scale, value.name, "d")]
         self.nodes.append(helper.make_node("DequantizeLinear", inputs, [name]))
         return name

@@ -5,6 +5,7 @@ TensorRT fuses these pairs into 8-bit kernels. It wants signed values around zer
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from ivdr_deploy.export.int8.source import SourceGraph
 _LIMIT = 127
 
 
-def insert_pairs(source: SourceGraph, ranges: Ranges) -> onnx.ModelProto:
+def insert_pairs(source: SourceGraph, ranges: Ranges, kept: Collection[str] = ()) -> onnx.ModelProto:
     """Return a copy of the fp32 graph whose convolutions read values rounded to 8 bits.
 
     Args:
         source: The fp32 graph.
         ranges: For every tensor of ``quantised_tensors``.
+        kept: Names of convolutions that stay in fp32.
     """
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
@@ -47,7 +49,7 @@ def insert_pairs(source: SourceGraph, ranges: Ranges) -> onnx.ModelProto:
         return result
 
     for node in model.graph.node:
-        if node.op_type == "Conv":
+        if node.op_type == "Conv" and node.name not in kept:
             weights = source.constants[node.input[1]]
             largest = np.abs(weights).reshape(len(weights), -1).max(axis=1)
             read = source.padding.get(node.input[0], (node.input[0],))[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -12,9 +12,10 @@ import onnx
 
 from ivdr_deploy._optional import import_onnxruntime
 from ivdr_deploy.errors import ExportError
-from ivdr_deploy.export.int8.channels_last import Ranges, quantised_tensors
+from ivdr_deploy.export.int8.channels_last import Ranges, quantised_tensors, round_trip
 from ivdr_deploy.export.int8.ranges import Method, choose_ranges, observe
 from ivdr_deploy.export.int8.source import SourceGraph
+from ivdr_deploy.export.layers import layer_errors
 from ivdr_deploy.spec import INPUT_NAME
 
 _HELD_OUT = 3
@@ -23,19 +24,58 @@ _HELD_OUT = 3
 _LEAST_CLIPS = 2 * _HELD_OUT
 
 
+Write = Callable[[SourceGraph, Ranges, Collection[str]], onnx.ModelProto]
+"""Makes an int8 graph from the fp32 one, the ranges of its tensors, and the names of convolutions that stay in fp32."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantised:
     """An int8 graph and how it came about."""
 
-    model: onnx.ModelProto
+    source: SourceGraph
+    ranges: Ranges
+    """Of the method that was chosen."""
+
+    write: Write
+    clips: np.ndarray
+    """Those that judged; uint8 (N, T, H, W, 3)."""
+
     method: Method
     errors: dict[Method, float]
     """For every method that was tried: the relative difference from fp32 of the output that differs most, over the
     clips that were held out."""
 
+    def keeping(self, kept: Collection[str]) -> onnx.ModelProto:
+        """Return the int8 graph with some convolutions in fp32, by the names of their nodes."""
+        return self.write(self.source, self.ranges, kept)
 
-Write = Callable[[SourceGraph, Ranges], onnx.ModelProto]
-"""Makes an int8 graph from the fp32 one and the ranges of its tensors."""
+    def by_error(self) -> list[str]:
+        """Return the names of the convolutions, the one that adds most error first."""
+
+        def round_value(name: str, nodes: list[onnx.NodeProto]) -> str:
+            read = self.source.padding.get(name, (name,))[0]
+            if read not in self.ranges:  # also what a convolution gives: the one that reads it rounds it
+                return name
+            if name not in rounded:
+                rounded.add(name)
+                nodes.extend(round_trip(name, f"{name}/rounded", *self.ranges[read]))
+            return f"{name}/rounded"
+
+        def round_constant(name: str) -> np.ndarray | None:
+            value = self.source.constants.get(name)
+            if value is None or value.ndim < 3:
+                return value
+            scale = np.maximum(np.abs(value).reshape(len(value), -1).max(axis=1), 1e-8) / 127
+            scale = scale.reshape(-1, *[1] * (value.ndim - 1))
+            stored: np.ndarray = np.round(value / scale) * scale
+            return stored.astype(np.float32)
+
+        rounded: set[str] = set()
+        names = [node.name for node in self.source.nodes if node.op_type == "Conv"]
+        errors = layer_errors(
+            self.source.model, self.clips, names, round_value=round_value, round_constant=round_constant
+        )
+        return sorted(names, key=lambda name: -errors[name])
 
 
 def quantise(path: Path, clips: np.ndarray, write: Write) -> Quantised:
@@ -59,13 +99,21 @@ def quantise(path: Path, clips: np.ndarray, write: Write) -> Quantised:
     judged = np.arange(len(clips)) % _HELD_OUT == _HELD_OUT - 1
     histograms = observe(source.model, clips[~judged], names)
     expected = _outputs(source.model, clips[judged])
-    candidates: dict[Method, onnx.ModelProto] = {}
+    candidates: dict[Method, Ranges] = {}
     errors: dict[Method, float] = {}
     for method in get_args(Method):
-        candidates[method] = write(source, choose_ranges(histograms, method))
-        errors[method] = _relative_error(expected, _outputs(candidates[method], clips[judged]))
+        candidates[method] = choose_ranges(histograms, method)
+        made = write(source, candidates[method], ())
+        errors[method] = _relative_error(expected, _outputs(made, clips[judged]))
     best = min(errors, key=lambda method: errors[method])
-    return Quantised(model=candidates[best], method=best, errors=errors)
+    return Quantised(
+        source=source,
+        ranges=candidates[best],
+        write=write,
+        clips=clips[judged],
+        method=best,
+        errors=errors,
+    )
 
 
 def _outputs(model: onnx.ModelProto, clips: np.ndarray) -> list[np.ndarray]:

@@ -107,9 +107,9 @@ def test_steps_come_after_those_they_are_made_from_and_each_once() -> None:
     assert plan_steps([("onnx", "int8")]) == [("onnx", "fp32"), ("onnx", "int8")]
     assert plan_steps([("onnx", "int8")], held=["torch-fp32", "onnx-fp32"]) == [("onnx", "int8")]
     assert plan_steps([("trt", "fp16"), ("onnx", "fp16"), ("trt", "fp32")]) == [
+        ("onnx", "fp32"),
         ("onnx", "fp16"),
         ("trt", "fp16"),
-        ("onnx", "fp32"),
         ("trt", "fp32"),
     ]
 

@@ -1,17 +1,29 @@
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from requirements import missing
+from videos import numbered_video
 
 from ivdr_deploy._files import sha256_file
+from ivdr_deploy.artifacts.checkpoint import save_checkpoint
+from ivdr_deploy.artifacts.manifest import labels_sha256
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
-from ivdr_deploy.artifacts.sidecar import read_sidecar
+from ivdr_deploy.artifacts.sidecar import BatchProfile, EngineInfo, read_sidecar
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import ConfigError, ExportError, MissingDependencyError
+from ivdr_deploy.export.bundle_export import add_variants, export_bundle
+from ivdr_deploy.export.calibration import Calibration
+from ivdr_deploy.export.steps import StepOptions, requests
 from ivdr_deploy.export.to_tensorrt import DEFAULT_COMPUTE_CAPABILITIES, build_engine, choose_provider
+from ivdr_deploy.models.network import build_model
 from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
+from ivdr_deploy.spec import CheckpointInfo, ClipSpec, ModelSpec, TrainingState, ViewPlan
+from ivdr_deploy.video.reader import VideoLimits
 
 needs_rtx = pytest.mark.usefixtures("tensorrt_rtx")
 
@@ -119,3 +131,58 @@ def test_tensorrt_alone_cannot_build_without_a_gpu(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ExportError, match="no NVIDIA driver or GPU") as caught:
         choose_provider()
     assert "trt-rtx" in caught.value.hint
+
+
+@pytest.mark.trt
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tensorrt may build where there is a GPU")
+@pytest.mark.parametrize("backbone", ["r3d_18", "r2plus1d_18", "s3d", "i3d"])
+def test_plans_of_full_size_networks_are_built_in_every_precision(
+    backbone: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    clip = ClipSpec(num_frames=16, short_side=112, crop_size=112)
+    rng = np.random.default_rng(0)
+    golden = rng.integers(0, 256, (1, *clip.clip_shape), dtype=np.uint8)
+    spec = ModelSpec(backbone=backbone, num_classes=5, num_slots=0, clip_dim=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(spec, clip).eval()
+    training = TrainingState(backbone_step=1, head_steps={"classifier": 1})
+    info = CheckpointInfo(
+        clip=clip, view_plan=ViewPlan(), model=spec, labels=tuple("abcde"), training=training
+    )
+    save_checkpoint(tmp_path / "model.safetensors", model=model, info=info, golden=golden)
+    bundle = export_bundle(tmp_path / "model.safetensors", tmp_path / "bundle")
+    (tmp_path / "videos").mkdir()
+    for index in range(6):
+        numbered_video(tmp_path / "videos" / f"{index}.mp4", num_frames=40 + index)
+    videos = Calibration(videos=read_video_list(tmp_path / "videos"), limits=VideoLimits())
+    options = StepOptions(calibration=videos, compute_capabilities=("8.6",))
+    for precision in ("fp32", "fp16", "int8"):
+        (request,) = requests([("trt", precision)])
+        bundle = add_variants(bundle.path, [request], options)
+        plan = bundle.variant(f"trt-{precision}-sm86")
+        sidecar = read_sidecar(bundle.variant_file(plan))
+        record_property(f"{precision}_build_seconds", sidecar.build_seconds)
+        print(f"{backbone} {precision}: {sidecar.build_seconds:.1f} s")
+        assert plan.derived_from is not None
+        source = bundle.variant(plan.derived_from)
+        assert not plan.verified
+        assert source.verified
+        assert sidecar == EngineInfo(
+            provider="tensorrt_rtx",
+            provider_version=choose_provider()[1].__version__,
+            compute_capabilities=("8.6",),
+            precision=precision,
+            onnx_sha256=bundle.manifest.entry(source.files[0]).sha256,
+            contract_hash=clip.contract_hash,
+            clip_shape=clip.clip_shape,
+            batch=BatchProfile(min=1, opt=10, max=64),
+            outputs=("logits", "feature"),
+            labels_sha256=labels_sha256(info.labels),
+            build_seconds=sidecar.build_seconds,
+        )
+        weights = bundle.variant_file(source).stat().st_size
+        assert bundle.variant_file(plan).stat().st_size > weights / 3

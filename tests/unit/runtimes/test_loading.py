@@ -22,7 +22,12 @@ from ivdr_deploy.errors import (
 )
 from ivdr_deploy.models.backbones import get_backbone
 from ivdr_deploy.runtimes.loading import open_model
-from ivdr_deploy.runtimes.ort_runtime import OrtRuntime, require_provider, session_options
+from ivdr_deploy.runtimes.ort_runtime import (
+    OrtRuntime,
+    operators_on_cpu,
+    require_provider,
+    session_options,
+)
 
 VARIANTS = ["torch-fp32", "onnx-fp32"]
 
@@ -222,11 +227,34 @@ def test_a_session_that_fell_back_is_refused() -> None:
 def test_no_operator_may_fall_back_to_the_cpu_where_a_gpu_was_asked_for(tiny_bundle: Path) -> None:
     key = "session.disable_cpu_ep_fallback"
     assert session_options("cuda", None).get_session_config_entry(key) == "1"
-    with pytest.raises(RuntimeError):
-        session_options("cpu", None).get_session_config_entry(key)
-    # Arithmetic on shapes would be refused as well, so an exported graph holds none.
+    for options in (session_options("cpu", None), session_options("cuda", None, strict=False)):
+        with pytest.raises(RuntimeError):
+            options.get_session_config_entry(key)
+    # Arithmetic on shapes would be refused as well at first, so an exported graph holds none.
     shapes = {"Shape", "Size", "Range", "ConstantOfShape", "Expand"}
     assert not shapes & {node.op_type for node in onnx.load(tiny_bundle / "model.onnx").graph.node}
+
+
+def test_what_runs_on_the_cpu_is_told_apart_from_arithmetic_on_shapes(tiny_bundle: Path) -> None:
+    options = session_options("cuda", None, strict=False)
+    ort = import_onnxruntime()
+    cpu = ["CPUExecutionProvider"]
+    network = ort.InferenceSession(str(tiny_bundle / "model.onnx"), options, providers=cpu)
+    assert {"Conv", "Gemm", "ReduceMean"} <= set(operators_on_cpu(network))
+    sizes = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [
+                onnx.helper.make_node("Shape", ["x"], ["shape"]),
+                onnx.helper.make_node("Concat", ["shape", "shape"], ["y"], axis=0),
+            ],
+            "sizes",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3])],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT64, [4])],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    assert operators_on_cpu(ort.InferenceSession(sizes.SerializeToString(), options, providers=cpu)) == []
 
 
 @pytest.mark.gpu
@@ -240,7 +268,7 @@ def test_an_operator_that_the_gpu_lacks_is_refused_not_run_on_the_cpu(
     proto.graph.node.append(onnx.helper.make_node("Unique", ["feature"], ["lost"]))  # CUDA has none
     proto.graph.output.append(onnx.helper.make_tensor_value_info("lost", onnx.TensorProto.FLOAT, None))
     onnx.save(proto, tmp_path / "model.onnx")
-    with pytest.raises(DeviceError, match="would run operators on the CPU"):
+    with pytest.raises(DeviceError, match="would run Unique on the CPU"):
         OrtRuntime(tmp_path / "model.onnx", device="cuda")
 
 

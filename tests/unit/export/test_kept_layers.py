@@ -1,0 +1,137 @@
+"""A layer that a coarse precision cannot hold is found, kept in fp32 and named; without that the export fails."""
+
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+
+from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.errors import ParityError
+from ivdr_deploy.export import layers, onnx_steps
+from ivdr_deploy.export.bundle_export import add_variants, export_bundle
+from ivdr_deploy.export.calibration import Calibration
+from ivdr_deploy.export.half import HalfGraph
+from ivdr_deploy.export.layers import fewest
+from ivdr_deploy.export.steps import StepOptions
+from ivdr_deploy.models.network import VideoModel
+from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.video.reader import VideoLimits
+
+BLOCK = "backbone.4.main"
+
+
+def planted(checkpoint: Path, folder: Path, change: Callable[[VideoModel], None]) -> Path:
+    """A bundle of the same function with weights that are hard to hold."""
+    trained = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        change(trained.model)
+    save_checkpoint(
+        folder / "hard.safetensors", model=trained.model, info=trained.info, golden=trained.golden
+    )
+    return export_bundle(folder / "hard.safetensors", folder / "hard").path
+
+
+def overflow(model: VideoModel) -> None:
+    """The first layer of a block gives 1e5 times as much, and the next takes it back: fp16 ends at 65504."""
+    block = model.backbone[4].main
+    for parameter in block[1].parameters():
+        parameter.mul_(1e5)
+    block[3].weight.mul_(1e-5)
+
+
+def one_loud_channel(model: VideoModel) -> None:
+    """One channel is 1e5 times as large as the others and unused: 8 bits for all leave nothing for them."""
+    block = model.backbone[4].main
+    for parameter in block[1].parameters():
+        parameter[0] *= 1e5
+    block[3].weight[:, 0] *= 1e-7
+
+
+def test_a_layer_that_overflows_fp16_is_kept_in_fp32_and_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = planted(checkpoint, tmp_path, overflow)
+    with monkeypatch.context() as patch:
+        # The file as the exporter writes it.
+        patch.setattr(
+            onnx_steps, "_fit_half", lambda *given: (onnx_steps._prove(*given, precision="fp16"), {})
+        )
+        with pytest.raises(ParityError):
+            add_variants(folder, [("onnx", "fp16")])
+    add_variants(folder, [("onnx", "fp16")])
+    made = open_bundle(folder).variant("onnx-fp16")
+    assert made.verified
+    named = made.build["fp32_overflows"].split("; ")
+    assert [name.split(" ")[0] for name in named] == [f"{BLOCK}.0", f"{BLOCK}.2", f"{BLOCK}.3"]
+    assert all("(ivdr_deploy.models.backbones:" in name for name in named)
+    assert "fp32_inexact" not in made.build
+    graph = onnx.load(folder / "model-fp16.onnx").graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    convolutions = [types[node.input[1]] for node in graph.node if node.op_type == "Conv"]
+    assert convolutions.count(TensorProto.FLOAT) == 2
+    assert convolutions.count(TensorProto.FLOAT16) == len(convolutions) - 2
+    with open_model(folder, variant="onnx-fp16").runtime as runtime:
+        assert runtime.precision == "fp16"
+
+
+def test_a_network_that_fits_fp16_keeps_no_layer(bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    add_variants(folder, [("onnx", "fp16")])
+    assert open_bundle(folder).variant("onnx-fp16").build == {}
+    golden = open_bundle(folder).golden()
+    assert golden.video is not None
+    graph = HalfGraph(onnx.load(folder / "model-fp16.onnx"), onnx.load(folder / "model.onnx"))
+    assert graph.overflowing(golden.video) == set()
+    order = graph.by_error(golden.video, without=graph.nodes[:1])
+    assert sorted(order) == sorted(graph.nodes[1:])
+    # With all of them in fp32 it is the fp32 network again.
+    full = graph.keeping(graph.nodes)
+    session = layers.import_onnxruntime().InferenceSession(
+        full.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    found = dict(
+        zip(golden.expected, session.run(list(golden.expected), {"video": golden.video}), strict=True)
+    )
+    half = [entry.max_abs_diff for entry in open_bundle(folder).variant("onnx-fp16").parity]
+    assert max(np.abs(found[name] - value).max() for name, value in golden.expected.items()) < max(half) / 2
+
+
+def test_a_layer_that_8_bits_cannot_hold_is_kept_in_fp32_and_named(
+    checkpoint: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_steps, "instruction_sets", frozenset)
+    folder = planted(checkpoint, tmp_path, one_loud_channel)
+    options = StepOptions(calibration=Calibration(videos=read_video_list(videos), limits=VideoLimits()))
+    with monkeypatch.context() as patch:
+        patch.setattr(layers, "fewest", lambda *_: None)
+        with pytest.raises(ParityError):
+            add_variants(folder, [("onnx", "int8")], options)
+    add_variants(folder, [("onnx", "int8")], options)
+    made = open_bundle(folder).variant("onnx-int8-cpu")
+    assert made.verified
+    assert f"{BLOCK}.3 (ivdr_deploy.models.backbones:" in made.build["fp32_inexact"]
+    kinds = [node.op_type for node in onnx.load(folder / "onnx-int8-cpu.onnx").graph.node]
+    kept = len(made.build["fp32_inexact"].split("; "))
+    assert kinds.count("Conv") == kept
+    assert kinds.count("QLinearConv") == 7 - kept
+
+
+@pytest.mark.parametrize(("needed", "tries"), [(1, 1), (2, 2), (3, 4), (6, 6), (7, 6)])
+def test_as_few_layers_as_it_takes_are_found_by_halving(needed: int, tries: int) -> None:
+    asked: list[int] = []
+
+    def passes(nodes: Collection[str]) -> bool:
+        asked.append(len(nodes))
+        return len(nodes) >= needed
+
+    order = list("abcdefg")
+    assert fewest(order, passes) == order[:needed]
+    assert len(asked) == tries
+    assert fewest(order, lambda nodes: False) is None
