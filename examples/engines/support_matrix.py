@@ -10,7 +10,6 @@ from typing import Any
 from ivdr_deploy._console import console, exiting
 from ivdr_deploy._files import atomic_path
 from ivdr_deploy._text import one_line
-from ivdr_deploy.export.steps import STEPS
 from ivdr_deploy.models.backbones import BACKBONES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,22 +81,23 @@ def _section(name: str, record: Mapping[str, Any]) -> str:
 def _columns(measured: Mapping[str, Any]) -> list[str]:
     """Name every variant that some backbone has, and every pair of engine and precision that none has."""
     ids: list[str] = []
+    pairs: list[str] = []
     for found in measured.values():
-        ids += [name for name in found.get("variants", ()) if name not in ids and name != "torch-fp32"]
-    built = [_pair(name) for name in ids]
-    return [*ids, *(" ".join(request) for request in STEPS if request not in built)]
+        ids += [name for name in found.get("variants", ()) if name not in (*ids, "torch-fp32")]
+        pairs += [pair for pair in found.get("not_built", ()) if pair not in pairs]
+    built = {_pair(name) for name in ids}
+    return [*ids, *(pair for pair in pairs if pair not in built)]
 
 
-def _pair(variant: str) -> tuple[str, ...]:
+def _pair(variant: str) -> str:
     """Return engine and precision of an id such as ``aoti-fp32-cpu-avx2``."""
-    engine, precision, *_ = f"{variant}-".split("-")
-    return engine, precision
+    return " ".join(variant.split("-")[:2])
 
 
 def _cell(found: Mapping[str, Any], column: str, reasons: dict[str, str]) -> str:
     variant = found["variants"].get(column)
     if variant is None:
-        pair = column if " " in column else " ".join(_pair(column))
+        pair = column if " " in column else _pair(column)
         return _letter(reasons, found["not_built"].get(pair, "not for the processor that measured this one"))
     if variant["over_eager"] is None:
         return _letter(reasons, f"{column} was built, and cannot run on this machine")
