@@ -150,12 +150,13 @@ def measure(name: str, data: Data, settings: Settings, scratch: Path) -> dict[st
         with console.status("making the network, and exporting it"):
             checkpoint = write_network(folder / "network.safetensors", name, data.train, settings.clip)
             made = export(checkpoint, folder / "bundle", data, settings)
-        report = verify_bundle(made.bundle, data=data.test, track=progress)
+        # All variants were built here, a moment ago: machine code is named, and runs.
+        named = [held.id for held in open_bundle(made.bundle).manifest.variants]
+        report = verify_bundle(made.bundle, data=data.test, variants=named, track=progress)
         bundle = keep_records(made.bundle, report.variants)
         device: Device = "cuda" if has_nvidia_driver() else "cpu"
-        # All of them were built here, a moment ago: machine code is named, and so is what failed its verification.
-        named = [held.id for held in bundle.manifest.variants if not misfit(held, device)]
-        chosen, _ = timed_variants(bundle, named, device=device)
+        fitting = [held.id for held in bundle.manifest.variants if not misfit(held, device)]
+        chosen, _ = timed_variants(bundle, fitting, device=device)  # also what failed its verification
         timing = time_variants(
             bundle,
             chosen,
