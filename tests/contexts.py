@@ -21,6 +21,7 @@ def make_context(
     headers: dict[str, str] | None = None,
     gpu_id: int | None = None,
     settings: ServiceSettings = ServiceSettings(top_k=2),  # noqa: B008  frozen
+    workers: int = 1,
 ) -> Any:
     """TorchServe's own context and metrics, as a worker makes them for one batch.
 
@@ -31,6 +32,7 @@ def make_context(
         headers: Of each request.
         gpu_id: The GPU that TorchServe gives to the worker.
         settings: Of the service, as the archive's ``model-config.yaml`` holds them.
+        workers: How many TorchServe starts.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # TorchServe leaves its own files open
@@ -41,7 +43,7 @@ def make_context(
         metrics = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
         metrics.initialize_cache()
     metrics.model_name = "tiny"
-    config = yaml.safe_load(to_model_config(EndpointSettings(service=settings)))
+    config = yaml.safe_load(to_model_config(EndpointSettings(service=settings, workers=workers)))
     context = Context(
         "tiny", str(model_dir), None, 4, gpu_id, "0.12", metrics=metrics, model_yaml_config=config
     )

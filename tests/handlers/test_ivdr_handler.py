@@ -19,6 +19,8 @@ from videos import numbered_video
 from ivdr_deploy.errors import ArtifactError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.serving.core.settings import ServiceSettings
+from ivdr_deploy.serving.torchserve import adapter
 from ivdr_deploy.serving.torchserve.archive import build_archive
 from ivdr_deploy.serving.torchserve.settings import DRAIN_VARIABLE, EndpointSettings
 
@@ -230,3 +232,16 @@ def test_worker_uses_the_gpu_that_torchserve_gave_it(
     with pytest.raises(ArtifactError):  # there is no model here: the GPU is chosen before anything is loaded
         IvdrHandler().initialize(context)
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected
+
+
+def test_workers_share_the_cores_unless_the_archive_says_how_many_threads_each_has(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    monkeypatch.setattr(adapter, "engine_threads", lambda workers: 8 // workers)
+    monkeypatch.setattr(
+        adapter.InferenceService, "open", lambda folder, settings, metrics: opened.append(settings.threads)
+    )
+    adapter.TorchServeAdapter(make_context(model_dir, [], workers=4))
+    adapter.TorchServeAdapter(make_context(model_dir, [], workers=4, settings=ServiceSettings(threads=5)))
+    assert opened == [2, 5]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -9,7 +10,18 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from ivdr_deploy.environment import environment_facts, git_revision, gpus, package_versions
+import psutil
+import pytest
+
+from ivdr_deploy import environment
+from ivdr_deploy.environment import (
+    engine_threads,
+    environment_facts,
+    git_revision,
+    gpus,
+    let_threads_sleep,
+    package_versions,
+)
 
 
 def test_facts_name_machine_and_software():
@@ -108,3 +120,47 @@ def test_revision_names_the_commit_and_says_when_files_changed(tmp_path: Path) -
 
 def test_revision_is_a_commit_or_nothing():
     assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", git_revision())
+
+
+@pytest.mark.parametrize(
+    ("usable", "physical", "processes", "expected"),
+    [(8, 8, 1, 8), (8, 4, 1, 4), (2, 8, 1, 2), (8, 8, 3, 2), (2, 2, 4, 1), (8, None, 1, 8)],
+)
+def test_an_engine_gets_a_thread_a_core_and_engines_share_them(
+    usable: int, physical: int | None, processes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(environment, "usable_cores", lambda: usable)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: physical)
+    assert engine_threads(processes) == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert engine_threads(processes) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert engine_threads(processes) == expected
+
+
+def test_threads_are_let_sleep_unless_somebody_decided_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    let_threads_sleep()
+    assert os.environ.pop("OMP_WAIT_POLICY") == "PASSIVE"
+    for name in names:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            let_threads_sleep()
+            assert os.environ.get("OMP_WAIT_POLICY", "1") == "1"
+
+
+def test_torch_is_loaded_with_threads_that_sleep() -> None:
+    """Which counts only where it is said before torch is there."""
+    code = (
+        "import os, sys\n"
+        "from ivdr_deploy.runtimes.registry import load_runtime\n"
+        "assert 'torch' not in sys.modules\n"
+        "load_runtime('torch')\n"
+        "print(os.environ['OMP_WAIT_POLICY'])\n"
+    )
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables)
+    assert done.stdout.strip() == "PASSIVE", done.stderr

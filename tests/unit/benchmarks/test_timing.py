@@ -1,8 +1,17 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from ivdr_deploy.benchmarks.timing import Summary, percentile, speedup, summarise, time_ms, time_pair
+from ivdr_deploy.benchmarks.timing import (
+    Summary,
+    median_interval,
+    percentile,
+    speedup,
+    summarise,
+    time_ms,
+    time_pair,
+)
 from ivdr_deploy.errors import ConfigError
 
 
@@ -82,3 +91,25 @@ def test_speedup_is_taken_pair_by_pair():
 def test_speedup_of_nothing_is_refused():
     with pytest.raises(ConfigError):
         speedup([], [])
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"),
+    # The ranks of tables of the sign test's interval, e.g. Conover, Practical Nonparametric Statistics.
+    [(6, 1, 6), (8, 1, 8), (9, 2, 8), (12, 3, 10), (20, 6, 15), (50, 18, 33)],
+)
+def test_the_interval_of_a_median_lies_at_the_ranks_of_the_tables(count: int, low: int, high: int) -> None:
+    samples = [float(value) for value in range(count, 0, -1)]
+    assert median_interval(samples) == (low, high)
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    draws = rng.lognormal(size=(4000, 9))
+    covered = [low <= 1.0 <= high for low, high in (median_interval(row) for row in draws.tolist())]
+    assert 0.95 <= float(np.mean(covered)) <= 0.97
+
+
+def test_fewer_samples_have_no_interval() -> None:
+    with pytest.raises(ConfigError, match="at least 6 samples, found 5"):
+        median_interval([1.0] * 5)
