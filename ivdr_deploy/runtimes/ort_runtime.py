@@ -10,7 +10,7 @@ import numpy as np
 
 from ivdr_deploy._optional import import_onnxruntime, pip_install
 from ivdr_deploy._text import is_utf8
-from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.artifacts.manifest import EXPORT_AGAIN, Variant
 from ivdr_deploy.artifacts.onnx_file import require_self_contained
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.errors import ArtifactError, ClosedError, ContractMismatchError, DeviceError
@@ -96,7 +96,11 @@ class OrtRuntime(Runtime):
             )
         session = _start(path, [_with_options(provider, precision)], device, threads)
         require_provider(session.get_providers(), provider)
-        self.metadata = OnnxMetadata.from_props(session.get_modelmeta().custom_metadata_map, where=str(path))
+        try:
+            props = session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{path} is damaged: its metadata is not UTF-8", hint=EXPORT_AGAIN) from error
+        self.metadata = OnnxMetadata.from_props(props, where=str(path))
         if clip is not None and clip != self.metadata.contract:
             differences = "; ".join(self.metadata.contract.differences(clip))
             raise ContractMismatchError(f"{path} was made for another contract ({differences})")
