@@ -185,4 +185,4 @@ def test_plans_of_full_size_networks_are_built_in_every_precision(
             build_seconds=sidecar.build_seconds,
         )
         weights = bundle.variant_file(source).stat().st_size
-        assert bundle.variant_file(plan).stat().st_size > weights / 3
+        assert bundle.variant_file(plan).stat().st_size > weights / 5  # int8 from fp32 is a quarter
