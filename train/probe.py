@@ -1,7 +1,7 @@
 """The linear probe: a classifier on kept features of a frozen backbone.
 
-The classifier is a softmax regression with a penalty on its weights: the one under which held-out groups of the training
-list are most probable.
+The classifier is a softmax regression with a penalty on its weights: the one under which held-out groups of the
+training list are most probable.
 """
 
 from __future__ import annotations
