@@ -122,6 +122,8 @@ def train_probe(
     targets = VideoList(videos.source, probe.items).targets(labels)
     linear = fit(probe.features, targets, num_classes=len(labels), penalty=probe.penalty)
     measured = {"penalty": probe.penalty} | measured
+    if probe.held_out.total:
+        measured |= {"held_out_accuracy": probe.held_out.value, "held_out_videos": probe.held_out.total}
     if test is not None:
         measured |= _measure(config, linear, probe.backbone, test, labels)
     model = probe.model

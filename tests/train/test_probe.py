@@ -160,6 +160,8 @@ def test_the_accuracy_that_is_reported_is_that_of_the_checkpoint(
     assert report["video_accuracy"]["value"] == metrics["video_accuracy"]
     assert report["clip_accuracy"]["value"] == metrics["clip_accuracy"]
     assert metrics["test_videos"] == 6
+    assert metrics["held_out_videos"] == 16
+    assert 0.0 <= metrics["held_out_accuracy"] <= 1.0
     assert metrics["penalty"] in regression.PENALTIES
     kept = opened(config)
     targets = [int(item.label == "up") for item in kept.items]
