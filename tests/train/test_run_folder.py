@@ -13,6 +13,7 @@ import pytest
 import torch
 from runs import equal, finetune_config, pretrain_config, state
 
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.errors import CheckpointError, FolderError
 from train import finetune as finetuning
 from train import run
@@ -84,7 +85,7 @@ def test_a_run_stopped_after_its_last_step_takes_none_again(
     log = (tmp_path / "metrics.csv").read_text()
     with stopping_after(0):
         path = finetune(config)
-    metrics = finetuning.load_checkpoint(path).info.provenance.metrics
+    metrics = load_checkpoint(path).info.provenance.metrics
     assert metrics["test_videos"] == 6
     assert metrics["loss"] == pytest.approx(
         float(list(csv.DictReader(log.splitlines()))[-1]["loss"]), rel=1e-4
