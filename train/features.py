@@ -87,7 +87,8 @@ def video_features(
                     errors[row] = outcome.error
                     continue
                 _write(files[row], outcome.raw.outputs["feature"])
-    return [errors[row] if row in errors else open_kept(files[row]) for row in range(len(sources))]
+    # Copied: a process may hold no more than some ten thousands of maps.
+    return [errors[row] if row in errors else np.array(open_kept(files[row])) for row in range(len(sources))]
 
 
 def _write(file: Path, feature: np.ndarray) -> None:

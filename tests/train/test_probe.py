@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from bundles import TINY_CLIP, TINY_PLAN, make_tiny_checkpoint
 from damage import damaged_bytes
-from runs import finetune_config
+from runs import finetune_config, state
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.datasets.lists import read_video_list
@@ -21,7 +21,7 @@ from ivdr_deploy.results import softmax
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video.clips import load_clips
-from train import features, probe
+from train import features, probe, regression
 from train.__main__ import main
 from train.config import DataConfig, FinetuneConfig
 from train.finetune import finetune
@@ -51,6 +51,11 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def probe_config(out: Path, data: DataConfig, init: Path, **fields: object) -> FinetuneConfig:
     return finetune_config(out, data, init=str(init), linear_probe=True, **fields)
+
+
+def opened(config: FinetuneConfig) -> probe.Probe:
+    """The probe of a training list, with nothing held out."""
+    return probe.open_probe(config, read_video_list(config.data.train), ("down", "up"), [])
 
 
 def head(path: Path) -> np.ndarray:
@@ -92,20 +97,21 @@ def test_what_a_feature_depends_on_is_computed_anew_and_the_rest_is_not(
         ({"clip": replace(TINY_CLIP, frame_stride=1)}, 16),
         ({"view_plan": ViewPlan(num_clips=3)}, 16),
     ]
-    for number, (change, expected) in enumerate(changes, 1):
+    for change, expected in changes:
         computed.clear()
-        finetune(replace(config, out=str(tmp_path / str(number)), **change))
+        opened(replace(config, **change))
         assert len(computed) == expected, change
     computed.clear()
     shutil.copy(folder / "up3.mp4", folder / "down3.mp4")
-    finetune(replace(config, out=str(tmp_path / "last")))
+    opened(config)
     assert computed == ["down3.mp4"]
 
 
 def test_damaged_files_are_noticed_and_made_again(
     pretrained: Path, own: DataConfig, tmp_path: Path, computed: list[str]
 ) -> None:
-    first = finetune(probe_config(tmp_path / "1", own, pretrained))
+    config = probe_config(tmp_path, own, pretrained)
+    first = opened(config)
     files = sorted(Path(own.cache).iterdir())
     whole = [file.read_bytes() for file in files]
     flipped = bytearray(whole[0])
@@ -114,9 +120,9 @@ def test_damaged_files_are_noticed_and_made_again(
     for file, broken in zip(files, damaged, strict=False):
         file.write_bytes(broken)
     computed.clear()
-    second = finetune(probe_config(tmp_path / "2", own, pretrained))
+    second = opened(config)
     assert len(computed) == 6
-    assert np.allclose(head(first), head(second), atol=1e-5)  # other neighbours in a call
+    assert np.allclose(first.features, second.features, atol=1e-5)  # other neighbours in a call
     assert all(np.load(file).shape == (2, 96) for file in files)
 
 
@@ -145,7 +151,8 @@ def test_a_run_that_is_stopped_keeps_what_it_had(
 def test_the_accuracy_that_is_reported_is_that_of_the_checkpoint(
     pretrained: Path, own: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = finetune(probe_config(tmp_path / "out", own, pretrained))
+    config = probe_config(tmp_path / "out", own, pretrained)
+    path = finetune(config)
     capsys.readouterr()
     assert main(["evaluate", str(path), "--videos", own.test, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -153,7 +160,16 @@ def test_the_accuracy_that_is_reported_is_that_of_the_checkpoint(
     assert report["video_accuracy"]["value"] == metrics["video_accuracy"]
     assert report["clip_accuracy"]["value"] == metrics["clip_accuracy"]
     assert metrics["test_videos"] == 6
-    assert metrics["penalty"] in probe.PENALTIES
+    assert metrics["held_out_videos"] == 16
+    assert 0.0 <= metrics["held_out_accuracy"] <= 1.0
+    assert metrics["penalty"] in regression.PENALTIES
+    kept = opened(config)
+    targets = [int(item.label == "up") for item in kept.items]
+    linear = regression.fit(kept.features, targets, num_classes=2, penalty=metrics["penalty"])
+    written = state(path, "classifier")
+    assert np.allclose(written["linear.weight"], linear.weight, atol=1e-5)
+    assert np.allclose(written["linear.bias"], linear.bias, atol=1e-5)
+    assert np.abs(linear.bias).max() > 1e-3
 
 
 def test_a_test_video_that_fails_counts_as_wrong(
@@ -197,17 +213,17 @@ def test_a_bundle_gives_contract_network_and_its_quickest_engine(
     config = load_finetune_config(settings, ["clip.frame_stride=1"])
     assert (config.clip, config.view_plan) == (replace(TINY_CLIP, frame_stride=1), TINY_PLAN)
     assert (config.model.backbone, config.model.slot_dim, config.model.num_classes) == ("tiny", 8, 0)
-    opened = []
+    variants = []
 
     def noted(path: Path, **options: object):  # type: ignore[no-untyped-def]
-        opened.append(options["variant"])
+        variants.append(options["variant"])
         return open_model(path, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(probe, "open_model", noted)
     finetune(config)  # torch: the bundle's ONNX file was made for another contract
-    assert opened == []
+    assert variants == []
     path = finetune(replace(load_finetune_config(settings), out=str(tmp_path / "second")))
-    assert opened == ["onnx-fp32"]
+    assert variants == ["onnx-fp32"]
     info = load_checkpoint(path).info
     assert (info.clip, info.view_plan, info.labels) == (TINY_CLIP, TINY_PLAN, ("down", "up"))
     videos = read_video_list(own.train)
@@ -239,7 +255,7 @@ def test_the_fit_is_the_optimum_of_the_scaled_features() -> None:
     rng = np.random.default_rng(0)
     shown = [3.0 + 40.0 * rng.normal(size=(1 + row % 3, 5)) * [1, 1e-3, 1, 10, 1] for row in range(30)]
     targets, penalty = [row % 3 for row in range(30)], 0.03
-    linear = probe.fit(shown, targets, num_classes=3, penalty=penalty)
+    linear = regression.fit(shown, targets, num_classes=3, penalty=penalty)
     stacked = np.concatenate(shown)
     variance = stacked.var(axis=0)
     scale = np.sqrt(variance + 1e-4 * variance.mean())
@@ -257,7 +273,7 @@ def test_a_feature_that_never_changes_has_no_say() -> None:
     shown, targets = planted(rng, count=12, noise=0.1, useless=2)
     for feature in shown:
         feature[:, 1] = 7.0
-    linear = probe.fit(shown, targets, num_classes=2, penalty=0.01)
+    linear = regression.fit(shown, targets, num_classes=2, penalty=0.01)
     assert np.isfinite(linear.weight).all()
     assert np.abs(linear.weight[:, 1]).max() < 1e-9
 
@@ -267,25 +283,25 @@ def test_the_penalty_is_the_one_that_serves_held_out_videos() -> None:
     parts = [np.arange(start, 30, 3) for start in range(3)]
     clear, targets = planted(rng, count=30, noise=0.05, useless=1)
     noisy, _ = planted(rng, count=30, noise=3.0, useless=40)
-    low, right = probe._choose_penalty(clear, targets, parts, num_classes=2)
-    high, wrong = probe._choose_penalty(noisy, targets, parts, num_classes=2)
+    low, right = regression.choose_penalty(clear, targets, parts, num_classes=2)
+    high, wrong = regression.choose_penalty(noisy, targets, parts, num_classes=2)
     assert low < high
     assert right.correct == right.total == wrong.total == 30
     assert wrong.correct < 30
-    assert probe._choose_penalty(clear, targets, [], num_classes=2)[1].total == 0
+    assert regression.choose_penalty(clear, targets, [], num_classes=2)[1].total == 0
 
 
 def test_held_out_videos_are_not_in_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, targets = planted(np.random.default_rng(0), count=9, noise=1.0, useless=1)
     given = []
-    fit = probe.fit
+    fit = regression.fit
 
     def noted(rows, *args, **options):  # type: ignore[no-untyped-def]
         given.append({id(row) for row in rows})
         return fit(rows, *args, **options)
 
-    monkeypatch.setattr(probe, "fit", noted)
+    monkeypatch.setattr(regression, "fit", noted)
     parts = [np.array([0, 1, 2]), np.array([3, 4])]
-    probe._choose_penalty(shown, targets, parts, num_classes=2)
+    regression.choose_penalty(shown, targets, parts, num_classes=2)
     expected = [{id(row) for at, row in enumerate(shown) if at not in part} for part in parts]
-    assert given == expected * len(probe.PENALTIES)
+    assert given == expected * len(regression.PENALTIES)
