@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -49,7 +50,9 @@ def processes_using(run_dir: Path) -> list[psutil.Process]:
 
 
 def unused_ports_in_a_row() -> Ports:
-    for first in range(20_000, 60_000, 5):
+    """Find ports that nobody listens on. Several processes run tests: each begins to look at another place."""
+    begin = os.getpid() % 2_500 * 5
+    for first in (20_000 + (begin + step) % 12_500 for step in range(0, 12_500, 5)):
         ports = Ports.starting_at(first)
         with suppress(ServerError):
             ports.check()

@@ -206,3 +206,9 @@ def test_python_is_started_without_the_working_directory_among_its_modules() -> 
                 started += 1
                 assert ast.unparse(node.elts[1]) == "'-P'", f"{path}: {ast.unparse(node)[:80]}"
     assert started
+
+
+def test_no_two_files_of_tests_have_the_same_name() -> None:
+    """They lie in no packages, so pytest imports them by their name, and would refuse the second."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

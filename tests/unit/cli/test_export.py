@@ -173,7 +173,7 @@ def test_verify_passes_on_a_good_bundle_and_keeps_its_records(
     assert f"PASS: {tiny_bundle_copy} over 3 videos; the records are in the bundle" in stderr
     assert "next: ivdr archive" in stderr
     assert "3/3" in stderr
-    assert "onnx-fp32: batch: 0 flips of 4 clips" in stderr
+    assert "onnx-fp32: batch: 0 flips of 3 clips" in stderr
     code, stdout, _ = ivdr("show", tiny_bundle_copy)
     assert (code, "PASS over 3 videos of test.csv" in stdout, "R@1" in stdout) == (0, True, True)
     code, _, stderr = ivdr("verify", tiny_bundle_copy, "--recheck")
