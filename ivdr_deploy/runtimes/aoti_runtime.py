@@ -12,8 +12,8 @@ import torch
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.errors import ArtifactError, ClosedError, EngineIncompatibleError
 from ivdr_deploy.runtimes.base import OpenRequest, Runtime, check_batch, check_labels_digest, clips_per_call
-from ivdr_deploy.runtimes.cuda_calls import CudaCalls, as_tensor
-from ivdr_deploy.runtimes.torch_runtime import describe_device, require_device
+from ivdr_deploy.runtimes.cuda_calls import CudaCalls
+from ivdr_deploy.runtimes.torch_runtime import describe_device, require_device, run_network
 from ivdr_deploy.spec import ClipSpec, Device, Precision
 
 TORCH_KEY = "torch"
@@ -75,12 +75,7 @@ class AotiRuntime(Runtime):
         check_batch(video, self._clip)
         if self._package is None:
             raise ClosedError("this package was closed", hint="open the model again")
-        if self._cuda is not None:
-            values = self._cuda(video)
-        else:
-            with torch.inference_mode():
-                values = [output.float().numpy() for output in self._package(as_tensor(video))]
-        return dict(zip(self.output_names, values, strict=True))
+        return dict(zip(self.output_names, run_network(self._package, video, self._cuda), strict=True))
 
     def close(self) -> None:
         """Let go of the package."""

@@ -14,7 +14,7 @@ from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.errors import ClosedError, DeviceError, EngineIncompatibleError
 from ivdr_deploy.models.network import VideoModel
 from ivdr_deploy.runtimes.base import OpenRequest, Runtime, check_batch, check_labels, clips_per_call
-from ivdr_deploy.runtimes.cuda_calls import CudaCalls, as_tensor
+from ivdr_deploy.runtimes.cuda_calls import CudaCalls, Network, as_tensor
 from ivdr_deploy.spec import ClipSpec, Device, Precision
 
 LAYOUT_KEY = "memory_format"
@@ -71,12 +71,7 @@ class TorchRuntime(Runtime):
         check_batch(video, self._clip)
         if self._model is None:
             raise ClosedError("this torch runtime was closed", hint="open the model again")
-        if self._cuda is not None:
-            values = self._cuda(video)
-        else:
-            with torch.inference_mode():
-                values = [output.float().numpy() for output in self._forward(as_tensor(video))]
-        return dict(zip(self.output_names, values, strict=True))
+        return dict(zip(self.output_names, run_network(self._forward, video, self._cuda), strict=True))
 
     def _forward(self, video: Tensor) -> list[Tensor]:
         assert self._model is not None
@@ -88,6 +83,14 @@ class TorchRuntime(Runtime):
     def close(self) -> None:
         """Let go of the network."""
         self._model = self._cuda = None
+
+
+def run_network(network: Network, video: np.ndarray, cuda: CudaCalls | None) -> list[np.ndarray]:
+    """Run one batch, uint8 (N, T, H, W, 3), through ``cuda`` where that is given, else on the CPU; float32 arrays."""
+    if cuda is not None:
+        return cuda(video)
+    with torch.inference_mode():
+        return [output.float().numpy() for output in network(as_tensor(video))]
 
 
 def misfit(variant: Variant, device: Device) -> str:
