@@ -87,14 +87,13 @@ def fit_classifier(model: VideoModel, clips: np.ndarray, targets: Sequence[int])
     with torch.inference_mode():
         features = torch.cat([model.encode(call) for call in _calls(clips)]).double().numpy()
     mean, scale = features.mean(axis=0), features.std()
-    inputs = (
-        features - mean
-    ) / scale  # one scale for all: a channel that hardly moves must not count as much as others
+    # One scale for all: a channel that hardly moves must not count as much as others.
+    inputs = (features - mean) / scale
     linear = model.classifier.linear
     wanted = np.eye(linear.out_features)[np.asarray(targets)]
     gram = inputs @ inputs.T + _RIDGE * inputs.shape[1] * np.eye(len(inputs))
     weight = _SHARPNESS * (inputs.T @ np.linalg.solve(gram, wanted - wanted.mean(axis=0))).T / scale
-    bias = _SHARPNESS * wanted.mean(axis=0) - weight @ mean
+    bias = -weight @ mean  # logits are centred, as training leaves them: softmax does not see what all share
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(weight))
         linear.bias.copy_(torch.from_numpy(bias))

@@ -21,6 +21,13 @@ ort = import_onnxruntime()
 
 _PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+_SHARED_CORES = {"session.intra_op.spin_duration_us": "200", "session.dynamic_block_base": "4"}
+"""How threads get along with whatever else wants the cores, decoders above all.
+
+By themselves they spin between operators for as long as it takes, and each gets its part of an operator in one piece,
+so that all wait for the one whose core is taken. docs/engines.md, "Threads", has the figures. An ONNX Runtime that
+does not know a setting passes over it.
+"""
 
 _SHAPE_ARITHMETIC = frozenset(
     [
@@ -179,6 +186,8 @@ def session_options(device: Device, threads: int | None, *, strict: bool = True)
     options = ort.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
+    for key, value in _SHARED_CORES.items():
+        options.add_session_config_entry(key, value)
     if device != "cpu":
         key = "session.disable_cpu_ep_fallback" if strict else "session.record_ep_graph_assignment_info"
         options.add_session_config_entry(key, "1")

@@ -235,6 +235,14 @@ def test_no_operator_may_fall_back_to_the_cpu_where_a_gpu_was_asked_for(tiny_bun
     assert not shapes & {node.op_type for node in onnx.load(tiny_bundle / "model.onnx").graph.node}
 
 
+def test_a_session_leaves_cores_to_decoders(tiny_bundle: Path) -> None:
+    with OrtRuntime(tiny_bundle / "model.onnx", threads=2) as runtime:
+        options = runtime._session.get_session_options()
+    assert options.intra_op_num_threads == 2
+    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "200"
+    assert options.get_session_config_entry("session.dynamic_block_base") == "4"
+
+
 def test_what_runs_on_the_cpu_is_told_apart_from_arithmetic_on_shapes(tiny_bundle: Path) -> None:
     options = session_options("cuda", None, strict=False)
     ort = import_onnxruntime()
