@@ -210,7 +210,8 @@ class RunConfig:
 
     device: Device = "cpu"
     bf16: bool = False
-    """Run the backbone in bfloat16 autocast; heads and losses stay in float32."""
+    """Run the backbone in bfloat16 autocast; heads and losses stay in float32. On a CPU that does not multiply
+    bfloat16 the run says so and computes in float32."""
 
     channels_last: bool = True
     """Keep the convolution weights in the memory layout of the input, frames by pixels by channels."""

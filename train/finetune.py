@@ -37,6 +37,7 @@ from train.run import (
     open_videos,
     run_folder,
     run_steps,
+    runs_bf16,
     start_run,
     write_checkpoint,
 )
@@ -163,8 +164,8 @@ def _measure(model: LoadedModel, test: VideoList, config: FinetuneConfig) -> dic
 
 def _build_step(model: VideoModel, config: FinetuneConfig) -> nn.Module:
     if config.dual_weight:
-        return JointStep(model, config.dual, dual_weight=config.dual_weight, bf16=config.bf16)
-    return LabelStep(model, bf16=config.bf16)
+        return JointStep(model, config.dual, dual_weight=config.dual_weight, bf16=runs_bf16(config))
+    return LabelStep(model, bf16=runs_bf16(config))
 
 
 def _batches(cached: CachedVideos, targets: list[int], config: FinetuneConfig) -> DrawBatch:

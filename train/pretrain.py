@@ -22,6 +22,7 @@ from train.run import (
     open_videos,
     run_folder,
     run_steps,
+    runs_bf16,
     start_run,
     write_checkpoint,
 )
@@ -50,7 +51,7 @@ def pretrain(config: PretrainConfig) -> Path:
         cached = open_videos(config, videos)
         if config.channels_last:
             model.backbone.to(memory_format=torch.channels_last_3d)
-        step = DualStep(model, config.dual, bf16=config.bf16).train()
+        step = DualStep(model, config.dual, bf16=runs_bf16(config)).train()
         state = open_state(config, model, cached)
         begin_or_resume(config, state)
 

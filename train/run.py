@@ -21,7 +21,7 @@ from ivdr_deploy._files import atomic_path, naming_full_disk, remove_left_over, 
 from ivdr_deploy.artifacts.checkpoint import save_checkpoint
 from ivdr_deploy.datasets.lists import VideoList
 from ivdr_deploy.decoding import DecodeOptions
-from ivdr_deploy.environment import git_revision, package_versions
+from ivdr_deploy.environment import git_revision, instruction_sets, package_versions
 from ivdr_deploy.errors import FolderError
 from ivdr_deploy.models.network import VideoModel
 from ivdr_deploy.records import to_dict
@@ -68,6 +68,24 @@ def start_run(config: RunConfig) -> torch.device:
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
     return torch.device(config.device)
+
+
+def runs_bf16(config: RunConfig) -> bool:
+    """Say whether the backbone runs in bfloat16: where it was asked for, on a CPU only if that multiplies it.
+
+    A CPU that does not is slower in it than in float32, and on one with AVX-512 alone torch 2.14 gave gradients that
+    were not finite. A system that does not tell its instructions (see ``instruction_sets``) is taken at the word of
+    the settings.
+    """
+    known = instruction_sets()
+    if config.bf16 and config.device == "cpu" and known and "bf16" not in known:
+        console.print(
+            "bf16=true is for a GPU, or a processor that multiplies bfloat16; this run computes in float32",
+            style="yellow",
+            markup=False,
+        )
+        return False
+    return config.bf16
 
 
 @contextmanager

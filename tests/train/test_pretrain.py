@@ -13,6 +13,8 @@ from runs import CLIP, MODEL, PLAN, equal, pretrain_config, state
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.errors import MissingDependencyError, TrainingError
+from ivdr_deploy.models.network import VideoModel
+from train import run
 from train.config import AugmentConfig, DataConfig, DualConfig, OptimConfig
 from train.pretrain import pretrain
 
@@ -75,6 +77,41 @@ def test_paper_augmentation_bf16_and_three_slots_run(data: DataConfig, tmp_path:
     )
     path = pretrain(replace(config, optim=replace(config.optim, epochs=1)))
     assert np.isfinite(load_checkpoint(path).info.provenance.metrics["loss"])
+
+
+@pytest.mark.parametrize(
+    ("instructions", "dtype"),
+    [
+        ({"avx2", "avx512", "vnni"}, torch.float32),
+        ({"avx2", "avx512", "bf16"}, torch.bfloat16),
+        (set(), torch.bfloat16),
+    ],
+)
+def test_bf16_runs_only_where_the_processor_multiplies_it(
+    data: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    instructions: set[str],
+    dtype: torch.dtype,
+) -> None:
+    monkeypatch.setattr(run, "instruction_sets", lambda: frozenset(instructions))
+    seen = set()
+    encode = VideoModel.encode
+
+    def encoded(model: VideoModel, video: torch.Tensor) -> torch.Tensor:
+        feature = encode(model, video)
+        seen.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return feature
+
+    monkeypatch.setattr(VideoModel, "encode", encoded)
+    config = pretrain_config(tmp_path, data, bf16=True)
+    try:
+        pretrain(replace(config, optim=replace(config.optim, epochs=1)))
+    except TrainingError:  # torch on a processor that only acts as if
+        assert dtype is torch.bfloat16
+    assert seen == {dtype}
+    assert ("computes in float32" in capfd.readouterr().err) == (dtype is torch.float32)
 
 
 def test_training_that_diverges_stops_with_an_error_and_no_checkpoint(
