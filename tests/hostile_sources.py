@@ -6,6 +6,7 @@ They stand for files that do so. A worker process imports this module by its nam
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 from dataclasses import dataclass
@@ -61,3 +62,11 @@ class Surprises(_Hostile):
 
     def local(self) -> Path | bytes:
         raise ZeroDivisionError("integer division " + "x" * 500)
+
+
+def page_faults(source: Source, *, limits: object) -> int:
+    """Do what a decoder does with the pictures of a small video; return the pages of memory that this took anew."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    pictures = [bytes(200_000) for _ in range(20)]
+    del pictures
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

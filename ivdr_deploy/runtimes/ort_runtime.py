@@ -21,7 +21,7 @@ ort = import_onnxruntime()
 
 _PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-_SHARED_CORES = {"session.intra_op.spin_duration_us": "200", "session.dynamic_block_base": "4"}
+_SHARED_CORES = {"session.intra_op.spin_duration_us": "2000", "session.dynamic_block_base": "4"}
 """How threads get along with whatever else wants the cores, decoders above all.
 
 By themselves they spin between operators for as long as it takes, and each gets its part of an operator in one piece,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from hostile_sources import EatsMemory, Hangs, KillsItsProcess, Surprises
+from hostile_sources import EatsMemory, Hangs, KillsItsProcess, Surprises, page_faults
 from videos import numbered_video
 
 from ivdr_deploy.decoding import DecodeOptions, DecodePool, pool
@@ -93,6 +93,16 @@ def test_memory_counts_beyond_what_a_worker_starts_with(video: Path) -> None:
         assert len(load(decoding, PathSource(video)).result(30).video) == 2
         with pytest.raises(VideoLimitError, match="more memory than the 64 MiB allowed"):
             load(decoding, EatsMemory()).result(30)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is given back as glibc is told to")
+def test_a_worker_keeps_the_memory_of_ordinary_frames_for_the_next_video(video: Path) -> None:
+    with DecodePool(PROCESS) as decoding:
+        first, *_, last = (
+            decoding.submit(page_faults, PathSource(video), limits=LIMITS).result(30) for _ in range(4)
+        )
+    assert first > 500  # 4 MB in pages of 4 KiB
+    assert last < first / 10
 
 
 @pytest.mark.parametrize("options", [PROCESS, THREAD], ids=["process", "thread"])

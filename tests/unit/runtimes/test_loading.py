@@ -239,7 +239,7 @@ def test_a_session_leaves_cores_to_decoders(tiny_bundle: Path) -> None:
     with OrtRuntime(tiny_bundle / "model.onnx", threads=2) as runtime:
         options = runtime._session.get_session_options()
     assert options.intra_op_num_threads == 2
-    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "200"
+    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "2000"
     assert options.get_session_config_entry("session.dynamic_block_base") == "4"
 
 
