@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,8 @@ class AotiRuntime(Runtime):
         if threads is not None:
             torch.set_num_threads(threads)
         try:
-            self._package: Any = torch._inductor.aoti_load_package(str(path))
+            with _own_word_on_instructions():
+                self._package: Any = torch._inductor.aoti_load_package(str(path))
         except Exception as error:  # the loader raises what it likes on a file that is no package
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise ArtifactError(f"{path} cannot be loaded by torch ({reason})", hint=_HINT) from error
@@ -97,6 +100,18 @@ def misfit(variant: Variant, device: Device) -> str:
                 f"this GPU has {here}"
             )
     return ""
+
+
+@contextmanager
+def _own_word_on_instructions() -> Iterator[None]:
+    """Keep torch from warning of a package for fewer instructions than there are; `misfit` refuses one for more."""
+    logger = logging.getLogger("torch.export.pt2_archive._package")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def open_variant(request: OpenRequest) -> Runtime:

@@ -2,14 +2,14 @@
 
 Activations lie as (N, T, H, W, C), in the order in which a clip comes, so that the graph holds no transpose: a
 convolution reads all channels of a pixel at once. Convolutions are ONNX Runtime's
-``com.microsoft.QLinearConv(channels_last=1)``, which takes three spatial axes as well as two. Activations are uint8
-with one scale per tensor, weights int8 with one scale per output channel. A ReLU needs no operator: zero is the
-smallest value that its output can hold. The normalisation of the input and the heads stay fp32.
+``com.microsoft.QLinearConv(channels_last=1)``, over two axes instead of three (``planes.py``).
+Activations are uint8 with one scale per tensor, weights int8 with one scale per output channel. A ReLU needs no
+operator: zero is the smallest value that its output can hold. The normalisation of the input and the heads stay fp32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ivdr_deploy.errors import ExportError
+from ivdr_deploy.export.int8.planes import Planes, as_planes
+from ivdr_deploy.export.int8.scales import Ranges, Scale, fused_output, quantised_tensors
 from ivdr_deploy.export.int8.source import SourceGraph, attributes
 
 _TO_CHANNELS_LAST = (0, 2, 3, 4, 1)
@@ -26,23 +28,6 @@ _AXIS = {0: 0, 1: 4, 2: 1, 3: 2, 4: 3}
 
 _DOMAIN = "com.microsoft"
 
-Ranges = Mapping[str, tuple[float, float]]
-"""Smallest and largest value to be told apart, per tensor of the source graph."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    """``real = (stored - zero_point) * scale``, with stored in 0..255."""
-
-    scale: np.float32
-    zero_point: np.uint8
-
-    @classmethod
-    def of(cls, low: float, high: float) -> _Scale:
-        low, high = min(low, 0.0), max(high, 0.0)  # zero must be exact: it is what pads a convolution
-        scale = np.float32(max(high - low, 1e-8) / 255)
-        return cls(scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255)))
-
 
 @dataclass(frozen=True, slots=True)
 class _Value:
@@ -50,51 +35,8 @@ class _Value:
 
     name: str
     channels_last: bool = False
-    scale: _Scale | None = None
+    scale: Scale | None = None
     """Of an 8-bit tensor; None: fp32."""
-
-
-def quantised_tensors(source: SourceGraph) -> list[set[str]]:
-    """Find the tensors of the source graph that become 8-bit, in groups that share one scale.
-
-    A pooling and a concatenation move values without computing, so what goes in and what comes out share a scale.
-    """
-    groups: dict[str, set[str]] = {}
-
-    def join(names: Sequence[str]) -> None:
-        merged = set(names).union(*(groups.get(name, set()) for name in names))
-        for name in merged:
-            groups[name] = merged
-
-    for node in source.nodes:
-        inputs = [source.padding.get(name, (name,))[0] for name in node.input]
-        if node.op_type == "Conv":
-            join(inputs[:1])
-            join([_fused_output(source, node)])
-        elif node.op_type == "MaxPool":
-            join([inputs[0], node.output[0]])
-        elif node.op_type == "Concat" and attributes(node)["axis"] == 1 and set(inputs) <= set(groups):
-            join([*inputs, node.output[0]])
-        elif node.op_type == "Add" and set(inputs) <= set(groups):
-            join([_fused_output(source, node)])
-    return list({id(group): group for group in groups.values()}.values())
-
-
-def round_trip(name: str, result: str, low: float, high: float) -> list[onnx.NodeProto]:
-    """Return the nodes that round a value of an fp32 graph to 8 bits and back."""
-    scale = _Scale.of(low, high)
-    ends: dict[str, np.ndarray] = {
-        f"{result}/scale": np.asarray(scale.scale),
-        f"{result}/zero": np.asarray(scale.zero_point),
-    }
-    return [
-        *(
-            helper.make_node("Constant", [], [end], value=numpy_helper.from_array(value))
-            for end, value in ends.items()
-        ),
-        helper.make_node("QuantizeLinear", [name, *ends], [f"{result}/uint8"]),
-        helper.make_node("DequantizeLinear", [f"{result}/uint8", *ends], [result]),
-    ]
 
 
 def lower(
@@ -118,13 +60,13 @@ class _Lowering:
     def __init__(self, source: SourceGraph, ranges: Ranges, kept: Collection[str], weight_bits: int) -> None:
         self.source, self.kept = source, kept
         self.limit = 2 ** (weight_bits - 1) - 1
-        self.scales: dict[str, _Scale] = {}
+        self.scales: dict[str, Scale] = {}
         for group in quantised_tensors(source):
             low, high = (
                 min(ranges[name][0] for name in group),
                 max(ranges[name][1] for name in group),
             )
-            self.scales |= dict.fromkeys(group, _Scale.of(low, high))
+            self.scales |= dict.fromkeys(group, Scale.of(low, high))
         (video,) = source.model.graph.input
         self.values = {video.name: _Value(video.name)}
         self.nodes: list[onnx.NodeProto] = []
@@ -186,39 +128,58 @@ class _Lowering:
             if len(node.input) > 2
             else np.zeros(len(weights), np.float32)
         )
-        name = _fused_output(self.source, node)
-        largest = np.abs(weights).reshape(len(weights), -1).max(axis=1)
-        weight_scale = (np.maximum(largest, 1e-8) / self.limit).astype(np.float32)
-        shape = (-1, *[1] * (weights.ndim - 1))
-        stored = np.clip(np.round(weights / weight_scale.reshape(shape)), -self.limit, self.limit).astype(
-            np.int8
-        )
-        product = weight_scale.astype(np.float64) * float(source.scale.scale)
-        span = np.iinfo(np.int32)
-        stored_bias = np.clip(np.round(bias / product), span.min, span.max).astype(np.int32)
-        self._emit(
-            "QLinearConv",
-            [
-                source.name,
-                *self._scale_inputs(source.scale, name, "x"),
-                self._constant(f"{name}/weight", stored),
-                self._constant(f"{name}/weight_scale", weight_scale),
-                self._constant(f"{name}/weight_zero", np.zeros(len(weights), np.int8)),
-                *self._scale_inputs(self.scales[name], name, "y"),
-                self._constant(f"{name}/bias", stored_bias),
-            ],
-            name,
-            domain=_DOMAIN,
-            channels_last=1,
-            kernel_shape=given["kernel_shape"],
+        name = fused_output(self.source, node)
+        frames_out, rows_out, columns_out = self.source.shapes[node.output[0]][1:]
+        planes = as_planes(
+            weights,
+            self.source.shapes[x],
+            frames_out,
             strides=given["strides"],
             dilations=given["dilations"],
             pads=pads,
         )
+        zero = self._scale_inputs(source.scale, name, "x")[1]
+        nodes, constants = planes.read(source.name, zero=zero, name=name)
+        self.nodes += nodes
+        self.constants |= constants
+        self._emit_conv(name, nodes[-1].output[0], source.scale, planes, bias)
+        clip = [-1, frames_out, rows_out, columns_out, len(weights)]
+        self._emit("Reshape", [f"{name}/planes", self._constant(f"{name}/clip", np.array(clip))], name)
+
+    def _emit_conv(self, name: str, images: str, scale: Scale, planes: Planes, bias: np.ndarray) -> None:
+        weights = planes.weights
+        largest = np.abs(weights).reshape(len(weights), -1).max(axis=1)
+        weight_scale = (np.maximum(largest, 1e-8) / self.limit).astype(np.float32)
+        stored = np.round(weights / weight_scale.reshape(-1, 1, 1, 1))
+        stored = np.clip(stored, -self.limit, self.limit).astype(np.int8)
+        product = weight_scale.astype(np.float64) * float(scale.scale)
+        span = np.iinfo(np.int32)
+        stored_bias = np.clip(np.round(bias / product), span.min, span.max).astype(np.int32)
+        inputs = [
+            images,
+            *self._scale_inputs(scale, name, "x"),
+            self._constant(f"{name}/weight", stored),
+            self._constant(f"{name}/weight_scale", weight_scale),
+            self._constant(f"{name}/weight_zero", np.zeros(len(weights), np.int8)),
+            *self._scale_inputs(self.scales[name], name, "y"),
+            self._constant(f"{name}/bias", stored_bias),
+        ]
+        convolution = helper.make_node(
+            "QLinearConv",
+            inputs,
+            [f"{name}/planes"],
+            domain=_DOMAIN,
+            channels_last=1,
+            kernel_shape=weights.shape[2:],
+            strides=planes.strides,
+            dilations=planes.dilations,
+            pads=planes.pads,
+        )
+        self.nodes.append(convolution)
 
     def _full_conv(self, node: onnx.NodeProto, x: str, pads: list[int]) -> None:
         """Keep a convolution in fp32, and the ReLU after it; ONNX has none that takes channels last."""
-        name, own = _fused_output(self.source, node), node.output[0]
+        name, own = fused_output(self.source, node), node.output[0]
         weights = [self._constant(part, self.source.constants[part]) for part in node.input[1:]]
         kept = helper.make_node("Conv", [f"{own}/first", *weights], [f"{own}/full"], name=node.name)
         kept.attribute.extend(entry for entry in node.attribute if entry.name != "pads")
@@ -260,7 +221,7 @@ class _Lowering:
         self._emit("Concat", [self._quantised(name).name for name in node.input], node.output[0], axis=4)
 
     def _add(self, node: onnx.NodeProto) -> None:
-        name = _fused_output(self.source, node)
+        name = fused_output(self.source, node)
         if not {*node.input} <= self.scales.keys():
             self._float(node)
             return
@@ -360,7 +321,7 @@ class _Lowering:
         self.nodes.append(helper.make_node(op_type, inputs, [output], **given))
         self.values[output] = _Value(output, channels_last=True, scale=self.scales[output])
 
-    def _scale_inputs(self, scale: _Scale, name: str, role: str) -> list[str]:
+    def _scale_inputs(self, scale: Scale, name: str, role: str) -> list[str]:
         return [
             self._constant(f"{name}/{role}_scale", np.asarray(scale.scale)),
             self._constant(f"{name}/{role}_zero", np.asarray(scale.zero_point)),
@@ -375,9 +336,3 @@ class _Lowering:
             f"the int8 engine has no form for the operator {node.op_type} that makes {node.output[0]}",
             hint="export this network in another precision",
         )
-
-
-def _fused_output(source: SourceGraph, node: onnx.NodeProto) -> str:
-    """Return the output of a node, or of the ReLU that alone reads it."""
-    relu = source.sole_reader(node.output[0], "Relu")
-    return str(node.output[0] if relu is None else relu.output[0])

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ivdr_deploy.export.int8.channels_last import Ranges, quantised_tensors
+from ivdr_deploy.export.int8.scales import Ranges, quantised_tensors
 from ivdr_deploy.export.int8.source import SourceGraph
 
 _LIMIT = 127

@@ -12,8 +12,8 @@ import onnx
 
 from ivdr_deploy._optional import import_onnxruntime
 from ivdr_deploy.errors import ExportError
-from ivdr_deploy.export.int8.channels_last import Ranges, quantised_tensors, round_trip
 from ivdr_deploy.export.int8.ranges import Method, choose_ranges, observe
+from ivdr_deploy.export.int8.scales import Ranges, quantised_tensors, round_trip
 from ivdr_deploy.export.int8.source import SourceGraph
 from ivdr_deploy.export.layers import layer_errors
 from ivdr_deploy.spec import INPUT_NAME

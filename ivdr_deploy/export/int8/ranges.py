@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from ivdr_deploy._optional import import_onnxruntime
-from ivdr_deploy.export.int8.channels_last import Ranges
+from ivdr_deploy.export.int8.scales import Ranges
 from ivdr_deploy.spec import INPUT_NAME
 
 Method = Literal["min-max", "percentile", "entropy"]

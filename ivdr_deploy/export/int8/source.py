@@ -28,6 +28,9 @@ class SourceGraph:
         self.padding: dict[str, tuple[str, list[int]]] = {}
         """Result of a zero padding -> what it pads, and by how much: begins, then ends, of T, H and W."""
 
+        self.shapes = _shapes(model)
+        """Of every value that is known, without its first axis, the batch."""
+
         self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in model.graph.node:
             if node.op_type == "Constant":
@@ -60,6 +63,14 @@ class SourceGraph:
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """Return the attributes of a node by name."""
     return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return {
+        value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim[1:]]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
 
 
 def _constant(node: onnx.NodeProto) -> np.ndarray:

@@ -14,7 +14,7 @@ from ivdr_deploy.environment import has_nvidia_driver
 from ivdr_deploy.errors import ConfigError, DataError, EngineIncompatibleError, ExportError, ParityError
 from ivdr_deploy.export.bundle_export import add_variants
 from ivdr_deploy.export.calibration import Calibration, calibration_clips
-from ivdr_deploy.export.int8 import channels_last
+from ivdr_deploy.export.int8.scales import Scale
 from ivdr_deploy.export.steps import StepOptions, buildable_steps, plan_steps, requests
 from ivdr_deploy.runtimes import registry
 from ivdr_deploy.runtimes.loading import open_model
@@ -92,11 +92,9 @@ def test_an_int8_graph_that_computes_something_else_is_refused_and_the_bundle_is
 ) -> None:
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    right = channels_last._Scale.of.__func__
+    right = Scale.of.__func__
     # Half the range of every tensor: all that is large is cut off.
-    monkeypatch.setattr(
-        channels_last._Scale, "of", classmethod(lambda cls, low, high: right(cls, low / 4, high / 4))
-    )
+    monkeypatch.setattr(Scale, "of", classmethod(lambda cls, low, high: right(cls, low / 4, high / 4)))
     with pytest.raises(ParityError, match="does not compute what the trained network computes"):
         add_variants(folder, [("onnx", "int8")], calibration(videos))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

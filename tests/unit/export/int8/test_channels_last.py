@@ -14,10 +14,11 @@ from ivdr_deploy._optional import import_onnxruntime
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.errors import ExportError
-from ivdr_deploy.export.int8.channels_last import lower, quantised_tensors
+from ivdr_deploy.export.int8.channels_last import lower
 from ivdr_deploy.export.int8.qdq import insert_pairs
 from ivdr_deploy.export.int8.ranges import choose_ranges, observe
-from ivdr_deploy.export.int8.source import SourceGraph
+from ivdr_deploy.export.int8.scales import quantised_tensors
+from ivdr_deploy.export.int8.source import SourceGraph, attributes
 from ivdr_deploy.export.to_onnx import export_onnx
 from ivdr_deploy.models.backbones import BACKBONES
 from ivdr_deploy.models.network import build_model
@@ -66,10 +67,12 @@ def graph(*nodes: onnx.NodeProto, result: str = "y", **constants: np.ndarray) ->
     )
 
 
-def conv(x: str, y: str, *, kernel: Sequence[int], strides=(1, 1, 1), pads=(0,) * 6) -> onnx.NodeProto:
+def conv(
+    x: str, y: str, *, kernel: Sequence[int], strides=(1, 1, 1), pads=(0,) * 6, dilations=(1, 1, 1)
+) -> onnx.NodeProto:
     return helper.make_node(
         "Conv", [x, f"{y}_w", f"{y}_b"], [y], kernel_shape=kernel, strides=strides, pads=pads,
-        dilations=[1, 1, 1], group=1,
+        dilations=dilations, group=1,
     )  # fmt: skip
 
 
@@ -93,6 +96,26 @@ PIECES = {
         weights("y", (1, 3, 3)),
     ),
     "temporal kernel": ([conv("x", "y", kernel=(3, 1, 1), pads=(1, 0, 0, 1, 0, 0))], weights("y", (3, 1, 1))),
+    "temporal kernel with a stride": (
+        [conv("x", "y", kernel=(3, 1, 1), strides=(2, 1, 1), pads=(0, 0, 0, 1, 0, 0))],
+        weights("y", (3, 1, 1)),
+    ),
+    "temporal kernel with spatial strides": (
+        [conv("x", "y", kernel=(2, 1, 1), strides=(1, 2, 3))],
+        weights("y", (2, 1, 1)),
+    ),
+    "one pixel, strides in time and space": (
+        [conv("x", "y", kernel=(1, 1, 1), strides=(3, 2, 2), pads=(0, 0, 0, 1, 1, 1))],
+        weights("y", (1, 1, 1)),
+    ),
+    "frames apart": (
+        [conv("x", "y", kernel=(2, 3, 3), dilations=(2, 1, 2), pads=(1, 0, 0, 2, 1, 2))],
+        weights("y", (2, 3, 3)),
+    ),
+    "many channels": (
+        [conv("x", "c", kernel=(1, 1, 1)), conv("c", "y", kernel=(3, 3, 3), pads=(1,) * 6)],
+        {**weights("c", (1, 1, 1), out=16), **weights("y", (3, 3, 3), channels=16)},
+    ),
     "padding of its own": (
         [
             helper.make_node("Pad", ["x", "pads"], ["padded"]),
@@ -140,11 +163,21 @@ def test_each_operator_computes_what_its_fp32_form_does(piece: str, weight_bits:
     nodes, constants = PIECES[piece]
     source = graph(*nodes, **constants)
     made = lower(source, ranges_of(source, VIDEO), weight_bits=weight_bits)
-    assert not [node for node in made.graph.node if node.op_type in ("Conv", "Transpose", "Pad")]
+    assert not [node for node in made.graph.node if node.op_type in ("Conv", "Transpose")]
     (expected,), (found,) = run(source.model, VIDEO), run(made, VIDEO)
     spread_of = expected.max() - expected.min()
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() < 0.02 * spread_of
+
+
+def test_a_convolution_runs_over_two_axes_and_copies_nothing_where_frames_need_no_joining() -> None:
+    for piece, copies in {"full kernel, stride and padding": 5, "temporal kernel": 0, "ReLU": 0}.items():
+        nodes, constants = PIECES[piece]
+        source = graph(*nodes, **constants)
+        made = lower(source, ranges_of(source, VIDEO), weight_bits=7)
+        (convolution,) = [node for node in made.graph.node if node.op_type == "QLinearConv"]
+        assert len(attributes(convolution)["kernel_shape"]) == 2
+        assert sum(node.op_type in ("Pad", "Slice", "Concat") for node in made.graph.node) == copies
 
 
 def test_weights_of_7_bits_stay_below_what_saturates() -> None:
