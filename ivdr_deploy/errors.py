@@ -30,9 +30,11 @@
     ├── RequestError                a request to the endpoint is malformed
     │   ├── MethodError             its HTTP method is none that carries a request
     │   ├── EncodingError           its body is encoded for the transfer, for example with gzip
+    │   ├── RequestTimeoutError     it did not come whole in time
     │   └── OptionError             it is well formed, but an option in it is not one that can be served
+    ├── QueueFullError              the endpoint has taken as many requests as it takes at a time
     ├── DrainingError               the endpoint is about to stop and takes no more requests
-    └── ServerError                 TorchServe did not start, answer or stop as it should
+    └── ServerError                 a server did not start, answer or stop as it should
 
 An error says what was found and what was expected in ``message``, and what to do in ``hint``. Errors know nothing
 of HTTP or exit codes: ``serving.core.service`` maps them to a status, ``cli`` to an exit code.
@@ -233,6 +235,18 @@ class EncodingError(RequestError):
     code = "bad_encoding"
 
 
+class RequestTimeoutError(RequestError):
+    """A request did not come whole in time."""
+
+    code = "request_timeout"
+
+
+class QueueFullError(IvdrError):
+    """The endpoint has taken as many requests as it takes at a time."""
+
+    code = "queue_full"
+
+
 class DrainingError(IvdrError):
     """The endpoint is about to stop: it finishes what it has taken, and takes no more."""
 
@@ -246,6 +260,6 @@ class OptionError(RequestError):
 
 
 class ServerError(IvdrError):
-    """TorchServe did not start, answer or stop as it should."""
+    """A server did not start, answer or stop as it should."""
 
     code = "server"

@@ -22,7 +22,7 @@ LAYERS: tuple[set[str], ...] = (
     {"batching"},
     {"pipeline"},
     {"evaluation", "serving.core", "serving.client", "scoring", "benchmarks"},
-    {"export", "serving.torchserve"},
+    {"export", "serving.torchserve", "serving.http"},
     {"api"},
     {"cli"},
 )
@@ -52,6 +52,7 @@ NEVER_MODELS = {
     "decoding",
     "serving.core",
     "serving.torchserve",
+    "serving.http",
     "serving.client",
     "scoring",
 }

@@ -13,7 +13,9 @@ import pytest
 import typer
 
 from ivdr_deploy.cli import app
-from ivdr_deploy.serving.torchserve.settings import read_settings
+from ivdr_deploy.serving.core.settings import read_settings
+from ivdr_deploy.serving.http.settings import HttpSettings
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 from train.__main__ import _parser
 from train.config import FinetuneConfig, PretrainConfig
 from train.config_file import load_config
@@ -102,4 +104,4 @@ def test_a_command_named_in_passing_exists_with_its_options(place: str, command:
 def test_settings_that_are_shown_are_read(text: str, tmp_path: Path) -> None:
     path = tmp_path / "serve.toml"
     path.write_text(text, encoding="utf-8")
-    read_settings(path)
+    read_settings(path, HttpSettings if "max_requests" in text else EndpointSettings)

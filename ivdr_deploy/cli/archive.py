@@ -30,10 +30,11 @@ def archive(
     as_json: JsonOption = False,
 ) -> None:
     """Pack one variant of a bundle, the settings and the handler into MODEL_STORE/NAME.mar, and read it back."""
+    from ivdr_deploy.serving.core.settings import read_settings
     from ivdr_deploy.serving.torchserve.archive import build_archive
-    from ivdr_deploy.serving.torchserve.settings import EndpointSettings, read_settings
+    from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
-    settings = read_settings(config) if config else EndpointSettings()
+    settings = read_settings(config, EndpointSettings) if config else EndpointSettings()
     service = settings.service
     service = replace(service, variant=variant or service.variant, device=device or service.device)
     built = build_archive(

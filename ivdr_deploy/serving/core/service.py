@@ -43,7 +43,9 @@ from ivdr_deploy.serving.core.settings import ServiceSettings
 logger = logging.getLogger(__name__)
 
 STATUS: tuple[tuple[type[IvdrError], int], ...] = (
+    (errors.QueueFullError, 429),
     (errors.DrainingError, 503),
+    (errors.RequestTimeoutError, 408),
     (errors.MethodError, 405),
     (errors.EncodingError, 415),
     (errors.OptionError, 422),  # understood, but not to be had
@@ -56,9 +58,13 @@ STATUS: tuple[tuple[type[IvdrError], int], ...] = (
     (errors.VideoError, 400),
 )
 """HTTP status of every error one request can cause; the first match counts, and 500 is what is left: the network failed
-on this video, or a defect of ours. A full queue is answered by the server itself."""
+on this video, or a defect of ours. TorchServe answers a full queue by itself."""
 
-HEADERS: dict[int, dict[str, str]] = {405: {"Allow": ", ".join(METHODS)}, 503: {"Retry-After": "5"}}
+HEADERS: dict[int, dict[str, str]] = {
+    405: {"Allow": ", ".join(METHODS)},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "5"},
+}
 """That go with a status."""
 
 MAX_ANSWER_BYTES = 16 << 20
@@ -149,6 +155,10 @@ class InferenceService:
             inferring.add_done_callback(lambda done: self._inferred(done, request.options, answer))
         return answer
 
+    def refuse(self, error: Exception) -> Response:
+        """Return the answer to a request that a server could not or would not read, and count it."""
+        return self._counted(error)
+
     def drain(self) -> None:
         """Refuse every further request; those that were submitted are answered."""
         self._draining = True
@@ -207,6 +217,11 @@ class InferenceService:
 
     def _finish(self, answer: Future[Response], found: Response | Exception) -> None:
         """Give an answer and count it, before anyone sees it."""
+        response = self._counted(found)
+        self.metrics.add(counted.BUSY, -1.0)
+        answer.set_result(response)
+
+    def _counted(self, found: Response | Exception) -> Response:
         if isinstance(found, Exception):
             status = status_of(found)
             response = Response(status=status, body=_error_body(found), headers=HEADERS.get(status, {}))
@@ -214,8 +229,7 @@ class InferenceService:
         else:
             response, outcome = found, "ok"
         self.metrics.add(counted.REQUESTS, label=outcome)
-        self.metrics.add(counted.BUSY, -1.0)
-        answer.set_result(response)
+        return response
 
 
 def status_of(error: Exception) -> int:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import tomllib
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
 
 from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.spec import MAX_CLIPS, Device, ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
+
+T = TypeVar("T")
 
 ENDPOINT_LIMITS = VideoLimits(
     max_bytes=64 << 20, max_seconds=600.0, max_frames=36_000, max_decode_seconds=20.0
 )
 """Tighter than for files of one's own: somebody waits for the answer, and the sender may be anybody."""
+
+REQUEST_OVERHEAD_BYTES = 1 << 20
+"""What a request may carry besides the video: options, multipart borders, JSON syntax."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +68,11 @@ class ServiceSettings:
                 hint="raise max_clips, or lower num_clips",
             )
 
+    @property
+    def max_request_bytes(self) -> int:
+        """Largest request body: the largest video, in base64 (4 characters for 3 bytes)."""
+        return math.ceil(self.limits.max_bytes / 3) * 4 + REQUEST_OVERHEAD_BYTES
+
     def view_plan(self, plan: ViewPlan) -> ViewPlan:
         """Return what a request gets that asks for nothing.
 
@@ -77,3 +92,24 @@ class ServiceSettings:
                 hint=f"raise max_clips, or set num_clips to at most {most}",
             )
         return replace(plan, num_clips=num_clips)
+
+
+def read_settings(path: Path, kind: type[T]) -> T:
+    """Read a TOML file with the keys of a server's settings; what it does not name keeps its default.
+
+    Args:
+        path: The file.
+        kind: The server's dataclass, which holds those of the service as ``service``.
+
+    Raises:
+        ConfigError: if it cannot be read, or has an unknown key or a wrong value.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, too many digits
+        raise ConfigError(f"{path} cannot be read as TOML ({str(error)[:200]})") from error
+    service = values.get("service")
+    if isinstance(service, dict) and isinstance(limits := service.get("limits"), dict):
+        # A limit that is not named keeps the endpoint's default, not the looser one of VideoLimits.
+        values["service"] = {**service, "limits": {**to_dict(ENDPOINT_LIMITS), **limits}}
+    return from_dict(kind, values, where=str(path))

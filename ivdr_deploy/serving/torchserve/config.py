@@ -154,7 +154,7 @@ class ServerConfig:
             "enable_model_api": "false",
             "allowed_urls": f"{re.escape(self.archive.path.parent.as_uri())}/.*",
             "install_py_dep_per_model": "false",
-            "max_request_size": settings.max_request_bytes,
+            "max_request_size": settings.service.max_request_bytes,
             # TorchServe kills the worker of a larger answer, and all requests of its batch with it.
             "max_response_size": 2 * MAX_ANSWER_BYTES,
             "job_queue_size": settings.queue_size,

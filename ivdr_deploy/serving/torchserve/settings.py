@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ivdr_deploy._optional import require
@@ -15,7 +13,7 @@ from ivdr_deploy.artifacts.archive import PACK_AGAIN
 from ivdr_deploy.decoding.pool import GRACE_SECONDS
 from ivdr_deploy.errors import ArtifactError, ConfigError
 from ivdr_deploy.records import from_dict, to_dict
-from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
+from ivdr_deploy.serving.core.settings import ServiceSettings
 
 ARCHIVE_FORMAT = 3
 """Of ``model-config.yaml``. Archives are not read across formats: a bundle is packed again in seconds. 1: the handler's
@@ -23,9 +21,6 @@ table named a runtime and a precision in place of a variant. 2: no list of the d
 
 DRAIN_VARIABLE = "IVDR_DRAIN_FILE"
 """Environment variable of a worker: when the file of that name is there, it takes no more requests."""
-
-REQUEST_OVERHEAD_BYTES = 1 << 20
-"""What a request may carry besides the video: options, multipart borders, JSON syntax."""
 
 _JAVA_INT = (1 << 31) - 1
 """Largest number that TorchServe reads."""
@@ -71,16 +66,11 @@ class EndpointSettings:
                 "a batch may take longer than TorchServe can wait",
                 hint="lower max_decode_seconds, max_seconds_per_clip, max_clips or batch_size",
             )
-        if self.max_request_bytes >= 1 << 31:
+        if self.service.max_request_bytes >= 1 << 31:
             raise ConfigError(
                 f"max_bytes {self.service.limits.max_bytes} is more than TorchServe takes in one request",
                 hint="1500000000 is possible; score larger videos with `ivdr score`",
             )
-
-    @property
-    def max_request_bytes(self) -> int:
-        """Largest request body: the largest video, in base64 (4 characters for 3 bytes)."""
-        return math.ceil(self.service.limits.max_bytes / 3) * 4 + REQUEST_OVERHEAD_BYTES
 
     @property
     def response_timeout_seconds(self) -> int:
@@ -93,23 +83,6 @@ class EndpointSettings:
         decode = rounds * (self.service.limits.max_decode_seconds + GRACE_SECONDS)
         infer = 2 * self.batch_size * self.service.max_clips * self.max_seconds_per_clip
         return math.ceil(decode + infer + _ANSWER_SECONDS)
-
-
-def read_settings(path: Path) -> EndpointSettings:
-    """Read a TOML file with the keys of ``EndpointSettings``; what it does not name keeps its default.
-
-    Raises:
-        ConfigError: if it cannot be read, or has an unknown key or a wrong value.
-    """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, too many digits
-        raise ConfigError(f"{path} cannot be read as TOML ({str(error)[:200]})") from error
-    service = values.get("service")
-    if isinstance(service, dict) and isinstance(limits := service.get("limits"), dict):
-        # A limit that is not named keeps the endpoint's default, not the looser one of VideoLimits.
-        values["service"] = {**service, "limits": {**to_dict(ENDPOINT_LIMITS), **limits}}
-    return from_dict(EndpointSettings, values, where=str(path))
 
 
 def to_model_config(settings: EndpointSettings) -> str:

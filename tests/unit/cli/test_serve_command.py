@@ -16,8 +16,8 @@ from ivdr_deploy.serving.torchserve import process
 class Server:
     """Ready at once; interrupted while it is watched."""
 
-    command_line, url, worker_facts = "torchserve", "http://127.0.0.1/predictions/tiny", {}
-    client = SimpleNamespace(model="tiny", metrics_url="", management_url="")
+    command_line, worker_facts = "torchserve", {}
+    client = SimpleNamespace(model="tiny", metrics_url="", management_url="", predict_url="")
     config = SimpleNamespace(logs="logs")
 
     def __init__(self) -> None:

@@ -8,11 +8,10 @@ import pytest
 import yaml
 
 from ivdr_deploy.errors import ArtifactError, ConfigError
-from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
+from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings, read_settings
 from ivdr_deploy.serving.torchserve.settings import (
     EndpointSettings,
     from_model_config,
-    read_settings,
     service_settings,
     to_model_config,
 )
@@ -61,13 +60,13 @@ def test_torchserve_waits_longer_than_any_allowed_batch_takes() -> None:
 
 def test_largest_video_fits_into_a_request_in_base64() -> None:
     largest = EndpointSettings().service.limits.max_bytes
-    assert EndpointSettings().max_request_bytes > largest * 4 / 3
+    assert EndpointSettings().service.max_request_bytes > largest * 4 / 3
 
 
 def test_limits_not_named_in_a_file_keep_the_endpoint_default(tmp_path: Path) -> None:
     path = tmp_path / "serve.toml"
     path.write_text("batch_size = 2\n[service]\ntop_k = 3\n[service.limits]\nmax_seconds = 5\n")
-    settings = read_settings(path)
+    settings = read_settings(path, EndpointSettings)
     assert (settings.batch_size, settings.service.top_k) == (2, 3)
     assert settings.service.limits == replace(ENDPOINT_LIMITS, max_seconds=5.0)
 
@@ -96,7 +95,7 @@ def test_wrong_settings_are_refused(tmp_path: Path, text: str, said: str) -> Non
     path = tmp_path / "serve.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        read_settings(path)
+        read_settings(path, EndpointSettings)
     assert said in str(caught.value)
     assert "serve.toml" in str(caught.value)
     assert len(str(caught.value)) < 500

@@ -47,7 +47,7 @@ def test_models_come_from_the_model_store_alone(tiny_bundle: Path) -> None:
 
 def test_sizes_come_from_the_settings_of_the_archive(tiny_bundle: Path) -> None:
     values = read_properties(make_config(tiny_bundle, Path("/run/x")).properties())
-    assert values["max_request_size"] == str(EndpointSettings().max_request_bytes)
+    assert values["max_request_size"] == str(EndpointSettings().service.max_request_bytes)
     assert values["job_queue_size"] == "9"
     assert int(values["max_response_size"]) > MAX_ANSWER_BYTES + (1 << 20)
 

@@ -1,0 +1,173 @@
+"""The application: which paths there are, who is let in, and how an answer goes out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ivdr_deploy import __version__, errors
+from ivdr_deploy.errors import QueueFullError
+from ivdr_deploy.serving.core import schema
+from ivdr_deploy.serving.core.metrics import exposition
+from ivdr_deploy.serving.core.service import InferenceService
+from ivdr_deploy.serving.http.requests import envelope, read_parts, request_id
+from ivdr_deploy.serving.http.settings import HttpSettings
+
+access = logging.getLogger("ivdr_deploy.access")
+"""One line of JSON for each request."""
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["video"],
+                    "properties": {
+                        "video": {"type": "string", "contentEncoding": "base64"},
+                        "options": {"type": "object"},
+                    },
+                }
+            },
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["video"],
+                    "properties": {
+                        "video": {"type": "string", "format": "binary"},
+                        "options": {"type": "string"},
+                    },
+                }
+            },
+        },
+    }
+}
+
+
+def inference_app(service: InferenceService, settings: HttpSettings) -> FastAPI:
+    """Make the application that clients see: ``/predictions/NAME``, ``/ping`` and ``/ready``."""
+    model = service.model
+    app = FastAPI(title=f"ivdr: {model.name}", version=__version__, docs_url=None, redoc_url=None)
+    admitted = 0
+
+    async def answer(request: Request) -> schema.Response:
+        nonlocal admitted
+        if admitted >= settings.max_requests:
+            return service.refuse(
+                QueueFullError(
+                    f"{settings.max_requests} requests are being answered, no more are taken",
+                    hint="send the request again after a while",
+                )
+            )
+        admitted += 1
+        try:
+            try:
+                parts = await read_parts(
+                    request, most=settings.service.max_request_bytes, seconds=settings.receive_seconds
+                )
+            except errors.IvdrError as error:
+                return service.refuse(error)
+            # In a thread: a video in base64 takes a while to decode, and others are waiting for this loop.
+            future = await asyncio.to_thread(service.submit, parts, envelope(request))
+            return await asyncio.wrap_future(future)
+        finally:
+            admitted -= 1
+
+    async def predict(request: Request) -> Response:
+        start, name = time.perf_counter(), request_id(request)
+        found = await answer(request)
+        said: dict[str, Any] = {
+            "time": time.time(),
+            "request_id": name,
+            "path": request.url.path[:200],
+            "status": found.status,
+            "code": found.body.get("code", "ok"),
+            "ms": round((time.perf_counter() - start) * 1000, 3),
+        }
+        access.info(json.dumps(said))
+        headers = {**found.headers, "X-Request-Id": name}
+        return Response(found.json, found.status, headers=headers, media_type="application/json")
+
+    for path in (f"/predictions/{model.name}", f"/predictions/{model.name}/{model.version}"):
+        app.add_api_route(path, predict, methods=list(schema.METHODS), include_in_schema=False)
+        # Only for the description: a route of several methods has one name there, and is warned about.
+        app.add_api_route(path, predict, methods=["POST"], openapi_extra=_BODY)
+
+    @app.get("/ping")
+    async def ping() -> dict[str, str]:
+        """Say that the process is alive; that says nothing about the model."""
+        return {"status": "Healthy"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        """Say that the model is loaded, and that its golden clips and videos agreed."""
+        return {"model": model.name, "version": model.version}
+
+    app.add_exception_handler(HTTPException, _refused)
+    return app
+
+
+def admin_app(service: InferenceService) -> FastAPI:
+    """Make the application that only this machine sees: ``/models/NAME`` and ``/metrics``."""
+    model = service.model
+    app = FastAPI(title="ivdr: management", version=__version__, docs_url=None, redoc_url=None)
+
+    @app.get(f"/models/{model.name}")
+    async def describe() -> list[dict[str, Any]]:
+        """Say what is loaded, in the form in which TorchServe does."""
+        worker = {"id": "0", "pid": os.getpid(), "status": "READY"}
+        return [
+            {
+                "modelName": model.name,
+                "modelVersion": model.version,
+                "minWorkers": 1,
+                "workers": [worker],
+                "customizedMetadata": service.describe(),
+            }
+        ]
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        """Say what was counted, for Prometheus."""
+        return PlainTextResponse(exposition(service.metrics.values()), media_type="text/plain; version=0.0.4")
+
+    app.add_exception_handler(HTTPException, _refused)
+    return app
+
+
+class ByPort:
+    """One application for each port.
+
+    Args:
+        apps: By the number of the port.
+    """
+
+    def __init__(self, apps: dict[int, ASGIApp]) -> None:
+        self._apps = apps
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request on."""
+        await self._apps[scope["server"][1]](scope, receive, send)
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    """Answer what no route takes, in the form of every other error."""
+    assert isinstance(error, HTTPException)
+    codes = {404: "not_found", 405: errors.MethodError.code}
+    body = {
+        "code": codes.get(error.status_code, "server"),
+        "message": f"{request.method[:40]} {request.url.path[:100]}: {error.detail}",
+        "hint": "see /openapi.json" if error.status_code in codes else "",
+    }
+    return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))

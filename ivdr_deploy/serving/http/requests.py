@@ -1,0 +1,116 @@
+"""What arrives over HTTP, as the named parts and the envelope that the service takes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from ivdr_deploy._text import quoted
+from ivdr_deploy.errors import OptionError, RequestError, RequestTimeoutError, VideoLimitError
+from ivdr_deploy.serving.core.schema import Envelope
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+_MOST_PARTS = 20
+"""Of a form. One is the video, the others are options."""
+
+
+def request_id(request: Request) -> str:
+    """Return the caller's name for a request (``X-Request-Id``), or a new one where it has none that can be used."""
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+async def read_parts(request: Request, *, most: int, seconds: float) -> dict[str, Any]:
+    """Read a request.
+
+    Args:
+        request: Its body has not been read.
+        most: Bytes that the body may have.
+        seconds: Time in which it must have come.
+
+    Returns:
+        Its parts by name; see ``schema.parse_request``.
+
+    Raises:
+        VideoLimitError: if the body is larger.
+        RequestTimeoutError: if it did not come in time.
+        RequestError: if the client went away, or sent a form that is none.
+        OptionError: if the query names an option twice.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            body = await _read_body(request, most)
+    except TimeoutError as error:
+        raise RequestTimeoutError(
+            f"the request did not come whole within {seconds:g} s",
+            hint="send it again, or over a faster line",
+        ) from error
+    except ClientDisconnect as error:
+        raise RequestError("the client went away before the request was whole") from error
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    parts: list[tuple[str, Any]] = [("body", body)]
+    if content_type == "multipart/form-data":
+        parts = await _read_form(request, body)
+    elif content_type == "application/json" and body:
+        parts = [("body", body.decode("utf-8", "replace"))]  # text is JSON, bytes may be a video
+    found: dict[str, Any] = {}
+    for name, value in (*parts, *request.query_params.multi_items()):
+        if name in found:
+            raise OptionError(f"{quoted(name)} is given twice", hint="give each part and option once")
+        found[name] = value
+    return found
+
+
+def envelope(request: Request) -> Envelope:
+    """Return what HTTP says about a request besides its parts."""
+    return Envelope(method=request.method, content_encoding=request.headers.get("content-encoding", ""))
+
+
+async def _read_body(request: Request, most: int) -> bytes:
+    """Read a body, at most so many bytes of it.
+
+    What is too much is read to its end and thrown away: a client that is still sending would not see the answer.
+    """
+    body, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= most:
+            body += chunk
+        else:
+            body.clear()
+    if size > most:
+        raise VideoLimitError(
+            f"the request has {size} bytes, more than the limit of {most}",
+            hint="send a smaller video, or raise max_bytes",
+        )
+    return bytes(body)
+
+
+async def _read_form(request: Request, body: bytes) -> list[tuple[str, Any]]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+        yield b""
+
+    parser = MultiPartParser(
+        request.headers, stream(), max_files=2, max_fields=_MOST_PARTS, max_part_size=len(body)
+    )
+    parser.spool_max_size = len(body) + 1
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise RequestError(f"the form cannot be read ({error.message[:100]})") from error
+    try:
+        return [
+            (name, await value.read() if isinstance(value, UploadFile) else value)
+            for name, value in form.multi_items()
+        ]
+    finally:
+        await form.close()

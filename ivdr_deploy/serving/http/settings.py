@@ -1,0 +1,44 @@
+"""What the HTTP server does with a service, as data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ivdr_deploy.decoding.pool import GRACE_SECONDS
+from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.serving.core.settings import ServiceSettings
+
+MAX_SECONDS_PER_CLIP = 1.0
+"""Of the network; what stopping waits for is reckoned with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HttpSettings:
+    """What the server does; the file given to ``ivdr serve --config`` has these keys."""
+
+    service: ServiceSettings = field(default_factory=ServiceSettings)
+    """What answers the requests."""
+
+    max_requests: int = 32
+    """Requests that are taken at the same time, those that wait and those that run; one more is answered 429 at once.
+    Their videos are held in memory."""
+
+    receive_seconds: float = 60.0
+    """Time that a client may take to send a request."""
+
+    def __post_init__(self) -> None:
+        if self.max_requests < 1:
+            raise ConfigError(f"max_requests must be at least 1, found {str(self.max_requests)[:20]}")
+        if not 0 < self.receive_seconds < math.inf:
+            raise ConfigError(f"receive_seconds must be positive, found {str(self.receive_seconds)[:20]}")
+
+    @property
+    def stop_seconds(self) -> int:
+        """Longest time that requests which were taken may need, and stopping waits."""
+        service = self.service
+        decode = math.ceil(self.max_requests / service.decode_workers) * (
+            service.limits.max_decode_seconds + GRACE_SECONDS
+        )
+        infer = 2 * self.max_requests * service.max_clips * MAX_SECONDS_PER_CLIP
+        return math.ceil(self.receive_seconds + decode + infer)
