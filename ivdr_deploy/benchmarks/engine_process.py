@@ -28,6 +28,9 @@ _LEAST_WARM, _LEAST_TIMED = 2, 3
 """Calls of a turn, however long they take."""
 
 _LOOK_SECONDS = 0.005
+_QUIET_LOOKS = 4
+"""In a row: on a busy machine a thread that spins may get no core between two looks."""
+
 _REST_SECONDS = 5.0
 """Threads that have not come to rest by then are told to spin for ever."""
 
@@ -93,11 +96,12 @@ def rest() -> None:
     Raises:
         ResourceError: if they do not.
     """
-    begin = time.perf_counter()
+    begin, quiet = time.perf_counter(), 0
     while time.perf_counter() - begin < _REST_SECONDS:
         start, used = time.perf_counter(), time.process_time()
         time.sleep(_LOOK_SECONDS)
-        if time.process_time() - used < 0.2 * (time.perf_counter() - start):
+        quiet = quiet + 1 if time.process_time() - used < 0.2 * (time.perf_counter() - start) else 0
+        if quiet == _QUIET_LOOKS:
             return
     raise ResourceError(
         f"the threads of the engine still run {_REST_SECONDS:g} s after the call, so that it would slow others",

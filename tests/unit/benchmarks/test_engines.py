@@ -133,9 +133,9 @@ def test_a_turn_ends_when_the_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> 
     stop = threading.Event()
     busy = threading.Thread(target=lambda: [None for _ in iter(stop.is_set, True)])
     busy.start()
-    monkeypatch.setattr(engine_process, "_REST_SECONDS", 0.1)
+    monkeypatch.setattr(engine_process, "_REST_SECONDS", 0.2)
     try:
-        with pytest.raises(ResourceError, match=r"still run 0\.1 s after the call"):
+        with pytest.raises(ResourceError, match=r"still run 0\.2 s after the call"):
             rest()
     finally:
         stop.set()
