@@ -45,6 +45,16 @@ def test_taken_port_is_named_before_anything_starts(
     assert not processes_using(tmp_path)
 
 
+def test_a_server_that_took_the_ports_in_the_last_moment_is_not_taken_for_this_one(
+    server: TorchServeProcess, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ports, "check", lambda ports: None)  # they were free when it was looked
+    with pytest.raises(ServerError, match=r"another server answers at|ended while it started"):
+        serve(archive, run_dir=tmp_path, ports=server.config.ports).start()
+    assert not processes_using(tmp_path)
+    assert server.client.ready()
+
+
 def test_worker_that_cannot_load_is_reported_by_its_own_error(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     write_manifest(folder, replace(open_bundle(folder).manifest, ivdr_version="9.0.0"))

@@ -156,7 +156,19 @@ class TorchServeProcess:
             _wait(process, POLL_SECONDS)
 
     def _ask_worker(self) -> None:
-        """Ask a worker what it has loaded, and hold it against what was packed."""
+        """Ask a worker what it has loaded, and hold it against what was packed; it must be one that was started here.
+
+        A port that was free when it was looked at may be taken when TorchServe gets to it, by another one with the same
+        model.
+        """
+        strangers = [
+            worker["pid"] for worker in self.client.describe()["workers"] if not self._is_ours(worker)
+        ]
+        if strangers:
+            raise ServerError(
+                f"another server answers at {self.client.management_url}: it has the worker {str(strangers[0])[:20]}",
+                hint="stop it, or choose five other ports in a row with --port FIRST",
+            )
         facts = self.client.describe(ask_worker=True).get("customizedMetadata")
         archive = self.config.archive
         expected = {
@@ -166,6 +178,13 @@ class TorchServeProcess:
         if not isinstance(facts, dict) or any(facts.get(name) != value for name, value in expected.items()):
             raise ServerError(f"the worker says {str(facts)[:200]}, expected {expected}")
         self.worker_facts = facts
+
+    def _is_ours(self, worker: dict[str, Any]) -> bool:
+        assert self._process is not None
+        try:
+            return os.getpgid(int(worker["pid"])) == self._process.pid
+        except (KeyError, ValueError, OSError):
+            return False
 
     def _drain(self, process: subprocess.Popen[bytes]) -> None:
         """Have every request answered that was accepted before now, which TorchServe would cut off.
