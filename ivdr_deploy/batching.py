@@ -85,6 +85,10 @@ class ClipBatcher:
         """
         return self._submit([video], may_grow=True)[0]
 
+    def submit_next(self, video: np.ndarray) -> Future[Inferred]:
+        """Let the clips of one video be the next call, by themselves, ahead of what waits; else as ``submit``."""
+        return self._submit([video], may_grow=False, first=True)[0]
+
     def submit_together(self, videos: Sequence[np.ndarray]) -> list[Future[Inferred]]:
         """Let the clips of some videos be one call, and of no others.
 
@@ -103,7 +107,9 @@ class ClipBatcher:
         """
         return self._submit(videos, may_grow=False)
 
-    def _submit(self, videos: Sequence[np.ndarray], *, may_grow: bool) -> list[Future[Inferred]]:
+    def _submit(
+        self, videos: Sequence[np.ndarray], *, may_grow: bool, first: bool = False
+    ) -> list[Future[Inferred]]:
         waiting = _Waiting([_Video(clips, Future()) for clips in videos], may_grow)
         for video in waiting.videos:
             video.result.set_running_or_notify_cancel()
@@ -120,7 +126,10 @@ class ClipBatcher:
                         hint="raise the limit of memory or threads of this process (`ulimit -v`, `ulimit -u`)",
                     ) from error
                 self._thread = thread
-            self._waiting.append(waiting)
+            if first:
+                self._waiting.appendleft(waiting)
+            else:
+                self._waiting.append(waiting)
             self._changed.notify()
         return [video.result for video in waiting.videos]
 

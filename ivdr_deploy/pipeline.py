@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
+import numpy as np
+
 from ivdr_deploy.batching import ClipBatcher, Inferred
 from ivdr_deploy.decoding import DecodeOptions, DecodePool
 from ivdr_deploy.errors import InferenceError, VideoError
@@ -92,6 +94,10 @@ class VideoPredictor:
         given = self._batcher.run(clips.video)
         raw = RawResult(clips=clips, outputs=given.outputs, infer_ms=given.infer_ms)
         return combine_clips(raw, labels=self.model.labels)
+
+    def infer_next(self, clips: np.ndarray) -> Future[Inferred]:
+        """Run decoded clips in the background, ahead of what waits for the network; see ``ClipBatcher.submit_next``."""
+        return self._batcher.submit_next(clips)
 
     def predict_many(
         self,

@@ -42,6 +42,13 @@ class Golden:
     clips: Mapping[str, np.ndarray] = field(default_factory=dict)
     """For every golden video, by its name in the bundle: uint8 (2, T, H, W, 3), its clips under ``GOLDEN_PLAN``."""
 
+    def first(self) -> Golden:
+        """Return the first golden clip alone, with what is expected of it."""
+        assert self.video is not None
+        return Golden(
+            video=self.video[:1], expected={name: value[:1] for name, value in self.expected.items()}
+        )
+
 
 def write_golden(folder: Path, golden: Golden) -> None:
     """Write ``golden.npz`` into a bundle's folder; the golden videos are there already."""

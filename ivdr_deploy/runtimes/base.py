@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from ivdr_deploy._text import quoted
+from ivdr_deploy.artifacts.golden import Golden
 from ivdr_deploy.artifacts.manifest import Variant, labels_sha256
 from ivdr_deploy.errors import ArtifactError, ClipShapeError
 from ivdr_deploy.spec import MAX_BATCH, OUTPUT_NAMES, ClipSpec, Device, Precision, RuntimeName, ViewPlan
@@ -119,6 +120,9 @@ class LoadedModel:
 
     decode_mean_diff: Mapping[str, float]
     """How far the decoder is from the recorded clips of each golden video, in levels; empty where there are none."""
+
+    golden: Golden | None = None
+    """One golden clip and what the reference gave for it, to ask for again later; None where there is none."""
 
     @property
     def contract_hash(self) -> str:

@@ -166,9 +166,10 @@ def _open_from_bundle(
             f"{bundle.path}: {opened.description} fails on the golden clips ({reason})",
             hint="this variant must not be used here; export it again on this machine, or see `ivdr doctor`",
         ) from error
-    return bundle_model(
+    model = bundle_model(
         bundle, opened, variant, reason=reason, parity=parity, decode_mean_diff=decode_mean_diff
     )
+    return model if golden.video is None else replace(model, golden=golden.first())
 
 
 def _open_checkpoint(path: Path, *, device: Device, threads: int) -> LoadedModel:

@@ -16,7 +16,7 @@ from ivdr_deploy.errors import ServerError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EndpointClient:
-    """Talks to one model of one TorchServe. Safe to use from many threads."""
+    """Talks to one model of one server. Safe to use from many threads."""
 
     model: str
     """Name of the model."""
@@ -75,7 +75,7 @@ class EndpointClient:
             }
 
     def describe(self, *, ask_worker: bool = False) -> dict[str, Any]:
-        """Return what TorchServe says about the model: its workers, its queue.
+        """Return what the server says about the model: its workers, with TorchServe its queue.
 
         Args:
             ask_worker: Also ask a worker what it has loaded: ``customizedMetadata``.

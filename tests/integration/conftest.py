@@ -40,7 +40,7 @@ def endpoint(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Endp
     if request.param == "torchserve":
         yield request.getfixturevalue("server").client
         return
-    with running_http(tiny_bundle, HttpSettings(service=SETTINGS.service)) as running:
+    with running_http(tiny_bundle, HttpSettings(service=SETTINGS.service, canary_seconds=3600.0)) as running:
         yield running.client
 
 

@@ -17,12 +17,15 @@ from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import psutil
 import pytest
 from served import SETTINGS, ask, client_of, running_http, wait_for
+from videos import numbered_video
 
 from ivdr_deploy.errors import ConfigError, ServerError
 from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
 from ivdr_deploy.serving.client import EndpointClient
 from ivdr_deploy.serving.http.server import HttpServer
 from ivdr_deploy.serving.http.settings import HttpSettings
@@ -54,6 +57,7 @@ def test_a_version_has_an_address_too(client: EndpointClient, videos: list[Path]
     for path, status in ((f"/predictions/tiny/{version}", 200), ("/predictions/tiny/9", 404)):
         found, answer, _ = ask(client, "POST", body=videos[0].read_bytes(), path=path)
         assert (found, answer.get("code")) == (status, None if status == 200 else "not_found")
+        assert status == 200 or answer["hint"] == "videos are sent to /predictions/tiny"
 
 
 def test_every_answer_bears_a_request_id_and_the_callers_own_if_it_can(
@@ -130,6 +134,25 @@ def test_management_and_metrics_are_on_a_port_of_their_own(client: EndpointClien
     assert described["customizedMetadata"]["variant"] == "onnx-fp32"
 
 
+def test_a_network_that_begins_to_answer_wrong_is_not_ready_and_lives(
+    tiny_bundle: Path, videos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = HttpSettings(service=SETTINGS.service, canary_seconds=0.05)
+    with running_http(tiny_bundle, settings) as running:
+        right = OrtRuntime.infer
+
+        def wrong(runtime: OrtRuntime, video: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: value + 1 for name, value in right(runtime, video).items()}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(OrtRuntime, "infer", wrong)
+            wait_for(lambda: ask(running.client, "GET", path="/ready")[0] == 503)
+            status, answer, _ = ask(running.client, "GET", path="/ready")
+            assert (status, answer["code"]) == (503, "network_wrong")
+            assert ask(running.client, "GET", path="/ping")[0] == 200
+        wait_for(lambda: ask(running.client, "GET", path="/ready")[0] == 200)
+
+
 def test_32_at_a_time_get_each_its_own_answer(
     tiny_bundle: Path, predictor: VideoPredictor, videos: list[Path]
 ) -> None:
@@ -155,8 +178,9 @@ def test_a_port_that_is_taken_is_named(tiny_bundle: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_requests_that_were_taken_be_answered_and_leaves_nothing(
-    tiny_bundle: Path, videos: list[Path], number: signal.Signals
+    tiny_bundle: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
+    slow = numbered_video(tmp_path / "long.mp4", num_frames=900, size=(320, 240))
     command = [
         sys.executable,
         "-P",
@@ -181,7 +205,7 @@ def test_a_signal_lets_requests_that_were_taken_be_answered_and_leaves_nothing(
         def send_steadily() -> None:
             while not refused.is_set():
                 try:
-                    answers.append(client.predict(videos[2], options={"num_clips": 40})[0])
+                    answers.append(client.predict(slow, options={"num_clips": 40})[0])
                 except ServerError as error:
                     lost.append(str(error))
                     refused.set()

@@ -62,6 +62,19 @@ def test_what_gathers_while_the_network_is_busy_goes_together() -> None:
     assert network.calls == [[1], [2, 3, 4], [5, 6, 7]]  # as many as fit into four clips, in order
 
 
+def test_what_is_next_passes_what_waits_and_shares_no_call() -> None:
+    network = Network(held=True)
+    batcher = ClipBatcher(network)
+    futures = [batcher.submit(clips(1))]
+    assert network.entered.wait(20)
+    futures += [batcher.submit(clips(2)), batcher.submit(clips(3)), batcher.submit_next(clips(4))]
+    network.released.set()
+    for future in futures:
+        future.result(20)
+    batcher.close()
+    assert network.calls == [[1], [4], [2, 3]]
+
+
 def test_a_video_with_more_clips_than_a_call_takes_is_cut() -> None:
     network = Network()
     batcher = ClipBatcher(network, max_clips=3)

@@ -27,6 +27,7 @@ from ivdr_deploy.results import Outcome
 from ivdr_deploy.runtimes.base import LoadedModel, Runtime
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.serving.core import metrics as counted
+from ivdr_deploy.serving.core.canary import Canary
 from ivdr_deploy.serving.core.metrics import Metrics
 from ivdr_deploy.serving.core.schema import (
     METHODS,
@@ -158,6 +159,25 @@ class InferenceService:
     def refuse(self, error: Exception) -> Response:
         """Return the answer to a request that a server could not or would not read, and count it."""
         return self._counted(error)
+
+    def canary(self, *, every_seconds: float, seconds_per_clip: float) -> Canary | None:
+        """Make what looks after the network; None where the bundle holds no golden clip.
+
+        Args:
+            every_seconds: From one answer to the next question.
+            seconds_per_clip: That the network may take; a call of the network holds as many clips as it may.
+        """
+        golden = self.model.golden
+        if golden is None or golden.video is None:
+            return None
+        clips = golden.video
+        return Canary(
+            lambda: self._predictor.infer_next(clips),
+            golden,
+            precision=self.model.runtime.precision,
+            every_seconds=every_seconds,
+            patience_seconds=max(every_seconds, 2 * self.model.runtime.call_clips * seconds_per_clip),
+        )
 
     def drain(self) -> None:
         """Refuse every further request; those that were submitted are answered."""

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ivdr_deploy import __version__, errors
 from ivdr_deploy.errors import QueueFullError
 from ivdr_deploy.serving.core import schema
+from ivdr_deploy.serving.core.canary import Canary
 from ivdr_deploy.serving.core.metrics import exposition
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.http.requests import envelope, read_parts, request_id
@@ -55,7 +57,7 @@ _BODY = {
 }
 
 
-def inference_app(service: InferenceService, settings: HttpSettings) -> FastAPI:
+def inference_app(service: InferenceService, settings: HttpSettings, canary: Canary | None) -> FastAPI:
     """Make the application that clients see: ``/predictions/NAME``, ``/ping`` and ``/ready``."""
     model = service.model
     app = FastAPI(title=f"ivdr: {model.name}", version=__version__, docs_url=None, redoc_url=None)
@@ -110,11 +112,15 @@ def inference_app(service: InferenceService, settings: HttpSettings) -> FastAPI:
         return {"status": "Healthy"}
 
     @app.get("/ready")
-    async def ready() -> dict[str, str]:
-        """Say that the model is loaded, and that its golden clips and videos agreed."""
-        return {"model": model.name, "version": model.version}
+    async def ready() -> JSONResponse:
+        """Say whether the network answers right: when it was loaded, and a golden clip a while ago."""
+        health, reason = canary.said if canary is not None else ("ready", "")
+        if health != "ready":
+            body = {"code": f"network_{health}", "message": reason, "hint": "see the log; start it again"}
+            return JSONResponse(body, 503, headers={"Retry-After": "5"})
+        return JSONResponse({"model": model.name, "version": model.version})
 
-    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(HTTPException, _refusing(f"videos are sent to /predictions/{model.name}"))
     return app
 
 
@@ -142,7 +148,7 @@ def admin_app(service: InferenceService) -> FastAPI:
         """Say what was counted, for Prometheus."""
         return PlainTextResponse(exposition(service.metrics.values()), media_type="text/plain; version=0.0.4")
 
-    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(HTTPException, _refusing(f"there are /models/{model.name} and /metrics"))
     return app
 
 
@@ -161,13 +167,17 @@ class ByPort:
         await self._apps[scope["server"][1]](scope, receive, send)
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
-    """Answer what no route takes, in the form of every other error."""
-    assert isinstance(error, HTTPException)
-    codes = {404: "not_found", 405: errors.MethodError.code}
-    body = {
-        "code": codes.get(error.status_code, "server"),
-        "message": f"{request.method[:40]} {request.url.path[:100]}: {error.detail}",
-        "hint": "see /openapi.json" if error.status_code in codes else "",
-    }
-    return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
+def _refusing(hint: str) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Make what answers a request that no route takes, in the form of every other error."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        codes = {404: "not_found", 405: errors.MethodError.code}
+        body = {
+            "code": codes.get(error.status_code, "server"),
+            "message": f"{request.method[:40]} {request.url.path[:100]}: {error.detail}",
+            "hint": hint,
+        }
+        return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
+
+    return refused

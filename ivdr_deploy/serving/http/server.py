@@ -13,7 +13,7 @@ from ivdr_deploy.errors import ConfigError, ServerError
 from ivdr_deploy.serving.client import EndpointClient
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.http.app import ByPort, admin_app, inference_app
-from ivdr_deploy.serving.http.settings import HttpSettings
+from ivdr_deploy.serving.http.settings import MAX_SECONDS_PER_CLIP, HttpSettings
 
 _LOOPBACK = "127.0.0.1"
 
@@ -54,9 +54,17 @@ class HttpServer:
         except BaseException:
             self._close_sockets()
             raise
+        self._canary = self.service.canary(
+            every_seconds=self.settings.canary_seconds, seconds_per_clip=MAX_SECONDS_PER_CLIP
+        )
+        if self._canary is not None:
+            self._canary.__enter__()
         inference, management = (held.getsockname()[1] for held in self._sockets)
         app = ByPort(
-            {inference: inference_app(self.service, self.settings), management: admin_app(self.service)}
+            {
+                inference: inference_app(self.service, self.settings, self._canary),
+                management: admin_app(self.service),
+            }
         )
         address = f"http://{_LOOPBACK}:{management}"
         self.client = EndpointClient(
@@ -79,6 +87,8 @@ class HttpServer:
 
     def __exit__(self, *exception: object) -> None:
         self._close_sockets()
+        if self._canary is not None:
+            self._canary.__exit__(*exception)
         self.service.close()
 
     def start(self) -> None:

@@ -10,7 +10,7 @@ from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.serving.core.settings import ServiceSettings
 
 MAX_SECONDS_PER_CLIP = 1.0
-"""Of the network; what stopping waits for is reckoned with it."""
+"""Of the network; what stopping waits for, and when it counts as stuck, is reckoned with it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,11 +27,15 @@ class HttpSettings:
     receive_seconds: float = 60.0
     """Time that a client may take to send a request."""
 
+    canary_seconds: float = 10.0
+    """How often the network is asked for a golden clip, which it must give right for ``/ready`` to say so."""
+
     def __post_init__(self) -> None:
         if self.max_requests < 1:
             raise ConfigError(f"max_requests must be at least 1, found {str(self.max_requests)[:20]}")
-        if not 0 < self.receive_seconds < math.inf:
-            raise ConfigError(f"receive_seconds must be positive, found {str(self.receive_seconds)[:20]}")
+        for name in ("receive_seconds", "canary_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be positive, found {str(getattr(self, name))[:20]}")
 
     @property
     def stop_seconds(self) -> int:
