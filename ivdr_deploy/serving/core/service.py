@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, read_manifest
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.errors import (
     ArtifactError,
+    ClosedError,
     DrainingError,
     IvdrError,
     OptionError,
@@ -226,6 +227,11 @@ class InferenceService:
                     f"the answer would have {len(response.json)} bytes, more than the limit of {MAX_ANSWER_BYTES}",
                     hint="ask for fewer clips or outputs",
                 )
+        except (CancelledError, ClosedError):  # what was waiting when the service was closed
+            self._finish(
+                answer, DrainingError("this endpoint is closed", hint="send the request again later")
+            )
+            return
         except Exception as error:  # noqa: BLE001  # as in submit
             self._finish(answer, error)
             return
