@@ -41,6 +41,7 @@ from ivdr_deploy.serving.core.schema import (
     parse_request,
 )
 from ivdr_deploy.serving.core.settings import ServiceSettings
+from ivdr_deploy.spec import MAX_BATCH
 
 logger = logging.getLogger(__name__)
 
@@ -166,18 +167,19 @@ class InferenceService:
 
         Args:
             every_seconds: From one answer to the next question.
-            seconds_per_clip: That the network may take; a call of the network holds as many clips as it may.
+            seconds_per_clip: That the network may take.
         """
         golden = self.model.golden
         if golden is None or golden.video is None:
             return None
         clips = golden.video
+        longest = max(MAX_BATCH, self.settings.max_clips)  # clips of what may run when the canary asks
         return Canary(
             lambda: self._predictor.infer_next(clips),
             golden,
             precision=self.model.runtime.precision,
             every_seconds=every_seconds,
-            patience_seconds=max(every_seconds, 2 * self.model.runtime.call_clips * seconds_per_clip),
+            patience_seconds=max(every_seconds, 2 * longest * seconds_per_clip),
         )
 
     def drain(self) -> None:
