@@ -52,6 +52,7 @@ def test_a_backbone_is_exported_verified_and_timed_and_kept_beside_earlier_ones(
     report = json.loads(out.read_text())
     assert "16 frames of 224 pixels" in report["backbones"]["mvit_v2_s"]["error"]
     assert report["backbones"]["tiny"] == found
+    del report["backbones"]["earlier"]  # of no machine, which no run writes
     page = support_matrix.render({"export_here.json": report})
     assert f"`{int8}`" in page
     assert "left out of this run" in page
