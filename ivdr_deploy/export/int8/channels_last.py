@@ -80,6 +80,7 @@ class _Lowering:
             "Conv": self._conv,
             "Relu": self._relu,
             "MaxPool": self._max_pool,
+            "AveragePool": self._average_pool,
             "Concat": self._concat,
             "Add": self._add,
             "ReduceMean": self._reduce_mean,
@@ -178,19 +179,33 @@ class _Lowering:
         self.nodes.append(convolution)
 
     def _full_conv(self, node: onnx.NodeProto, x: str, pads: list[int]) -> None:
-        """Keep a convolution in fp32, and the ReLU after it; ONNX has none that takes channels last."""
-        name, own = fused_output(self.source, node), node.output[0]
+        """Keep a convolution in fp32, and the ReLU after it."""
         weights = [self._constant(part, self.source.constants[part]) for part in node.input[1:]]
-        kept = helper.make_node("Conv", [f"{own}/first", *weights], [f"{own}/full"], name=node.name)
+        kept = helper.make_node("Conv", [x, *weights], node.output, name=node.name)
         kept.attribute.extend(entry for entry in node.attribute if entry.name != "pads")
         kept.attribute.append(helper.make_attribute("pads", pads))
+        name = fused_output(self.source, node)
+        self._channels_first(kept, name, "Relu" if name != node.output[0] else "Identity")
+
+    def _average_pool(self, node: onnx.NodeProto) -> None:
+        value = self._read(node.input[0])
+        if value.channels_last:
+            self._channels_first(node, node.output[0], "Identity")
+        else:
+            self._float(node)
+
+    def _channels_first(self, node: onnx.NodeProto, name: str, then: str) -> None:
+        """Keep an operator that takes no channels last in fp32, between two transposes."""
+        own = node.output[0]
+        kept = onnx.NodeProto()
+        kept.CopyFrom(node)
+        kept.input[0], kept.output[0] = f"{own}/first", f"{own}/full"
+        real = self._real(self._read(node.input[0]))
         self.nodes += [
-            helper.make_node(
-                "Transpose", [self._real(self._read(x))], [f"{own}/first"], perm=[0, 4, 1, 2, 3]
-            ),
+            helper.make_node("Transpose", [real], [kept.input[0]], perm=[0, 4, 1, 2, 3]),
             kept,
-            helper.make_node("Transpose", [f"{own}/full"], [f"{own}/last"], perm=list(_TO_CHANNELS_LAST)),
-            helper.make_node("Relu" if name != own else "Identity", [f"{own}/last"], [name]),
+            helper.make_node("Transpose", [kept.output[0]], [f"{own}/last"], perm=list(_TO_CHANNELS_LAST)),
+            helper.make_node(then, [f"{own}/last"], [name]),
         ]
         self.values[name] = _Value(name, channels_last=True)
 

@@ -180,6 +180,21 @@ def test_a_convolution_runs_over_two_axes_and_copies_nothing_where_frames_need_n
         assert sum(node.op_type in ("Pad", "Slice", "Concat") for node in made.graph.node) == copies
 
 
+def test_an_average_pooling_stays_in_fp32_and_what_follows_it_reads_its_result() -> None:
+    """That of ``i3d``, which has none where a single frame is left, as in the clips of the test of all backbones."""
+    source = graph(
+        conv("x", "c", kernel=(1, 3, 3)),
+        helper.make_node("AveragePool", ["c"], ["p"], kernel_shape=[2, 1, 1], strides=[1, 1, 1]),
+        conv("p", "y", kernel=(1, 1, 1)),
+        **weights("c", (1, 3, 3)),
+        **weights("y", (1, 1, 1), channels=5, out=4),
+    )
+    made = lower(source, ranges_of(source, VIDEO), weight_bits=7)
+    assert [n.op_type for n in made.graph.node].count("QLinearConv") == 2
+    (expected,), (found,) = run(source.model, VIDEO), run(made, VIDEO)
+    assert np.abs(found - expected).max() < 0.02 * (expected.max() - expected.min())
+
+
 def test_weights_of_7_bits_stay_below_what_saturates() -> None:
     source = graph(conv("x", "y", kernel=(1, 1, 1)), **weights("y", (1, 1, 1)))
     made = lower(source, ranges_of(source, VIDEO), weight_bits=7)
