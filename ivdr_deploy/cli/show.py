@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ivdr_deploy._console import PlainConsole, done, print_json
+from ivdr_deploy._console import PlainConsole, done, print_json, print_line
 from ivdr_deploy.cli._options import JsonOption
 
 
@@ -30,13 +30,16 @@ def show(
     if as_json:
         print_json({"kind": description.kind, **description.values})
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, text in description.rows:
-        table.add_row(name, text)
     out = PlainConsole(markup=False)
-    if not out.is_terminal:
-        out.width = 10_000  # a pipe gets every value on one line
-    out.print(table, soft_wrap=False)
+    if out.is_terminal:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, text in description.rows:
+            table.add_row(name, text)
+        out.print(table, soft_wrap=False)
+    else:  # a pipe gets every value on one line, with no blanks behind it
+        width = max(len(name) for name, _ in description.rows)
+        for name, text in description.rows:
+            print_line(f"{name:{width}} {text}".rstrip())
     done(f"{artifact}: {description.kind}; --json shows everything", next_command=description.next_command)

@@ -98,6 +98,17 @@ def test_results_go_to_the_file_while_the_bar_is_on_the_terminal(
     assert '"uri"' not in seen
 
 
+def test_a_pipe_gets_a_value_a_line_and_a_terminal_a_table(ivdr, tiny_bundle: Path) -> None:
+    code, stdout, _ = ivdr("show", tiny_bundle)
+    lines = stdout.splitlines()
+    assert code == 0
+    assert [line for line in lines if line != line.rstrip()] == []
+    (labels,) = (line for line in lines if line.startswith("labels "))
+    assert labels.split(maxsplit=1)[1] == "bow, jump, sit, stand, turn, wave"
+    seen = in_terminal(*IVDR, "show", str(tiny_bundle))
+    assert re.search(r"^labels +bow, jump, sit, stand, turn, wave *\r$", seen, re.MULTILINE), seen
+
+
 def test_what_is_next_can_be_copied_whatever_the_names(
     ivdr, tiny_bundle_copy: Path, videos: Path, tmp_path: Path
 ) -> None:
