@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,10 @@ from ivdr_deploy.cli._options import (
     video_limits,
 )
 from ivdr_deploy.cli.verify import parity_table
+from ivdr_deploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ivdr_deploy.artifacts.manifest import ArtifactManifest
 
 
 def export(
@@ -69,8 +73,6 @@ def export(
     A bundle begins with the checkpoint itself and an fp32 ONNX file. --engine and --precision add to that: one variant
     for every pair of them; onnx and fp32 where only one of the two is given. The other variants stay as they are.
     """
-    from ivdr_deploy.artifacts.kinds import Kind, identify
-    from ivdr_deploy.errors import ConfigError
     from ivdr_deploy.export.bundle_export import add_variants, export_bundle
     from ivdr_deploy.export.calibration import Calibration
     from ivdr_deploy.export.steps import StepOptions, buildable_steps, requests
@@ -79,14 +81,7 @@ def export(
     asked = bool(engines or precision or everything)
     if compute_capability and "trt" not in engines and not everything:
         raise ConfigError("--compute-capability is for a TensorRT plan", hint="add --trt")
-    adding = source.is_dir() and identify(source)[0] is Kind.BUNDLE
-    if adding and (not asked or out is not None):
-        raise ConfigError(
-            f"{source} is a bundle: variants are added to it in place",
-            hint=f"ivdr export {shlex.quote(str(source))} --engine ... --precision ..., without -o",
-        )
-    if not adding and out is None:
-        raise ConfigError("there is no folder to write the bundle to", hint="give one with -o BUNDLE")
+    _check_target(source, out, asked=asked)
     videos = read_list(calibrate, root=root) if calibrate is not None else None
     options = StepOptions(
         calibration=Calibration(videos=videos, limits=video_limits(allow_container)) if videos else None,
@@ -111,12 +106,30 @@ def export(
                 steps=steps,
                 options=options,
             )
-    manifest, shown = bundle.manifest, out or source
-    variants = [variant.id for variant in manifest.variants]
+    _report(bundle.manifest, out or source, as_json=as_json)
+
+
+def _check_target(source: Path, out: Path | None, *, asked: bool) -> None:
+    """Refuse what names no folder to write, or two."""
+    from ivdr_deploy.artifacts.kinds import Kind, identify
+
+    adding = source.is_dir() and identify(source)[0] is Kind.BUNDLE
+    if adding and (not asked or out is not None):
+        raise ConfigError(
+            f"{source} is a bundle: variants are added to it in place",
+            hint=f"ivdr export {shlex.quote(str(source))} --engine ... --precision ..., without -o",
+        )
+    if not adding and out is None:
+        raise ConfigError("there is no folder to write the bundle to", hint="give one with -o BUNDLE")
+
+
+def _report(manifest: ArtifactManifest, path: Path, *, as_json: bool) -> None:
+    """Say what the bundle holds now."""
     unverified = [variant.id for variant in manifest.variants if not variant.verified]
     if as_json:
+        variants = [variant.id for variant in manifest.variants]
         print_json(
-            {"bundle": str(shown), "name": manifest.name, "variants": variants, "unverified": unverified}
+            {"bundle": str(path), "name": manifest.name, "variants": variants, "unverified": unverified}
         )
         return
     rows = [(variant.id, entry) for variant in manifest.variants for entry in variant.parity]
@@ -125,6 +138,6 @@ def export(
     judged = [variant.id for variant in manifest.variants if variant.parity]
     built = f"; built, but not run here: {', '.join(unverified)}" if unverified else ""
     done(
-        f"PASS: {', '.join(judged)}{built}; {manifest.name} {manifest.version} with {outputs} -> {shown}",
-        next_command=("ivdr", "verify", shown, "--videos", "test.csv"),
+        f"PASS: {', '.join(judged)}{built}; {manifest.name} {manifest.version} with {outputs} -> {path}",
+        next_command=("ivdr", "verify", path, "--videos", "test.csv"),
     )

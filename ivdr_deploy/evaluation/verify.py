@@ -77,25 +77,15 @@ def verify_bundle(
     with ExitStack() as stack:
         reference = _open_reference(bundle, stack) if videos is not None else None
         opened, absent = _open_variants(bundle, chosen, reference, stack, named=bool(variants))
-        decode_mean_diff = prove_decoder(
-            bundle, golden, decoder
-        )  # they know their contract, so a wrong one is named
+        # After the variants: they know their contract, so a wrong one is named.
+        decode_mean_diff = prove_decoder(bundle, golden, decoder)
         watched = track(opened, len(opened), "replaying golden clips")
         tallies = [Tally(variant, runtime, golden) for variant, runtime in watched]
         first = reference or tallies[0]
-        everyone = [first, *(tally for tally in tallies if tally.variant.id != first.variant.id)]
         judged = [first if tally.variant.id == first.variant.id else tally for tally in tallies]
-        bad_videos: tuple[BadVideo, ...] = ()
-        seen: Sequence[Probe] = ()
-        if videos is not None:
-            together = SideBySide([tally.runtime for tally in everyone])
-            bad_videos = _run_videos(
-                bundle, videos, everyone, together, partial(reading, decoder=decoder), track
-            )
-            seen = together.seen
-        for tally in track(judged, len(judged), "trying batch sizes"):
-            # What the others are held against came by in whole calls already.
-            tally.probe(seen, place=everyone.index(tally), batches=tally is not reference)
+        bad_videos = _measure(
+            bundle, videos, first, judged, partial(reading, decoder=decoder), track, reference=reference
+        )
         skew: tuple[SkewedVideo, ...] = ()
         if videos is not None and decoder_skew:
             skew = measure_skew(bundle_model(bundle, first.runtime, first.variant), videos, reading, track)
@@ -203,6 +193,30 @@ def _open_variants(
             f"no variant of {bundle.path} can run here ({reasons or 'it holds none'})"
         )
     return opened, absent
+
+
+def _measure(
+    bundle: Bundle,
+    videos: VideoList | None,
+    first: Tally,
+    judged: Sequence[Tally],
+    reading: Callable[[LoadedModel], VideoPredictor],
+    track: Track,
+    *,
+    reference: Tally | None,
+) -> tuple[BadVideo, ...]:
+    """Put the videos and every size and place of a batch through what is judged; return the videos that are no use."""
+    everyone = [first, *(tally for tally in judged if tally is not first)]
+    bad_videos: tuple[BadVideo, ...] = ()
+    seen: Sequence[Probe] = ()
+    if videos is not None:
+        together = SideBySide([tally.runtime for tally in everyone])
+        bad_videos = _run_videos(bundle, videos, everyone, together, reading, track)
+        seen = together.seen
+    for tally in track(judged, len(judged), "trying batch sizes"):
+        # What the others are held against came by in whole calls already.
+        tally.probe(seen, place=everyone.index(tally), batches=tally is not reference)
+    return bad_videos
 
 
 def _run_videos(
