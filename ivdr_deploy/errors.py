@@ -31,6 +31,7 @@
     │   ├── MethodError             its HTTP method is none that carries a request
     │   ├── EncodingError           its body is encoded for the transfer, for example with gzip
     │   ├── RequestTimeoutError     it did not come whole in time
+    │   ├── UnauthorizedError       it does not show the token that the endpoint asks for
     │   └── OptionError             it is well formed, but an option in it is not one that can be served
     ├── QueueFullError              the endpoint has taken as many requests as it takes at a time
     ├── DrainingError               the endpoint is about to stop and takes no more requests
@@ -239,6 +240,12 @@ class RequestTimeoutError(RequestError):
     """A request did not come whole in time."""
 
     code = "request_timeout"
+
+
+class UnauthorizedError(RequestError):
+    """A request does not show the token that the endpoint asks for."""
+
+    code = "unauthorized"
 
 
 class QueueFullError(IvdrError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,18 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ivdr_deploy._console import console, done, print_json
+from ivdr_deploy.cli._options import VIDEOS_HELP
 from ivdr_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
     from ivdr_deploy.serving.client import EndpointClient
+    from ivdr_deploy.serving.http.deployment import Deployment
 
 ServerChoice = Literal["torchserve", "http"]
+AuthChoice = Literal["token", "none"]
 
 
 def serve(
     source: Annotated[
-        Path, typer.Argument(metavar="ARCHIVE", help="What `ivdr archive` wrote (.mar), or a bundle.")
-    ],
+        Path | None, typer.Argument(metavar="ARCHIVE", help="What `ivdr archive` wrote (.mar), or a bundle.")
+    ] = None,
     server: Annotated[
         ServerChoice, typer.Option(help="torchserve, or http: FastAPI on uvicorn, which takes a bundle.")
     ] = "torchserve",
@@ -36,27 +40,86 @@ def serve(
             help="First of the ports in a row: inference, then management and metrics; TorchServe takes five."
         ),
     ] = 8080,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes with the network, with --server http; by default as --config says, or 1."
+        ),
+    ] = None,
+    auth: Annotated[
+        AuthChoice | None,
+        typer.Option(
+            help="Who is answered, with --server http: by default whoever has the token, on loopback all."
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(metavar="TOML", help="Settings, with --server http.")] = None,
     run_dir: Annotated[
-        Path, typer.Option(help="Folder for TorchServe's settings, logs and temporary files.")
-    ] = Path("runs/serve"),
+        Path | None,
+        typer.Option(help="Folder of the server: runs/serve, or runs/http-PORT with --server http."),
+    ] = None,
+    update: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Have the server that runs in --run-dir (or runs/http-PORT) compare this bundle with the one that it "
+            "serves, on --videos, and change over to it.",
+        ),
+    ] = None,
+    rollback: Annotated[
+        bool,
+        typer.Option("--rollback", help="Have that server change back to the bundle before the last update."),
+    ] = False,
+    videos: Annotated[
+        Path | None, typer.Option("--videos", "--data", help=f"With --update: {VIDEOS_HELP}")
+    ] = None,
+    min_agreement: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="With --update: share of videos that must get the label they get now."
+        ),
+    ] = 0.9,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the addresses as JSON when it is ready.")
+        bool, typer.Option("--json", help="Print the addresses, or the report of an update, as JSON.")
     ] = False,
 ) -> None:
-    """Run a server on this machine until Ctrl-C; READY means that golden clips and videos agree."""
-    if server == "http":
-        _serve_http(source, host=host, port=port, config=config, as_json=as_json)
+    """Run a server on this machine until Ctrl-C; READY means that golden clips and videos agree.
+
+    Exit code 1 of --update says that the two bundles do not agree, and that the old one goes on.
+    """
+    if update is not None or rollback:
+        from ivdr_deploy.cli._update import roll_back, update_server
+
+        if source is not None or (update is not None and rollback):
+            raise ConfigError("give one of ARCHIVE, --update BUNDLE and --rollback")
+        folder = run_dir or _http_run_dir(port)
+        if update is None:
+            roll_back(folder, as_json=as_json)
+        else:
+            update_server(folder, update, videos=videos, min_agreement=min_agreement, as_json=as_json)
         return
-    if config is not None or host != "127.0.0.1":
+    if source is None:
+        raise ConfigError("nothing to serve is named", hint="ivdr serve ARCHIVE, or a bundle")
+    if server == "http":
+        _serve_http(
+            source,
+            host=host,
+            port=port,
+            workers=workers,
+            auth=auth,
+            config=config,
+            run_dir=run_dir,
+            as_json=as_json,
+        )
+        return
+    if config is not None or host != "127.0.0.1" or workers is not None or auth is not None:
         raise ConfigError(
-            "--config and --host are for --server http",
+            "--config, --host, --workers and --auth are for --server http",
             hint="settings of TorchServe are packed with the archive: `ivdr archive --config`",
         )
     from ivdr_deploy.serving.torchserve import process as servers
     from ivdr_deploy.serving.torchserve.config import Ports
 
-    running = servers.serve(source, run_dir=run_dir, ports=Ports.starting_at(port))
+    running = servers.serve(source, run_dir=run_dir or Path("runs/serve"), ports=Ports.starting_at(port))
     console.print(f"the same by hand:\n{running.command_line}\n", style="dim", markup=False)
     _interrupt_once()
     try:
@@ -75,31 +138,68 @@ def serve(
     done(f"stopped: nothing of {running.client.model} is left running")
 
 
-def _serve_http(source: Path, *, host: str, port: int, config: Path | None, as_json: bool) -> None:
+def _serve_http(
+    source: Path,
+    *,
+    host: str,
+    port: int,
+    workers: int | None,
+    auth: AuthChoice | None,
+    config: Path | None,
+    run_dir: Path | None,
+    as_json: bool,
+) -> None:
+    from ivdr_deploy._files import scratch_folder
     from ivdr_deploy._optional import require
     from ivdr_deploy.serving.core.settings import read_settings
     from ivdr_deploy.serving.http.settings import HttpSettings
 
     for package in ("fastapi", "uvicorn", "python_multipart"):
         require(package, extra="http")
-    from ivdr_deploy.serving.http.server import HttpServer
+    from ivdr_deploy.serving.http.auth import is_loopback
+    from ivdr_deploy.serving.http.deployment import Deployment
 
-    access = logging.getLogger("ivdr_deploy.access")
-    access.addHandler(logging.StreamHandler())
-    access.setLevel(logging.INFO)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     settings = HttpSettings() if config is None else read_settings(config, HttpSettings)
-    with HttpServer(source, settings, host=host, port=port) as running:
+    if workers is not None:
+        settings = replace(settings, workers=workers)
+    asked = (auth or ("none" if is_loopback(host) else "token")) == "token"
+    with ExitStack() as opened:
+        if run_dir is None and port == 0:  # no other command could find it by its port
+            run_dir = opened.enter_context(scratch_folder("ivdr-http-"))
+        running = opened.enter_context(
+            Deployment(
+                source, settings, host=host, port=port, run_dir=run_dir or _http_run_dir(port), auth=asked
+            )
+        )
         _interrupt_once()
-        running.start()
         with suppress(KeyboardInterrupt):
-            _announce(running.client, running.service.describe(), logs="standard error", as_json=as_json)
+            _announce_http(running, as_json=as_json)
             running.wait()
         _interrupt_no_more()
         with suppress(OSError):  # the terminal is gone
             console.print("stopping: requests that wait or run are answered first")
-        running.stop()
-        running.wait()
     done(f"stopped: nothing of {running.client.model} is left running")
+
+
+def _http_run_dir(port: int) -> Path:
+    return Path("runs") / f"http-{port}"
+
+
+def _announce_http(running: Deployment, *, as_json: bool) -> None:
+    asked = (
+        f"who asks must show the token in {running.token_source}"
+        if running.token_source
+        else "all are answered"
+    )
+    console.print(f"run folder {running.folder.path}; {asked}", markup=False)
+    if running.moved:
+        console.print(
+            f"an update is why {running.current.bundle} is served; `ivdr serve --rollback` goes back",
+            markup=False,
+        )
+    facts = {**running.current.facts, "run_dir": str(running.folder.path)}
+    _announce(running.client, facts, logs="standard error", as_json=as_json)
 
 
 def _announce(client: EndpointClient, facts: dict[str, Any], *, logs: str, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,10 +131,10 @@ class Metrics:
         return found
 
 
-def exposition(values: Mapping[Series, float]) -> str:
-    """Write series in Prometheus' text format."""
+def exposition(values: Mapping[Series, float], *, metrics: Sequence[Metric] = METRICS) -> str:
+    """Write the series of some metrics in Prometheus' text format."""
     lines: list[str] = []
-    for metric in METRICS:
+    for metric in metrics:
         own = {series: value for series, value in values.items() if series.metric == metric}
         if own:
             lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]

@@ -49,6 +49,7 @@ STATUS: tuple[tuple[type[IvdrError], int], ...] = (
     (errors.QueueFullError, 429),
     (errors.DrainingError, 503),
     (errors.RequestTimeoutError, 408),
+    (errors.UnauthorizedError, 401),
     (errors.MethodError, 405),
     (errors.EncodingError, 415),
     (errors.OptionError, 422),  # understood, but not to be had
@@ -64,6 +65,7 @@ STATUS: tuple[tuple[type[IvdrError], int], ...] = (
 on this video, or a defect of ours. TorchServe answers a full queue by itself."""
 
 HEADERS: dict[int, dict[str, str]] = {
+    401: {"WWW-Authenticate": "Bearer"},
     405: {"Allow": ", ".join(METHODS)},
     429: {"Retry-After": "1"},
     503: {"Retry-After": "5"},
@@ -251,8 +253,7 @@ class InferenceService:
 
     def _counted(self, found: Response | Exception) -> Response:
         if isinstance(found, Exception):
-            status = status_of(found)
-            response = Response(status=status, body=_error_body(found), headers=HEADERS.get(status, {}))
+            response = refusal(found)
             outcome = response.body["code"]
         else:
             response, outcome = found, "ok"
@@ -263,6 +264,12 @@ class InferenceService:
 def status_of(error: Exception) -> int:
     """Return the HTTP status of an error, from the table above."""
     return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+
+
+def refusal(error: Exception) -> Response:
+    """Return the answer that an error is."""
+    status = status_of(error)
+    return Response(status=status, body=_error_body(error), headers=HEADERS.get(status, {}))
 
 
 def _error_body(error: Exception) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -19,13 +17,11 @@ from ivdr_deploy import __version__, errors
 from ivdr_deploy.errors import QueueFullError
 from ivdr_deploy.serving.core import schema
 from ivdr_deploy.serving.core.canary import Canary
-from ivdr_deploy.serving.core.metrics import exposition
 from ivdr_deploy.serving.core.service import InferenceService
-from ivdr_deploy.serving.http.requests import envelope, read_parts, request_id
+from ivdr_deploy.serving.http.requests import envelope, log_access, read_parts, request_id
 from ivdr_deploy.serving.http.settings import HttpSettings
 
-access = logging.getLogger("ivdr_deploy.access")
-"""One line of JSON for each request."""
+logger = logging.getLogger(__name__)
 
 _BODY = {
     "requestBody": {
@@ -89,15 +85,13 @@ def inference_app(service: InferenceService, settings: HttpSettings, canary: Can
     async def predict(request: Request) -> Response:
         start, name = time.perf_counter(), request_id(request)
         found = await answer(request)
-        said: dict[str, Any] = {
-            "time": time.time(),
-            "request_id": name,
-            "path": request.url.path[:200],
-            "status": found.status,
-            "code": found.body.get("code", "ok"),
-            "ms": round((time.perf_counter() - start) * 1000, 3),
-        }
-        access.info(json.dumps(said))
+        log_access(
+            request_id=name,
+            path=request.url.path,
+            status=found.status,
+            code=found.body.get("code", "ok"),
+            ms=round((time.perf_counter() - start) * 1000, 3),
+        )
         headers = {**found.headers, "X-Request-Id": name}
         return Response(found.json, found.status, headers=headers, media_type="application/json")
 
@@ -115,40 +109,45 @@ def inference_app(service: InferenceService, settings: HttpSettings, canary: Can
     async def ready() -> JSONResponse:
         """Say whether the network answers right: when it was loaded, and a golden clip a while ago."""
         health, reason = canary.said if canary is not None else ("ready", "")
-        if health != "ready":
-            body = {"code": f"network_{health}", "message": reason, "hint": "see the log; start it again"}
+        if health != "ready":  # why is for the log: anybody may ask here, also where others need a token
+            logger.warning("the network is %s: %s", health, reason)
+            body = {"code": f"network_{health}", "message": f"the network is {health}", "hint": "see the log"}
             return JSONResponse(body, 503, headers={"Retry-After": "5"})
-        return JSONResponse({"model": model.name, "version": model.version})
+        return JSONResponse({"status": "Ready"})
 
     app.add_exception_handler(HTTPException, _refusing(f"videos are sent to /predictions/{model.name}"))
     return app
 
 
-def admin_app(service: InferenceService) -> FastAPI:
+class Administered(Protocol):
+    """What the management port tells about: a service in this process, or one in several."""
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+
+    def describe(self) -> dict[str, Any]:
+        """Say what is loaded, in the form in which TorchServe does."""
+
+    def metrics(self) -> str:
+        """Say what was counted, in Prometheus' text format."""
+
+
+def admin_app(of: Administered) -> FastAPI:
     """Make the application that only this machine sees: ``/models/NAME`` and ``/metrics``."""
-    model = service.model
     app = FastAPI(title="ivdr: management", version=__version__, docs_url=None, redoc_url=None)
 
-    @app.get(f"/models/{model.name}")
-    async def describe() -> list[dict[str, Any]]:
+    @app.get(f"/models/{of.name}")
+    def describe() -> list[dict[str, Any]]:
         """Say what is loaded, in the form in which TorchServe does."""
-        worker = {"id": "0", "pid": os.getpid(), "status": "READY"}
-        return [
-            {
-                "modelName": model.name,
-                "modelVersion": model.version,
-                "minWorkers": 1,
-                "workers": [worker],
-                "customizedMetadata": service.describe(),
-            }
-        ]
+        return [of.describe()]
 
     @app.get("/metrics")
-    async def metrics() -> PlainTextResponse:
+    def metrics() -> PlainTextResponse:
         """Say what was counted, for Prometheus."""
-        return PlainTextResponse(exposition(service.metrics.values()), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(of.metrics(), media_type="text/plain; version=0.0.4")
 
-    app.add_exception_handler(HTTPException, _refusing(f"there are /models/{model.name} and /metrics"))
+    app.add_exception_handler(HTTPException, _refusing(f"there are /models/{of.name} and /metrics"))
     return app
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import re
+import time
 import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -16,6 +19,9 @@ from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import OptionError, RequestError, RequestTimeoutError, VideoLimitError
 from ivdr_deploy.serving.core.schema import Envelope
 
+access = logging.getLogger("ivdr_deploy.access")
+"""One line of JSON for each request."""
+
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 _MOST_PARTS = 20
@@ -26,6 +32,11 @@ def request_id(request: Request) -> str:
     """Return the caller's name for a request (``X-Request-Id``), or a new one where it has none that can be used."""
     given = request.headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def log_access(*, request_id: str, path: str, **facts: Any) -> None:
+    """Write the line of one request."""
+    access.info(json.dumps({"time": time.time(), "request_id": request_id, "path": path[:200], **facts}))
 
 
 async def read_parts(request: Request, *, most: int, seconds: float) -> dict[str, Any]:

@@ -1,21 +1,27 @@
-"""The server: its ports, its start and its end."""
+"""The service and its HTTP server in one process: ports, start and end. ``ivdr serve`` runs one in each worker."""
 
 from __future__ import annotations
 
+import os
 import socket
-import threading
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-import uvicorn
+from starlette.types import ASGIApp
 
 from ivdr_deploy.errors import ConfigError, ServerError
 from ivdr_deploy.serving.client import EndpointClient
+from ivdr_deploy.serving.core.metrics import exposition
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.http.app import ByPort, admin_app, inference_app
+from ivdr_deploy.serving.http.auth import Guarded
+from ivdr_deploy.serving.http.listening import Listening
 from ivdr_deploy.serving.http.settings import MAX_SECONDS_PER_CLIP, HttpSettings
 
-_LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
+
+VERSION_HEADER = "X-Model-Version"
+"""Of every answer, also of one that is an error: which version of the model gave it."""
 
 
 class HttpServer:
@@ -24,20 +30,30 @@ class HttpServer:
     Args:
         bundle: Its folder.
         settings: What to do with it.
-        host: Address of the inference port. Whoever reaches it is answered: nobody is asked who they are.
+        host: Address of the inference port.
         port: Of inference; management and metrics have the next one, on this machine alone. 0 takes two that are free.
+        token: What whoever asks must show; None answers everyone who reaches the port.
+        inherited: A listening socket of the process that started this one, which then has the management port too;
+            ``host`` and ``port`` are not looked at.
     """
 
     def __init__(
-        self, bundle: Path, settings: HttpSettings, *, host: str = _LOOPBACK, port: int = 8080
+        self,
+        bundle: Path,
+        settings: HttpSettings,
+        *,
+        host: str = LOOPBACK,
+        port: int = 8080,
+        token: str | None = None,
+        inherited: socket.socket | None = None,
     ) -> None:
-        if not 0 <= port < 65535:
-            raise ConfigError(f"port must be between 0 and 65534, found {port}")
+        check_port(port)
         self.settings = settings
-        self._bundle, self._host, self._port = bundle, host, port
+        self._bundle, self._host, self._port, self._token = bundle, host, port, token
+        self._inherited = inherited
         self._sockets: list[socket.socket] = []
-        self._ended = threading.Event()
-        self._failure = "no reason is known"
+        self._listening: list[Listening] = []
+        """The one that accepts connections is the last; those before it answer what they have taken."""
 
     def __enter__(self) -> Self:
         """Open the ports, then the model: golden clips and videos agree when this returns.
@@ -47,9 +63,10 @@ class HttpServer:
             ArtifactError: as ``InferenceService.open``, and its other errors.
         """
         try:
-            self._sockets = [_listen(self._host, self._port, "inference")]
-            following = self._port and self._port + 1
-            self._sockets.append(_listen(_LOOPBACK, following, "management"))
+            if self._inherited is not None:
+                self._sockets = [self._inherited]
+            else:
+                self._sockets = open_ports(self._host, self._port)
             self.service = InferenceService.open(self._bundle, self.settings.service)
         except BaseException:
             self._close_sockets()
@@ -59,30 +76,8 @@ class HttpServer:
         )
         if self._canary is not None:
             self._canary.__enter__()
-        inference, management = (held.getsockname()[1] for held in self._sockets)
-        app = ByPort(
-            {
-                inference: inference_app(self.service, self.settings, self._canary),
-                management: admin_app(self.service),
-            }
-        )
-        address = f"http://{_LOOPBACK}:{management}"
-        self.client = EndpointClient(
-            model=self.service.model.name,
-            inference_url=f"http://{self._host}:{inference}",
-            management_url=address,
-            metrics_url=address,
-        )
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                lifespan="off",
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=self.settings.stop_seconds,
-            )
-        )
+        ports = [held.getsockname()[1] for held in self._sockets]
+        self.client = client_of(self.service.model.name, self._host, ports[0], ports[-1])
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -92,12 +87,36 @@ class HttpServer:
         self.service.close()
 
     def start(self) -> None:
-        """Begin to answer requests, in a thread of its own, until ``stop``."""
-        threading.Thread(target=self._run, name="http-server", daemon=True).start()
+        """Begin to answer requests, in a thread of its own, until ``stop``; may be called again after that."""
+        listening = Listening(
+            self._applications(),  # new ones: they count what they have taken, in one loop of events each
+            [held.dup() for held in self._sockets],
+            stop_seconds=self.settings.stop_seconds,
+            headers={VERSION_HEADER: self.service.model.version},
+        )
+        self._listening = [earlier for earlier in self._listening if not earlier.wait(0)]
+        self._listening.append(listening)
+        listening.start()
+
+    def pause(self) -> None:
+        """Accept no more connections, but keep the ports and the model, so that ``start`` can be called again."""
+        for listening in self._listening:
+            listening.stop()
 
     def stop(self) -> None:
         """Refuse new connections, and let ``wait`` return when all requests that were taken are answered."""
-        self._server.should_exit = True
+        self._close_sockets()
+        self.pause()
+
+    @property
+    def accepting(self) -> bool:
+        """Whether connections are accepted."""
+        return any(not listening.closed for listening in self._listening)
+
+    @property
+    def health(self) -> tuple[str, str]:
+        """What is known about the network, and why; see ``canary.Health``."""
+        return self._canary.said if self._canary is not None else ("ready", "")
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until it has ended; False after ``seconds``. A signal's handler may interrupt it and it be called again.
@@ -105,24 +124,80 @@ class HttpServer:
         Raises:
             ServerError: if it ended by itself.
         """
-        ended = self._ended.wait(seconds)
-        if ended and not self._server.should_exit:
-            raise ServerError(f"the server ended by itself ({self._failure})", hint="the log says more")
-        return ended
+        return all(listening.wait(seconds) for listening in self._listening)
 
-    def _run(self) -> None:
-        # Not joined as a thread: in Python 3.11 a join that is interrupted takes the thread for ended.
-        try:
-            self._server.run(sockets=self._sockets)
-        except BaseException as error:
-            self._failure = f"{type(error).__name__}: {str(error)[:200]}"
-            raise
-        finally:
-            self._ended.set()
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.service.model.name
+
+    def describe(self) -> dict[str, Any]:
+        """Say what is loaded, in the form in which TorchServe does."""
+        model = self.service.model
+        return {
+            "modelName": model.name,
+            "modelVersion": model.version,
+            "minWorkers": 1,
+            "workers": [{"id": "0", "pid": os.getpid(), "status": "READY"}],
+            "customizedMetadata": self.service.describe(),
+        }
+
+    def metrics(self) -> str:
+        """Say what was counted, in Prometheus' text format."""
+        return exposition(self.service.metrics.values())
+
+    def _applications(self) -> ASGIApp:
+        apps: list[ASGIApp] = [inference_app(self.service, self.settings, self._canary)]
+        if self._inherited is None:
+            apps.append(admin_app(self))
+        if self._token is not None:
+            apps = [Guarded(app, self._token, self.service.refuse) for app in apps]
+        if len(apps) == 1:
+            return apps[0]
+        return ByPort({held.getsockname()[1]: app for held, app in zip(self._sockets, apps, strict=True)})
 
     def _close_sockets(self) -> None:
         for held in self._sockets:
             held.close()
+
+
+def check_port(port: int) -> None:
+    """Refuse a number that leaves none for the management port.
+
+    Raises:
+        ConfigError: if it is one.
+    """
+    if not 0 <= port < 65535:
+        raise ConfigError(f"port must be between 0 and 65534, found {port}")
+
+
+def open_ports(host: str, port: int) -> list[socket.socket]:
+    """Listen on the inference port of an address, and on the next one of this machine alone.
+
+    Args:
+        host: Address of the inference port.
+        port: 0 takes two that are free.
+
+    Raises:
+        ServerError: if one is taken.
+    """
+    sockets = [_listen(host, port, "inference")]
+    try:
+        return [*sockets, _listen(LOOPBACK, port and port + 1, "management")]
+    except BaseException:
+        sockets[0].close()
+        raise
+
+
+def client_of(model: str, host: str, inference: int, management: int) -> EndpointClient:
+    """Return a client of a server on this machine."""
+    address = f"http://{LOOPBACK}:{management}"
+    return EndpointClient(
+        model=model,
+        inference_url=f"http://{f'[{host}]' if ':' in host else host}:{inference}",
+        management_url=address,
+        metrics_url=address,
+    )
 
 
 def _listen(host: str, port: int, purpose: str) -> socket.socket:

@@ -24,6 +24,13 @@ class HttpSettings:
     """Requests that are taken at the same time, those that wait and those that run; one more is answered 429 at once.
     Their videos are held in memory."""
 
+    workers: int = 1
+    """Processes that hold HTTP and the network, each its own; they share the port. With two, one that dies or is
+    replaced leaves the other to answer. ``max_requests`` is for each."""
+
+    startup_seconds: float = 300.0
+    """Time that a worker may take to load the model and replay golden clips and videos."""
+
     receive_seconds: float = 60.0
     """Time that a client may take to send a request."""
 
@@ -31,9 +38,10 @@ class HttpSettings:
     """How often the network is asked for a golden clip, which it must give right for ``/ready`` to say so."""
 
     def __post_init__(self) -> None:
-        if self.max_requests < 1:
-            raise ConfigError(f"max_requests must be at least 1, found {str(self.max_requests)[:20]}")
-        for name in ("receive_seconds", "canary_seconds"):
+        for name in ("max_requests", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {str(getattr(self, name))[:20]}")
+        for name in ("startup_seconds", "receive_seconds", "canary_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be positive, found {str(getattr(self, name))[:20]}")
 

@@ -1,0 +1,127 @@
+"""uvicorn on sockets that are open already, in a thread of its own; it leaves without cutting anybody off."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Sequence
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ivdr_deploy.errors import ServerError
+
+_LINGER_SECONDS = 1.0
+"""That a connection which is open when the server leaves may take to send one more request; its answer says that the
+connection ends. Without it, what a client has just sent on a connection of before would be lost."""
+
+_LOOK_SECONDS = 0.02
+
+
+class Listening:
+    """Answers requests on some sockets, from ``start`` until ``stop``.
+
+    Args:
+        app: What answers.
+        sockets: Open, and closed when it leaves. The sockets may be others' too, who then go on accepting.
+        stop_seconds: Longest time that requests which were taken may need.
+        headers: That every answer bears.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        sockets: Sequence[socket.socket],
+        *,
+        stop_seconds: int,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self._sockets = list(sockets)
+        self._outgoing = _Outgoing(app, headers or {})
+        config = uvicorn.Config(
+            self._outgoing,
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=stop_seconds,
+        )
+        self._server = _Server(config, self._outgoing)
+        self._ended = threading.Event()
+        self._failure = "no reason is known"
+
+    def start(self) -> None:
+        """Begin to accept connections."""
+        threading.Thread(target=self._run, name="http-server", daemon=True).start()
+
+    def stop(self) -> None:
+        """Accept no more connections, and let ``wait`` return when all requests that were taken are answered."""
+        self._server.should_exit = True
+
+    @property
+    def closed(self) -> bool:
+        """Whether it accepts no more connections."""
+        return self._outgoing.leaving or self._ended.is_set()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it has ended; False after ``seconds``. A signal's handler may interrupt it and it be called again.
+
+        Raises:
+            ServerError: if it ended by itself.
+        """
+        ended = self._ended.wait(seconds)
+        if ended and not self._server.should_exit:
+            raise ServerError(f"the server ended by itself ({self._failure})", hint="the log says more")
+        return ended
+
+    def _run(self) -> None:
+        # Not joined as a thread: in Python 3.11 a join that is interrupted takes the thread for ended.
+        try:
+            self._server.run(sockets=self._sockets)
+        except BaseException as error:
+            self._failure = f"{type(error).__name__}: {str(error)[:200]}"
+            raise
+        finally:
+            self._ended.set()
+
+
+class _Outgoing:
+    """Puts headers on every answer, and when the server leaves the word that the connection ends with it."""
+
+    def __init__(self, app: ASGIApp, headers: dict[str, str]) -> None:
+        self.leaving = False
+        self._app = app
+        self._headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
+            for name, value in headers.items()
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                ends = [(b"connection", b"close")] if self.leaving else []
+                message = {**message, "headers": [*message.get("headers", ()), *self._headers, *ends]}
+            await send(message)
+
+        await self._app(scope, receive, sending)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, outgoing: _Outgoing) -> None:
+        super().__init__(config)
+        self._outgoing = outgoing
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse connections, wait for those that may have sent something already, then leave as uvicorn does."""
+        for server in self.servers:
+            server.close()
+        self._outgoing.leaving = True
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _LINGER_SECONDS
+        await asyncio.sleep(
+            _LOOK_SECONDS
+        )  # one that was accepted just now is not counted before the next turn
+        while self.server_state.connections and loop.time() < until:
+            await asyncio.sleep(_LOOK_SECONDS)
+        await super().shutdown(sockets)

@@ -1,0 +1,330 @@
+"""A worker process as the process that started it sees it, and one that is started again when it dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ivdr_deploy.errors import IvdrError, ServerError
+from ivdr_deploy.records import to_dict
+from ivdr_deploy.serving.core.metrics import METRICS, Series
+from ivdr_deploy.serving.http.auth import VARIABLE
+from ivdr_deploy.serving.http.channel import Channel, Message, Questions
+from ivdr_deploy.serving.http.settings import HttpSettings
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""How often a worker is asked how it is. That it has ended is seen at once."""
+
+ANSWER_SECONDS = 30.0
+"""For a worker to say how it is, which it does however busy it is; one that says nothing is replaced."""
+
+STEADY_SECONDS = 30.0
+"""A worker that has answered this long counts as sound: what happens to it later is counted anew."""
+
+MOST_FAILURES = 5
+"""In a row, after which a worker is not started again unless others serve meanwhile."""
+
+_LONGEST_PAUSE_SECONDS = 30.0
+
+_EXIT_SECONDS = 10.0
+"""For a worker to end when it has answered everything."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """How a worker is started."""
+
+    bundle: Path
+    settings: HttpSettings
+    token: str | None
+    listening: socket.socket
+    """The socket of the port. Whoever started the workers keeps it open, so that connections wait and are not refused
+    while there is none; all workers accept from it, so that none waits for one that is dead."""
+
+
+class WorkerProcess:
+    """One process with HTTP and the network, in a process group of its own.
+
+    Args:
+        launch: How it is started.
+        name: For messages.
+        on_news: Called when ``facts`` can be read, and when it has ended.
+
+    Raises:
+        ServerError: if the system starts no process.
+    """
+
+    def __init__(self, launch: Launch, name: str, *, on_news: Callable[[], None]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = _start(theirs, launch.listening)
+        self._channel = Channel(ours)
+        self._questions = Questions(self._channel, name, on_gone=on_news)
+        self._questions.greeting.add_done_callback(lambda _: on_news())
+        first = {"bundle": str(launch.bundle), "settings": to_dict(launch.settings), "token": launch.token}
+        with suppress(OSError):  # it has ended already, which the first question finds
+            self._channel.send(first)
+
+    @property
+    def pid(self) -> int:
+        """Of the process, and its process group."""
+        return self._process.pid
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it has loaded the model, or failed to."""
+        return self._questions.greeting.done()
+
+    def facts(self) -> Message:
+        """Return what ``InferenceService.describe`` says: its golden clips and videos agree. Only when ``loaded``.
+
+        Raises:
+            IvdrError: that it met when it loaded the model.
+        """
+        facts: Message = self._questions.greeting.result()["facts"]
+        return facts
+
+    def ask(self, do: str, *, seconds: float = ANSWER_SECONDS, **fields: Any) -> Message:
+        """Ask it; see ``Questions.ask``."""
+        return self._questions.ask(do, seconds=seconds, **fields)
+
+    def end(self, seconds: float) -> Message | None:
+        """Let it answer what it has taken, for so long at most, and end it; return the last it says about itself."""
+        last = None
+        try:
+            last = self.ask("end", seconds=seconds)
+            self._process.wait(_EXIT_SECONDS)
+        except (ServerError, subprocess.TimeoutExpired):
+            logger.warning("worker process %d had to be killed", self.pid)
+        self.kill()
+        return last
+
+    def kill(self) -> str:
+        """End it and its decoders at once; return how it ended, by itself or so."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        code = self._process.wait()
+        self._channel.close()
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _start(control: socket.socket, listening: socket.socket) -> subprocess.Popen[bytes]:
+    numbers = control.fileno(), listening.fileno()
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "ivdr_deploy.serving.http.worker", *map(str, numbers)],
+            pass_fds=numbers,
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # ours is for results
+            env={name: value for name, value in os.environ.items() if name != VARIABLE},
+            start_new_session=True,  # Ctrl-C must reach us alone, so that requests can be finished first
+        )
+    except OSError as error:
+        raise ServerError(f"no process can be started ({error.strerror})") from error
+
+
+class Slot:
+    """A place for one worker, in which there is a new one whenever one has died. Runs in a thread of its own.
+
+    Args:
+        launch: How workers are started.
+        name: For messages.
+        may_give_up: Whether to end instead of going on when one after the other has failed.
+        on_given_up: Called then, with the reason; no other worker follows.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        name: str,
+        *,
+        may_give_up: Callable[[], bool],
+        on_given_up: Callable[[str], None],
+    ) -> None:
+        self._launch, self._name = launch, name
+        self._may_give_up, self._on_given_up = may_give_up, on_given_up
+        self._lock = threading.Lock()
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._first = threading.Event()
+        self._failure: Exception | None = None
+        self._serving = False
+        self._proved: WorkerProcess | None = None
+        self._counted: dict[Series, float] = {}
+        self._kept: dict[Series, float] = {}
+        self.facts: Message = {}
+        self.restarts = 0
+        """How often a worker followed one that had died or had to be replaced."""
+
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def wait_first(self) -> None:
+        """Wait for the first worker to be proved.
+
+        Raises:
+            IvdrError: that it met; none follows it.
+        """
+        self._first.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def worker(self) -> WorkerProcess | None:
+        """The worker, if there is one that is proved."""
+        return self._proved
+
+    def serve(self, serving: bool) -> None:
+        """Let the worker, and those that follow it, accept connections or not.
+
+        Raises:
+            ServerError: if it does not answer; the next one will do it.
+        """
+        with self._lock:
+            self._serving = serving
+            if self._proved is not None:
+                self._proved.ask("serve" if serving else "pause")
+
+    def counted(self) -> dict[Series, float]:
+        """Return what this worker and those before it have counted."""
+        worker = self._proved
+        if worker is not None:
+            with suppress(ServerError):
+                self._look(worker, seconds=2.0)
+        with self._lock:
+            return _sum(self._kept, self._counted)
+
+    def close(self) -> None:
+        """Begin to end: no connections are accepted, and ``join`` returns when all that was taken is answered."""
+        self._closing.set()
+        self._wake.set()
+
+    def join(self) -> None:
+        """Wait for the end."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._closing.is_set():
+            begun = time.monotonic()
+            reason = self._one_worker()
+            if self._closing.is_set() or not self._first.is_set():
+                break
+            failures = 1 if time.monotonic() - begun >= STEADY_SECONDS else failures + 1
+            logger.error("%s has failed: %s", self._name, reason)
+            if failures > MOST_FAILURES and self._may_give_up():
+                self._on_given_up(f"{self._name} failed {failures} times in a row, the last time: {reason}")
+                break
+            self.restarts += 1
+            self._closing.wait(pause_seconds(failures))
+        if not self._first.is_set():
+            self._failure = self._failure or ServerError("the server is stopping")
+            self._first.set()
+
+    def _one_worker(self) -> str:
+        """Start a worker and look after it until it has ended; return why."""
+        try:
+            worker = WorkerProcess(self._launch, self._name, on_news=self._wake.set)
+        except ServerError as error:
+            self._failure = error
+            return error.message
+        reason: IvdrError | None = None
+        try:
+            self._watch(worker)
+        except IvdrError as error:
+            reason = error
+        with self._lock:
+            proved, self._proved = self._proved, None
+        last = worker.end(self._launch.settings.stop_seconds) if proved and reason is None else None
+        ended = worker.kill()
+        with self._lock:
+            counted = _series(last["counted"]) if last else self._counted
+            self._kept, self._counted = _sum(self._kept, _lasting(counted)), {}
+        if isinstance(reason, ServerError):
+            reason = ServerError(f"{reason.message}; its process {ended}", hint=reason.hint)
+        self._failure = reason
+        return str(reason)
+
+    def _watch(self, worker: WorkerProcess) -> None:
+        """Wait for a worker and look after it; return when the end is asked for.
+
+        Raises:
+            IvdrError: if it is not well, or has ended.
+        """
+        self._await_loaded(worker)
+        if self._closing.is_set():
+            return
+        facts = worker.facts()
+        with self._lock:
+            self.facts, self._proved = facts, worker
+            if self._serving:
+                worker.ask("serve")
+        self._first.set()
+        while not self._closing.is_set():
+            self._wake.clear()
+            self._look(worker)
+            if not self._closing.is_set():
+                self._wake.wait(LOOK_SECONDS)
+
+    def _await_loaded(self, worker: WorkerProcess) -> None:
+        seconds = self._launch.settings.startup_seconds
+        deadline = time.monotonic() + seconds
+        while not worker.loaded and not self._closing.is_set():
+            if not self._wake.wait(max(0.0, deadline - time.monotonic())):
+                raise ServerError(
+                    f"the model was not loaded within {seconds:g} s", hint="raise startup_seconds"
+                )
+            self._wake.clear()
+
+    def _look(self, worker: WorkerProcess, *, seconds: float = ANSWER_SECONDS) -> None:
+        """Ask a worker how it is.
+
+        Raises:
+            ServerError: if it is not well, or is gone.
+        """
+        said = worker.ask("status", seconds=seconds)
+        with self._lock:
+            if self._proved is worker:
+                self._counted = _series(said["counted"])
+        if said["health"] != "ready":
+            raise ServerError(f"its network is {said['health']} ({said['reason']})")
+
+
+def pause_seconds(failures: int) -> float:
+    """Return how long to wait before the next worker, after so many have failed in a row."""
+    return 0.0 if failures == 1 else min(_LONGEST_PAUSE_SECONDS, 0.25 * 2.0 ** min(failures - 2, 20))
+
+
+def _series(counted: list[Any]) -> dict[Series, float]:
+    """Make series of what a worker sent; see ``worker.Worker``."""
+    known = {metric.name: metric for metric in METRICS}
+    return {
+        Series(name, known[metric], tuple((key, text) for key, text in labels)): value
+        for name, metric, labels, value in counted
+    }
+
+
+def _lasting(values: dict[Series, float]) -> dict[Series, float]:
+    """Leave out what ends with a process: a gauge says how it is now."""
+    return {series: value for series, value in values.items() if series.metric.kind != "gauge"}
+
+
+def _sum(*values: dict[Series, float]) -> dict[Series, float]:
+    found: dict[Series, float] = {}
+    for each in values:
+        for series, value in each.items():
+            found[series] = found.get(series, 0.0) + value
+    return found
