@@ -1,15 +1,12 @@
-"""``ivdr bench``: what a model costs on this machine, from the encoded file to the label."""
+"""``ivdr bench``: what a model costs on this machine, or what an endpoint holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ivdr_deploy._console import console, done, print_json, progress
 from ivdr_deploy.cli._options import (
     VIDEOS_HELP,
     AllowContainerOption,
@@ -17,16 +14,21 @@ from ivdr_deploy.cli._options import (
     DeviceOption,
     JsonOption,
     RootOption,
-    decode_options,
-    read_list,
-    video_limits,
 )
 from ivdr_deploy.errors import ConfigError
-from ivdr_deploy.spec import Device
 
 
 def bench(
-    artifact: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
+    artifact: Annotated[
+        Path | None, typer.Argument(metavar="BUNDLE", help="A bundle.", show_default=False)
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Instead of a bundle: put load on a server, at the address that `ivdr serve` prints.",
+        ),
+    ] = None,
     videos: Annotated[
         Path | None, typer.Option("--videos", "--data", help=f"Videos to time it on: {VIDEOS_HELP}")
     ] = None,
@@ -58,6 +60,25 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each; one for a core when left out.")
     ] = None,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="With --endpoint: requests a second, at random times; may be repeated. Left out, the highest that "
+            "--p99-ms allows is looked for."
+        ),
+    ] = None,
+    p99_ms: Annotated[
+        float, typer.Option(min=0, help="With --endpoint: what the 99th percentile must not exceed.")
+    ] = 1000.0,
+    clients: Annotated[
+        int,
+        typer.Option(
+            min=1, help="With --endpoint: clients that each wait for their answer, before the rates."
+        ),
+    ] = 1,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="With --endpoint: how long each load is put on.")
+    ] = 10.0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Report file.", show_default="build/bench/NAME.json")
     ] = None,
@@ -71,110 +92,61 @@ def bench(
 
     With --speeds the variants are timed alone, and what is measured decides which one runs by default on machines of
     this kind.
-    """
-    from ivdr_deploy.benchmarks.latency import measure
-    from ivdr_deploy.benchmarks.report import build_report, render_report, write_report
-    from ivdr_deploy.errors import DeviceError, EngineIncompatibleError, MissingDependencyError
-    from ivdr_deploy.pipeline import VideoPredictor
-    from ivdr_deploy.runtimes.loading import open_model
-    from ivdr_deploy.runtimes.variants import reference_id
 
+    With --endpoint a server is measured: with clients that wait for their answers, then at rates that do not, where a
+    latency begins when its request was due. The load generator's own limit is measured first. Exit code 1 says that no
+    rate holds the bound.
+    """
+    if (artifact is None) == (endpoint is None):
+        raise ConfigError("one thing is measured: a BUNDLE, or a server with --endpoint URL")
+    if endpoint is not None:
+        from ivdr_deploy.cli._bench_endpoint import bench_endpoint
+
+        if speeds or variant or against or device or threads or rounds:
+            raise ConfigError(
+                "--speeds, --variant, --against, --device, --threads and --rounds are for a bundle",
+                hint="a server has chosen already",
+            )
+        bench_endpoint(
+            endpoint,
+            videos,
+            root=root,
+            rates=rate or (),
+            p99_ms=p99_ms,
+            clients=clients,
+            seconds=seconds,
+            out=out,
+            as_json=as_json,
+        )
+        return
+    assert artifact is not None
+    from ivdr_deploy.cli._bench_bundle import bench_speeds, bench_videos
+
+    if rate:
+        raise ConfigError("--rate is for a server", hint="name one with --endpoint URL")
     if speeds:
         if videos is not None or against is not None:
             raise ConfigError(
                 "--speeds times on the golden clips, against the reference",
                 hint="leave out --videos and --against",
             )
-        _speeds(artifact, variant or (), rounds, device, threads, out, as_json=as_json)
+        bench_speeds(artifact, variant or (), rounds, device, threads, out, as_json=as_json)
         return
-    if videos is None:
-        raise ConfigError(
-            "there are no videos to time it on",
-            hint="give them with --videos, or time the variants with --speeds",
-        )
     if len(variant or ()) > 1:
         raise ConfigError(
             "one --variant is timed on videos", hint="several are for --speeds; see also --against"
         )
-    limits = video_limits(allow_container)
-    listed = read_list(videos, root=root)
-    engine = open_model(
-        artifact, variant=variant[0] if variant else None, device=device, threads=threads, decoder=decoder
+    bench_videos(
+        artifact,
+        videos,
+        variant=variant[0] if variant else None,
+        against=against,
+        device=device,
+        decoder=decoder,
+        threads=threads,
+        rounds=rounds,
+        containers=allow_container,
+        root=root,
+        out=out,
+        as_json=as_json,
     )
-    with ExitStack() as stack:
-        stack.enter_context(engine.runtime)
-        other, missing = against or reference_id(artifact), ""
-        reference = None
-        if other and other != engine.variant:
-            try:
-                reference = open_model(artifact, variant=other, device=device, threads=threads)
-                stack.enter_context(reference.runtime)
-            except (MissingDependencyError, EngineIncompatibleError, DeviceError) as error:
-                if against:
-                    raise
-                missing = f"not compared with {other}: {error}"
-        decode = decode_options(1, "process")
-        predictor = stack.enter_context(VideoPredictor(engine, limits=limits, decoder=decoder, decode=decode))
-        samples = measure(
-            predictor, reference, listed, rounds=3 if rounds is None else rounds, track=progress
-        )
-        report = build_report(samples, engine=engine, reference=reference, threads=threads)
-    path = out or Path("build/bench") / f"{engine.name}-{engine.variant}.json"
-    write_report(report, path)
-    if as_json:
-        print_json(report)
-    else:
-        console.print(render_report(report))
-        if missing:
-            console.print(missing, markup=False)
-        for uri, code in samples.failed.items():
-            console.print(f"not timed: {uri} ({code})", markup=False)
-        done(f"benchmark -> {path}", next_command=("ivdr", "show", artifact))
-    if samples.failed:
-        raise typer.Exit(1)
-
-
-def _speeds(
-    path: Path,
-    names: Sequence[str],
-    turns: int | None,
-    device: Device | None,
-    threads: int | None,
-    out: Path | None,
-    *,
-    as_json: bool,
-) -> None:
-    from ivdr_deploy.artifacts.bundle import check_replaceable, open_bundle
-    from ivdr_deploy.benchmarks.engines import TURNS, time_variants, timed_variants
-    from ivdr_deploy.benchmarks.report import write_report
-    from ivdr_deploy.benchmarks.speeds import keep_speeds, render_speeds, speed_report
-    from ivdr_deploy.environment import engine_threads, environment_facts, has_nvidia_driver
-
-    bundle = open_bundle(path)
-    check_replaceable(path)  # before the minutes of work that could not be kept
-    place: Device = device or ("cuda" if has_nvidia_driver() else "cpu")
-    chosen, left_out = timed_variants(bundle, names, device=place)
-    facts = environment_facts()
-    timing = time_variants(
-        bundle,
-        chosen,
-        device=place,
-        threads=threads or engine_threads(),
-        turns=TURNS if turns is None else turns,
-        track=progress,
-    )
-    kept = keep_speeds(bundle, timing, load_average=facts["load_average"])
-    report = speed_report(bundle, timing, kept, left_out, facts)
-    written = out or Path("build/bench") / f"{bundle.manifest.name}-speeds.json"
-    write_report(report, written)
-    if as_json:
-        print_json(report)
-        return
-    console.print(render_speeds(report))
-    for name, reason in left_out.items():
-        console.print(f"not timed: {name}: {reason}", markup=False)
-    if facts["load_average"] > facts["cores"] / 2:
-        console.print(
-            f"other processes were running (load {facts['load_average']} on {facts['cores']} cores)"
-        )
-    done(f"speeds -> {path}; all turns -> {written}", next_command=("ivdr", "show", path))

@@ -12,6 +12,7 @@ import pytest
 from served import ask, wait_for
 from videos import numbered_video
 
+from ivdr_deploy.benchmarks.endpoint import measure_endpoint
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.serving.client import EndpointClient
@@ -138,3 +139,13 @@ def test_metrics_endpoint_counts_requests_and_stages(endpoint: EndpointClient, v
         wait_for(lambda name=name, more=more: value(name) == before[name] + more)  # type: ignore[misc]
     assert value("ivdr_infer_seconds_sum") > 0
     assert value("ivdr_busy") == 0
+
+
+def test_load_can_be_put_on_it_and_its_stages_are_told(endpoint: EndpointClient, videos: list[Path]) -> None:
+    bodies = [path.read_bytes() for path in videos]
+    found = measure_endpoint(endpoint.predict_url, bodies, rates=[4.0], seconds=1.0)
+    for step in (found.closed, *found.steps):
+        assert step.outcomes == {"200": len(step.samples)}
+        for sample in step.samples:
+            assert set(sample.stages) == {"decode_ms", "preprocess_ms", "infer_ms"}
+            assert 0 < sum(sample.stages.values()) < sample.latency_ms

@@ -1,0 +1,125 @@
+"""``ivdr bench BUNDLE``: on videos, or variant against variant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import typer
+
+from ivdr_deploy._console import console, done, print_json, progress
+from ivdr_deploy.cli._options import decode_options, read_list, video_limits
+from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.spec import DecoderName, Device
+
+
+def bench_videos(
+    artifact: Path,
+    videos: Path | None,
+    *,
+    variant: str | None,
+    against: str | None,
+    device: Device | None,
+    decoder: DecoderName,
+    threads: int | None,
+    rounds: int | None,
+    containers: Sequence[str] | None,
+    root: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Time one variant on videos, against another one where there is one; see ``bench``."""
+    from ivdr_deploy.benchmarks.latency import measure
+    from ivdr_deploy.benchmarks.report import build_report, render_report, write_report
+    from ivdr_deploy.errors import DeviceError, EngineIncompatibleError, MissingDependencyError
+    from ivdr_deploy.pipeline import VideoPredictor
+    from ivdr_deploy.runtimes.loading import open_model
+    from ivdr_deploy.runtimes.variants import reference_id
+
+    if videos is None:
+        raise ConfigError(
+            "there are no videos to time it on",
+            hint="give them with --videos, or time the variants with --speeds",
+        )
+    limits = video_limits(containers)
+    listed = read_list(videos, root=root)
+    engine = open_model(artifact, variant=variant, device=device, threads=threads, decoder=decoder)
+    with ExitStack() as stack:
+        stack.enter_context(engine.runtime)
+        other, missing = against or reference_id(artifact), ""
+        reference = None
+        if other and other != engine.variant:
+            try:
+                reference = open_model(artifact, variant=other, device=device, threads=threads)
+                stack.enter_context(reference.runtime)
+            except (MissingDependencyError, EngineIncompatibleError, DeviceError) as error:
+                if against:
+                    raise
+                missing = f"not compared with {other}: {error}"
+        decode = decode_options(1, "process")
+        predictor = stack.enter_context(VideoPredictor(engine, limits=limits, decoder=decoder, decode=decode))
+        samples = measure(
+            predictor, reference, listed, rounds=3 if rounds is None else rounds, track=progress
+        )
+        report = build_report(samples, engine=engine, reference=reference, threads=threads)
+    path = out or Path("build/bench") / f"{engine.name}-{engine.variant}.json"
+    write_report(report, path)
+    if as_json:
+        print_json(report)
+    else:
+        console.print(render_report(report))
+        if missing:
+            console.print(missing, markup=False)
+        for uri, code in samples.failed.items():
+            console.print(f"not timed: {uri} ({code})", markup=False)
+        done(f"benchmark -> {path}", next_command=("ivdr", "show", artifact))
+    if samples.failed:
+        raise typer.Exit(1)
+
+
+def bench_speeds(
+    path: Path,
+    names: Sequence[str],
+    turns: int | None,
+    device: Device | None,
+    threads: int | None,
+    out: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Time the variants against each other, and keep the result in the bundle; see ``bench``."""
+    from ivdr_deploy.artifacts.bundle import check_replaceable, open_bundle
+    from ivdr_deploy.benchmarks.engines import TURNS, time_variants, timed_variants
+    from ivdr_deploy.benchmarks.report import write_report
+    from ivdr_deploy.benchmarks.speeds import keep_speeds, render_speeds, speed_report
+    from ivdr_deploy.environment import engine_threads, environment_facts, has_nvidia_driver
+
+    bundle = open_bundle(path)
+    check_replaceable(path)  # before the minutes of work that could not be kept
+    place: Device = device or ("cuda" if has_nvidia_driver() else "cpu")
+    chosen, left_out = timed_variants(bundle, names, device=place)
+    facts = environment_facts()
+    timing = time_variants(
+        bundle,
+        chosen,
+        device=place,
+        threads=threads or engine_threads(),
+        turns=TURNS if turns is None else turns,
+        track=progress,
+    )
+    kept = keep_speeds(bundle, timing, load_average=facts["load_average"])
+    report = speed_report(bundle, timing, kept, left_out, facts)
+    written = out or Path("build/bench") / f"{bundle.manifest.name}-speeds.json"
+    write_report(report, written)
+    if as_json:
+        print_json(report)
+        return
+    console.print(render_speeds(report))
+    for name, reason in left_out.items():
+        console.print(f"not timed: {name}: {reason}", markup=False)
+    if facts["load_average"] > facts["cores"] / 2:
+        console.print(
+            f"other processes were running (load {facts['load_average']} on {facts['cores']} cores)"
+        )
+    done(f"speeds -> {path}; all turns -> {written}", next_command=("ivdr", "show", path))

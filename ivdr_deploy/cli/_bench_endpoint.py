@@ -1,0 +1,56 @@
+"""``ivdr bench --endpoint URL``: what a server holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import typer
+
+from ivdr_deploy._console import console, done, print_json
+from ivdr_deploy.cli._options import read_list
+from ivdr_deploy.errors import ConfigError
+
+
+def bench_endpoint(
+    url: str,
+    videos: Path | None,
+    *,
+    root: Path | None,
+    rates: Sequence[float],
+    p99_ms: float,
+    clients: int,
+    seconds: float,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Put load on a server; see ``bench``."""
+    from ivdr_deploy.benchmarks.endpoint import measure_endpoint
+    from ivdr_deploy.benchmarks.endpoint_report import endpoint_report, render_endpoint, verdict
+    from ivdr_deploy.benchmarks.http_client import Address
+    from ivdr_deploy.benchmarks.report import write_report
+
+    Address.of(url)  # refused before the videos are read
+    if videos is None:
+        raise ConfigError("there are no videos to send", hint="give them with --videos")
+    if not all(0 < rate < float("inf") for rate in rates):
+        raise ConfigError("--rate must be positive, in requests a second")
+    listed = read_list(videos, root=root)
+    listed.require_files()
+    bodies = [item.path.read_bytes() for item in listed.items]
+    with console.status("measuring") as status:
+        samples = measure_endpoint(
+            url, bodies, rates=rates, clients=clients, seconds=seconds, p99_ms=p99_ms, tell=status.update
+        )
+    report = endpoint_report(samples, seconds=seconds, p99_ms=p99_ms)
+    path = out or Path("build/bench") / f"{urlsplit(url).path.split('/')[-1] or 'endpoint'}-endpoint.json"
+    write_report(report, path)
+    if as_json:
+        print_json(report)
+    else:
+        console.print(render_endpoint(report))
+        found = verdict(report)
+        done(f"{found}; benchmark -> {path}" if found else f"benchmark -> {path}")
+    if samples.sweep is not None and samples.sweep.holds is None:
+        raise typer.Exit(1)

@@ -1,0 +1,65 @@
+"""``ivdr bench --endpoint`` as a person meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from known_server import known_server
+
+LOAD = ("--seconds", 0.3)
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "list.txt").write_text("a.mp4\n")
+    return tmp_path / "list.txt"
+
+
+def test_rates_are_measured_and_reported(ivdr, listed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    with known_server(2.0) as address:
+        url = f"http://127.0.0.1:{address.port}/predictions/known"
+        given = ("--endpoint", url, "--videos", listed, "--rate", 60, "--rate", 30, *LOAD, "-o", out)
+        code, stdout, stderr = ivdr("bench", *given, "--json")
+        assert code == 0, stderr
+    report = json.loads(stdout)
+    assert report == json.loads(out.read_text())
+    assert [step["rate"] for step in report["steps"]] == [60.0, 30.0]
+    assert report["steps"][0]["outcomes"] == {"200": report["steps"][0]["requests"]}
+
+
+def test_a_bound_that_no_rate_holds_is_a_failure(ivdr, listed: Path, tmp_path: Path) -> None:
+    with known_server(30.0) as address:
+        url = f"http://127.0.0.1:{address.port}/predictions/known"
+        given = ("--endpoint", url, "--videos", listed, "--p99-ms", 20, *LOAD, "-o", tmp_path / "r.json")
+        code, _, stderr = ivdr("bench", *given)
+    assert code == 1
+    assert "does not hold p99 <= 20 ms at any rate" in stderr
+    assert json.loads((tmp_path / "r.json").read_text())["holds_requests_per_s"] is None
+    code, _, stderr = ivdr("bench", *given)
+    assert code == 8
+    assert "is the server running?" in stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((), "one thing is measured"),
+        (("bundle", "--endpoint", "http://127.0.0.1:1/p"), "one thing is measured"),
+        (("--endpoint", "127.0.0.1"), "is not the address of an endpoint"),
+        (("--endpoint", "http://127.0.0.1:1/p"), "no videos to send"),
+        (("--endpoint", "http://127.0.0.1:1/p", "--speeds"), "are for a bundle"),
+        (
+            ("--endpoint", "http://127.0.0.1:1/p", "--videos", "LIST", "--rate", "0"),
+            "--rate must be positive",
+        ),
+        (("bundle", "--rate", "3"), "--rate is for a server"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(ivdr, listed: Path, given: tuple[str, ...], said: str) -> None:
+    code, _, stderr = ivdr("bench", *(str(listed) if word == "LIST" else word for word in given))
+    assert code == 2
+    assert said in stderr
