@@ -1,0 +1,211 @@
+"""The parts of ``make bench-serving`` that do harm or last long: mutants, a killed worker, stopping, a soak."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from examples.serving import stand_in
+from examples.serving.accelerator import Cost
+from examples.serving.material import CODECS, make_video
+from examples.serving.mutants import mutants
+from examples.serving.parts import LIGHT, TOGETHER, Bench, require_answered
+from examples.serving.servers import ServerName, serving, stop
+from examples.serving.traffic import Errand, steady_traffic, wait_until
+from ivdr_deploy.benchmarks.http_client import Address
+from ivdr_deploy.benchmarks.load import LoadGenerator
+from ivdr_deploy.errors import ServerError
+from ivdr_deploy.serving.client import EndpointClient
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings
+
+DOCUMENTED_5XX = frozenset({(503, "draining"), (504, "too_slow")})
+"""Status and code that a damaged file may have as its answer."""
+
+_AT_A_TIME = 8
+_GRACE_SECONDS = 0.05
+"""A request that was sent so long before the signal had been accepted then."""
+
+
+class NotMeasuredError(Exception):
+    """This server has nothing that could be measured; says why."""
+
+
+def odd_files() -> list[bytes]:
+    """Return the awkward real files where ``IVDR_TEST_DATA`` names them."""
+    folder = Path(os.environ.get("IVDR_TEST_DATA", "")) / "odd"
+    if not os.environ.get("IVDR_TEST_DATA") or not folder.is_dir():
+        return []
+    return [path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".md"]
+
+
+def mutated(name: ServerName, bench: Bench) -> dict[str, Any]:
+    """Send damaged videos, some hundred at first so that memory is warm; nothing but errors of theirs may happen."""
+    originals = [
+        make_video(bench.scratch / f"whole.{kind}", num_frames=40, size=(160, 120)) for kind in CODECS
+    ]
+    odd = odd_files()
+    warm = max(50, bench.mutants // 10)
+    settings = EndpointSettings(batch_size=4, queue_size=4 * _AT_A_TIME, service=LIGHT)
+    with serving(name, bench.bundle, bench.place(name, "mutants"), settings=settings) as served:
+        send_all(served.client, [*originals, *odd, *mutants(originals, warm, seed=1)])
+        before, workers = served.memory(), served.workers()
+        said = send_all(served.client, [*odd, *mutants(originals, bench.mutants)])
+        whole = send_all(served.client, originals)
+        after = served.memory()
+        if set(whole) != {(200, "")}:
+            raise ServerError(f"after the mutants the whole videos are answered {dict(whole)}")
+        deaths = len(workers - served.workers())
+    return {
+        "mutants_sent": sum(said.values()),
+        "mutants_odd_files": len(odd),
+        "mutants_undocumented_5xx": undocumented_5xx(said),
+        "mutants_without_answer": said[0, "none"],
+        "mutants_answers": {
+            f"{status} {code}".strip(): count for (status, code), count in sorted(said.items())
+        },
+        "worker_deaths": deaths,
+        "decoder_deaths": said[422, "crashed"],
+        "mutants_rss_growth_mb": (_total(after) - _total(before)) / 1e6,
+    }
+
+
+def send_all(client: EndpointClient, videos: Iterable[bytes]) -> Counter[tuple[int, str]]:
+    """Send videos, a few at a time; return how many there were of each status and code, 0 for no answer."""
+
+    def send(video: bytes) -> tuple[int, str]:
+        try:
+            status, body = client.post(video, content_type="application/octet-stream")
+        except ServerError:  # also one that does not come in time
+            return 0, "none"
+        return status, str(body.get("code", ""))
+
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        return Counter(pool.map(send, videos))
+
+
+def undocumented_5xx(said: Counter[tuple[int, str]]) -> int:
+    """Count the answers that say that something is wrong with the server."""
+    return sum(count for found, count in said.items() if found[0] >= 500 and found not in DOCUMENTED_5XX)
+
+
+def killed_worker(name: ServerName, bench: Bench) -> dict[str, Any]:
+    """Kill one of two workers under load, clients sending again what fails, until it is back.
+
+    Raises:
+        NotMeasuredError: where the server has no workers beside each other.
+        ServerError: if the kill hit nothing.
+    """
+    if name == "http":
+        raise NotMeasuredError("`ivdr serve --server http` runs one network in the process of the server")
+    video = make_video(bench.scratch / "small.mp4", num_frames=20, size=(96, 64))
+    settings = replace(TOGETHER, workers=2, batch_size=2)
+    site = stand_in.variables(bench.place("site"), **Cost().variables())
+    with serving(
+        name, bench.bundle, bench.place(name, "kill"), settings=settings, environment=site
+    ) as served:
+        url, workers = served.client.predict_url, served.workers()
+        with steady_traffic(url, video, clients=_AT_A_TIME, retry=True) as errands:
+            wait_until(lambda: len(errands) > 10 * _AT_A_TIME)
+            victim = min(workers)
+            os.kill(victim, signal.SIGKILL)
+            killed = time.monotonic()
+            back = wait_until(lambda: served.workers().isdisjoint({victim}) and served.client.ready())
+            wait_until(lambda: time.monotonic() > killed + 2.0)
+        if not back:
+            raise ServerError("the worker was not replaced within two minutes")
+    failed_once = [errand for errand in errands if len(errand.tries) > 1]
+    if not failed_once:
+        raise ServerError("the kill hit no request")
+    return {
+        "kill_worker_requests": len(errands),
+        "kill_worker_failed_once": len(failed_once),
+        "kill_worker_statuses": _statuses(failed_once),
+        "kill_worker_lost_after_retries": sum(not errand.answered for errand in errands),
+        "kill_worker_gap_seconds": _longest_gap(errands, since=killed),
+    }
+
+
+def drained(name: ServerName, bench: Bench) -> dict[str, Any]:
+    """Stop the server by SIGTERM under steady load of requests that take a third of a second.
+
+    Raises:
+        ServerError: if nothing was under way.
+    """
+    video = make_video(bench.scratch / "small.mp4", num_frames=20, size=(96, 64))
+    site = stand_in.variables(bench.place("site"), **Cost(call_ms=300.0).variables())
+    with serving(name, bench.bundle, bench.place(name, "drain"), environment=site) as served:
+        url = served.client.predict_url
+        with steady_traffic(url, video, clients=4, retry=False, until_refused=True) as errands:
+            wait_until(lambda: len(errands) >= 8)
+            stopped = time.monotonic()
+            code = stop(served.process)
+    tries = [errand.tries[0] for errand in errands]
+    under_way = [
+        one for one in tries if one.sent is not None and one.sent < stopped - _GRACE_SECONDS < one.ended
+    ]
+    later = [one for one in tries if one.sent is not None and one.sent >= stopped - _GRACE_SECONDS]
+    if not under_way:
+        raise ServerError("nothing was under way when the server was stopped")
+    return {
+        "drain_under_way": len(under_way),
+        "drain_accepted_lost": sum(one.status != 200 for one in under_way),
+        "drain_sent_later": dict(Counter(str(one.status) for one in later)),
+        "drain_exit_code": code,
+    }
+
+
+def soaked(name: ServerName, bench: Bench) -> dict[str, Any]:
+    """Send many small videos; look at the memory of each process after a tenth of them and at the end."""
+    originals = [
+        make_video(bench.scratch / f"whole.{kind}", num_frames=40, size=(160, 120)) for kind in CODECS
+    ]
+    settings = EndpointSettings(batch_size=4, queue_size=4 * _AT_A_TIME, service=LIGHT)
+    with serving(name, bench.bundle, bench.place(name, "soak"), settings=settings) as served:
+        address = Address.of(served.client.predict_url)
+        requests = [address.request(video, content_type="video/mp4") for video in originals]
+        generator = LoadGenerator(address, requests)
+        warm = generator.closed_loop(_AT_A_TIME, 3600.0, most=bench.soak // 10)
+        before = served.memory()
+        step = generator.closed_loop(_AT_A_TIME, 3600.0, most=bench.soak - bench.soak // 10)
+        after = served.memory()
+    for one in (warm, step):
+        require_answered(one)
+    growth = {pid: after[pid][1] / size - 1 for pid, (_, size) in before.items() if pid in after}
+    by_process = {
+        f"{kind} {place}": {
+            "before_mb": before[pid][1] / 1e6,
+            "after_mb": after[pid][1] / 1e6,
+            "growth": growth[pid],
+        }
+        for place, (pid, kind) in enumerate((pid, before[pid][0]) for pid in growth)
+    }
+    return {
+        "soak_requests": len(warm.samples) + len(step.samples),
+        "soak_rss_growth": max(growth.values()),
+        "soak_processes": by_process,
+        "soak_processes_gone": len(set(before) - set(after)),
+        "soak_per_s": len(step.ok) / step.seconds,
+    }
+
+
+def _total(memory: dict[int, tuple[str, int]]) -> int:
+    return sum(size for _, size in memory.values())
+
+
+def _statuses(errands: Iterable[Errand]) -> dict[str, int]:
+    return dict(Counter(str(one.status) for errand in errands for one in errand.tries if one.status != 200))
+
+
+def _longest_gap(errands: Iterable[Errand], *, since: float) -> float:
+    """Return the longest time without a good answer after a moment."""
+    ends = sorted(errand.tries[-1].ended for errand in errands if errand.answered)
+    times = [since, *(end for end in ends if end > since)]
+    return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
