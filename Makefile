@@ -15,7 +15,11 @@ DATA ?=
 BACKBONES ?=
 TURNS ?=
 
-.PHONY: help install demo test test-all test-gpu lint format typecheck bench bench-export support-matrix wheel-check all clean
+# Of bench-serving: names of parts and of servers; empty for all.
+PARTS ?=
+SERVERS ?=
+
+.PHONY: help install demo test test-all test-gpu lint format typecheck bench bench-export bench-serving support-matrix wheel-check all clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -60,6 +64,9 @@ bench: $(STAMP) ## latency of the demo's bundle, engine against torch
 
 bench-export: $(STAMP) ## every backbone in every engine, proved and timed (BACKBONES="tiny r3d_18", TURNS=6)
 	$(BIN)/python -m examples.engines.bench_export $(if $(BACKBONES),--backbones "$(BACKBONES)") $(if $(TURNS),--turns $(TURNS))
+
+bench-serving: $(STAMP) ## both servers under load and under faults, about an hour (PARTS="latency batching", SERVERS=http)
+	$(BIN)/python -m examples.serving.bench_serving $(if $(PARTS),--parts "$(PARTS)") $(if $(SERVERS),--servers "$(SERVERS)")
 
 support-matrix: $(STAMP) ## write docs/support-matrix.md from the records in docs/results
 	$(BIN)/python -m examples.engines.support_matrix
