@@ -32,6 +32,7 @@ PARTS: dict[str, Callable[[ServerName, Bench], dict[str, Any]]] = {
     "mutants": faults.mutated,
     "kill": faults.killed_worker,
     "drain": faults.drained,
+    "update": faults.updated,
     "soak": faults.soaked,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -15,10 +16,10 @@ from typing import Any
 
 from examples.serving import stand_in
 from examples.serving.accelerator import Cost
-from examples.serving.material import CODECS, make_video
+from examples.serving.material import CODECS, make_bundle, make_video
 from examples.serving.mutants import mutants
 from examples.serving.parts import LIGHT, TOGETHER, Bench, require_answered
-from examples.serving.servers import ServerName, serving, stop
+from examples.serving.servers import IVDR, ServerName, serving, stop
 from examples.serving.traffic import Errand, steady_traffic, wait_until
 from ivdr_deploy.benchmarks.http_client import Address
 from ivdr_deploy.benchmarks.load import LoadGenerator
@@ -100,11 +101,8 @@ def killed_worker(name: ServerName, bench: Bench) -> dict[str, Any]:
     """Kill one of two workers under load, clients sending again what fails, until it is back.
 
     Raises:
-        NotMeasuredError: where the server has no workers beside each other.
-        ServerError: if the kill hit nothing.
+        ServerError: if the kill hit nothing, or the worker does not come back.
     """
-    if name == "http":
-        raise NotMeasuredError("`ivdr serve --server http` runs one network in the process of the server")
     video = make_video(bench.scratch / "small.mp4", num_frames=20, size=(96, 64))
     settings = replace(TOGETHER, workers=2, batch_size=2)
     site = stand_in.variables(bench.place("site"), **Cost().variables())
@@ -117,7 +115,7 @@ def killed_worker(name: ServerName, bench: Bench) -> dict[str, Any]:
             victim = min(workers)
             os.kill(victim, signal.SIGKILL)
             killed = time.monotonic()
-            back = wait_until(lambda: served.workers().isdisjoint({victim}) and served.client.ready())
+            back = wait_until(lambda: victim not in (held := served.workers()) and len(held) == len(workers))
             wait_until(lambda: time.monotonic() > killed + 2.0)
         if not back:
             raise ServerError("the worker was not replaced within two minutes")
@@ -130,6 +128,42 @@ def killed_worker(name: ServerName, bench: Bench) -> dict[str, Any]:
         "kill_worker_statuses": _statuses(failed_once),
         "kill_worker_lost_after_retries": sum(not errand.answered for errand in errands),
         "kill_worker_gap_seconds": _longest_gap(errands, since=killed),
+    }
+
+
+def updated(name: ServerName, bench: Bench) -> dict[str, Any]:
+    """Change to another version and back under steady load.
+
+    Raises:
+        NotMeasuredError: where the server cannot.
+        ServerError: if it does not change over, or nobody saw both versions.
+    """
+    if name == "torchserve":
+        raise NotMeasuredError("`ivdr serve --update` is for --server http")
+    video = make_video(bench.scratch / "small.mp4", num_frames=20, size=(96, 64))
+    listed = bench.scratch / "update.txt"
+    listed.write_text("small.mp4\n")
+    newer = bench.scratch / "newer"
+    if not newer.exists():
+        make_bundle(newer, version="2.0")
+    with serving(name, bench.bundle, bench.place(name, "update")) as served:
+        order = (*IVDR, "serve", "--run-dir", str(served.run_dir))
+        with steady_traffic(served.client.predict_url, video, clients=4, retry=False) as errands:
+            wait_until(lambda: len(errands) > 20)
+            for change in (("--update", str(newer), "--videos", str(listed)), ("--rollback",)):
+                done = subprocess.run([*order, *change], capture_output=True, text=True)
+                if done.returncode:
+                    raise ServerError(f"{change[0]} ended with {done.returncode}: {done.stderr[-300:]}")
+                count = len(errands)
+                wait_until(lambda count=count: len(errands) > count + 20)  # type: ignore[misc]
+    versions = Counter(errand.tries[-1].version for errand in errands if errand.answered)
+    if len(versions) != 2:
+        raise ServerError(f"two versions were expected in the answers, found {dict(versions)}")
+    return {
+        "update_requests": len(errands),
+        "update_failed_requests": sum(not errand.answered for errand in errands),
+        "update_statuses": _statuses(errands),
+        "update_answers_by_version": dict(versions),
     }
 
 

@@ -22,7 +22,7 @@ CODECS = {"mp4": "libx264", "avi": "mpeg4", "webm": "libvpx"}
 """Encoder of each container."""
 
 
-def make_bundle(folder: Path) -> Path:
+def make_bundle(folder: Path, *, version: str = "1.0") -> Path:
     """Export a tiny network with random weights, which looks at one clip of a video; returns ``folder``."""
     torch.manual_seed(0)
     spec = ModelSpec(backbone="tiny", num_slots=2, slot_dim=8, clip_dim=8, num_classes=len(LABELS))
@@ -37,7 +37,7 @@ def make_bundle(folder: Path) -> Path:
     golden = np.random.default_rng(0).integers(0, 256, (2, *CLIP.clip_shape), dtype=np.uint8)
     checkpoint = folder.with_suffix(".safetensors")
     save_checkpoint(checkpoint, model=build_model(spec, CLIP).eval(), info=info, golden=golden)
-    export_bundle(checkpoint, folder, name=MODEL)
+    export_bundle(checkpoint, folder, name=MODEL, version=version)
     return folder
 
 

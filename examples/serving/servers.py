@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,9 @@ from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 ServerName = Literal["torchserve", "http"]
 SERVERS: tuple[ServerName, ...] = ("torchserve", "http")
 
+IVDR = (sys.executable, "-P", "-c", "from ivdr_deploy.cli import main; main()")
+"""The command, as this environment has it."""
+
 _STOP_SECONDS = 120.0
 
 
@@ -33,6 +36,7 @@ class Served:
     """A server that is ready."""
 
     name: ServerName
+    run_dir: Path
     client: EndpointClient
     process: subprocess.Popen[str]
     """Of ``ivdr serve``."""
@@ -43,8 +47,9 @@ class Served:
         return [top, *top.children(recursive=True)]
 
     def workers(self) -> set[int]:
-        """Return the process ids of those that hold the network."""
-        return {int(worker["pid"]) for worker in self.client.describe()["workers"]}
+        """Return the process ids of those that hold the network; one that is being started is left out."""
+        workers = self.client.describe()["workers"]
+        return {int(worker["pid"]) for worker in workers if worker["status"] == "READY"}
 
     def memory(self) -> dict[int, tuple[str, int]]:
         """Return name and resident bytes of each process, by its id."""
@@ -63,7 +68,6 @@ def serving(
     *,
     settings: EndpointSettings | None = None,
     environment: Mapping[str, str] | None = None,
-    arguments: tuple[str, ...] = (),
 ) -> Iterator[Served]:
     """Start a server and wait until it is ready; it is stopped at the end, if it still runs.
 
@@ -71,16 +75,15 @@ def serving(
         name: Which one.
         bundle: What it serves.
         scratch: Folder for archive, run folder and logs; a new one for each server.
-        settings: Of TorchServe; both get its ``service``.
+        settings: Of TorchServe; both get its ``service`` and the number of workers.
         environment: Variables besides those of this process.
-        arguments: More of ``ivdr serve``.
 
     Raises:
         ServerError: if it does not become ready, or does not end when it is told to.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     settings = settings or EndpointSettings(service=ServiceSettings(threads=1, device="cpu"))
-    command = [sys.executable, "-P", "-c", "from ivdr_deploy.cli import main; main()", "serve", "--json"]
+    command = [*IVDR, "serve", "--json"]
     if name == "torchserve":
         archive = build_archive(bundle, model_store=scratch / "store", settings=settings).path
         command += [str(archive), "--port", str(_five_ports()), "--run-dir", str(scratch / "run")]
@@ -89,10 +92,11 @@ def serving(
         service = settings.service
         config.write_text(f'[service]\nthreads = {service.threads}\ndevice = "{service.device}"\n')
         command += [str(bundle), "--server", "http", "--port", "0", "--config", str(config)]
+        command += ["--run-dir", str(scratch / "run"), "--workers", str(settings.workers)]
     with (
         (scratch / "server.log").open("w") as log,
         subprocess.Popen(
-            [*command, *arguments],
+            command,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -100,7 +104,7 @@ def serving(
         ) as process,
     ):
         try:
-            yield Served(name, _client(process, scratch / "server.log"), process)
+            yield Served(name, scratch / "run", _client(process, scratch / "server.log"), process)
         finally:
             stop(process)
 
@@ -118,11 +122,6 @@ def stop(process: subprocess.Popen[str]) -> int:
     except subprocess.TimeoutExpired as error:
         process.kill()
         raise ServerError(f"the server did not end within {_STOP_SECONDS:g} s") from error
-
-
-def with_workers(settings: EndpointSettings, workers: int) -> EndpointSettings:
-    """Return settings with another number of workers."""
-    return replace(settings, workers=workers)
 
 
 def _client(process: subprocess.Popen[str], log: Path) -> EndpointClient:
@@ -156,6 +155,7 @@ def _spoken_name(process: psutil.Process) -> str:
     words = " ".join(process.cmdline())
     known = {
         "ModelServer": "java",
+        "serving.http.worker": "worker",
         "model_service_worker": "worker",
         "forkserver": "decoder",
         "guard.py": "guard",

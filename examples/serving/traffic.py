@@ -29,6 +29,9 @@ class Exchange:
     status: int
     """0: no whole answer."""
 
+    version: str = ""
+    """Of the model that answered, where the server says so."""
+
 
 @dataclass(frozen=True, slots=True)
 class Errand:
@@ -45,17 +48,17 @@ class Errand:
 def exchange(url: str, body: bytes) -> Exchange:
     """Send one video."""
     parts = urlsplit(url)
-    sent, status = None, 0
+    sent, status, version = None, 0, ""
     try:
         with closing(HTTPConnection(parts.netloc, timeout=_TIMEOUT_SECONDS)) as connection:
             connection.request("POST", parts.path, body=body, headers={"Content-Type": "video/mp4"})
             sent = time.monotonic()
             answer = connection.getresponse()
             answer.read()
-            status = answer.status
+            status, version = answer.status, answer.headers.get("X-Model-Version", "")
     except (OSError, HTTPException):
         status = 0
-    return Exchange(sent=sent, ended=time.monotonic(), status=status)
+    return Exchange(sent=sent, ended=time.monotonic(), status=status, version=version)
 
 
 def run_errand(url: str, body: bytes, *, retry: bool) -> Errand:

@@ -75,7 +75,7 @@ class EndpointSamples:
     sweep: Sweep | None = None
 
 
-def video_requests(url: str, videos: Sequence[bytes]) -> list[Request]:
+def video_requests(url: str, videos: Sequence[bytes], *, token: str = "") -> list[Request]:
     """Make the requests that ask an endpoint for a label and for the time of its stages.
 
     They are the videos as they are, with ``timings`` in the query, where the endpoint takes that; TorchServe drops the
@@ -84,6 +84,7 @@ def video_requests(url: str, videos: Sequence[bytes]) -> list[Request]:
     Args:
         url: Where videos are sent.
         videos: The encoded bytes, at least one.
+        token: That the endpoint asks for.
 
     Raises:
         ConfigError: if ``url`` is not an address.
@@ -91,7 +92,7 @@ def video_requests(url: str, videos: Sequence[bytes]) -> list[Request]:
     """
     address = Address.of(url)
     raw = [
-        address.request(video, content_type="application/octet-stream", query="timings=true")
+        address.request(video, content_type="application/octet-stream", query="timings=true", token=token)
         for video in videos
     ]
     answer = LoadGenerator(address, raw).ask_once(raw[0])
@@ -105,7 +106,9 @@ def video_requests(url: str, videos: Sequence[bytes]) -> list[Request]:
             return raw
     border = secrets.token_hex(16)
     return [
-        address.request(_form(video, border), content_type=f"multipart/form-data; boundary={border}")
+        address.request(
+            _form(video, border), content_type=f"multipart/form-data; boundary={border}", token=token
+        )
         for video in videos
     ]
 
@@ -177,6 +180,7 @@ def measure_endpoint(
     clients: int = 1,
     seconds: float = 10.0,
     p99_ms: float = 1000.0,
+    token: str = "",
     tell: Callable[[str], None] = lambda said: None,
 ) -> EndpointSamples:
     """Measure an endpoint.
@@ -189,12 +193,13 @@ def measure_endpoint(
         seconds: For which each load is put on. One of a sweep lasts longer where that is fewer than 100 requests or 20
             times the bound, and ends early when it has shown that the bound does not hold.
         p99_ms: The bound of the sweep.
+        token: That the endpoint asks for.
         tell: Gets a line before each load, for a person who waits.
 
     Raises:
         ConfigError, ServerError: as ``video_requests``.
     """
-    requests = video_requests(url, videos)
+    requests = video_requests(url, videos, token=token)
     generator = LoadGenerator(Address.of(url), requests)
     tell("the generator itself")
     own = own_limit(requests)

@@ -53,11 +53,12 @@ class Address:
         path = f"{parts.path}?{parts.query}" if parts.query else parts.path
         return cls(host=host, port=port or (443 if tls else 80), path=path, tls=tls)
 
-    def request(self, body: bytes, *, content_type: str, query: str = "") -> Request:
-        """Make a POST of a body; ``query`` is added to the path."""
+    def request(self, body: bytes, *, content_type: str, query: str = "", token: str = "") -> Request:
+        """Make a POST of a body; ``query`` is added to the path, ``token`` is shown where there is one."""
         path = self.path + (("&" if "?" in self.path else "?") + query if query else "")
         host = f"[{self.host}]" if ":" in self.host else self.host
         head = f"POST {path} HTTP/1.1\r\nHost: {host}:{self.port}\r\nContent-Type: {content_type}\r\n"
+        head += f"Authorization: Bearer {token}\r\n" if token else ""
         return Request(f"{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1", "replace"), body)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -39,9 +40,17 @@ def bench_endpoint(
     listed = read_list(videos, root=root)
     listed.require_files()
     bodies = [item.path.read_bytes() for item in listed.items]
+    token = os.environ.get("IVDR_TOKEN", "")
     with console.status("measuring") as status:
         samples = measure_endpoint(
-            url, bodies, rates=rates, clients=clients, seconds=seconds, p99_ms=p99_ms, tell=status.update
+            url,
+            bodies,
+            rates=rates,
+            clients=clients,
+            seconds=seconds,
+            p99_ms=p99_ms,
+            token=token,
+            tell=status.update,
         )
     report = endpoint_report(samples, seconds=seconds, p99_ms=p99_ms)
     path = out or Path("build/bench") / f"{urlsplit(url).path.split('/')[-1] or 'endpoint'}-endpoint.json"

@@ -53,12 +53,12 @@ def test_what_a_server_has_not_is_absent_with_its_reason(tmp_path: Path) -> None
     out = tmp_path / "serving.json"
     out.write_text(json.dumps({"http": {"extra_ms_2mb": 1.0}, "parts": {}}))
     bench = Bench(bundle=tmp_path, scratch=tmp_path)  # nothing is started
-    assert run("kill", "http", bench, out)
+    assert run("update", "torchserve", bench, out)
     report = json.loads(out.read_text())
-    assert report["http"] == {"extra_ms_2mb": 1.0}
-    record = report["parts"]["kill http"]
+    assert (report["http"], report["torchserve"]) == ({"extra_ms_2mb": 1.0}, {})
+    record = report["parts"]["update torchserve"]
     assert record["figures"] == []
-    assert "runs one network" in record["not_measured"]
+    assert "is for --server http" in record["not_measured"]
     assert record["environment"]["cpu"]
 
 
@@ -80,6 +80,10 @@ def test_every_part_measures_the_http_server(tmp_path: Path) -> None:
     assert (found["mutants_undocumented_5xx"], found["worker_deaths"]) == (0, 0)
     assert found["drain_under_way"] > 0
     assert found["drain_accepted_lost"] == 0
+    assert found["kill_worker_failed_once"] > 0
+    assert found["kill_worker_lost_after_retries"] == 0
+    assert found["update_failed_requests"] == 0
+    assert set(found["update_answers_by_version"]) == {"1.0", "2.0"}
     assert found["soak_requests"] == 300
     # A part that is measured again takes the place of what it gave before, and nothing else's.
     assert run("drain", "http", bench, out)
