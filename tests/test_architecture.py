@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS: tuple[set[str], ...] = (
-    {"_text"},
+    {"_text", "_memory"},
     {"errors", "_files", "environment"},
     {"records", "_optional", "_console"},
     {"spec"},

@@ -6,7 +6,6 @@ lies in shared memory where there is room, else in the temporary folder.
 
 from __future__ import annotations
 
-import ctypes
 import io
 import itertools
 import multiprocessing
@@ -26,20 +25,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ivdr_deploy._files import make_locked, remove_unless_locked
+from ivdr_deploy._memory import keep_freed_memory
 from ivdr_deploy.video.source import BytesSource, Source, SourceIdentity
 
 _SHARED_MEMORY = Path("/dev/shm")
 _NICENESS = 10
 """Of a decode worker, above that of its process, on the scale from -20 to 19."""
 
-_M_MMAP_THRESHOLD = -3
-"""glibc's number of the setting: from how many bytes on memory is taken from the system and given back to it."""
-
 _LARGE_BYTES = 1 << 20
-
-_M_TRIM_THRESHOLD = -1
-"""glibc's number of the setting: how many bytes of small pieces that were freed may stay for the next ones."""
-
 _KEPT_BYTES = 64 << 20
 
 _ROOM_BYTES = 1 << 30
@@ -169,7 +162,11 @@ def initialise(memory_bytes: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own handler would wait for the decoder to return
     if sys.platform == "linux":
         _end_with_parent()
-        _return_freed_memory()
+        # By itself the C library keeps large frames for later once one has been freed, and after a 4096x2304 video 0.8 GB
+        # stayed with the worker; other sizes then came on top, until the limit was met. A frame of an ordinary video is
+        # no large one. Once told about large ones, it would give small ones back as well, and take them again for the
+        # next video: 171 page faults and 1.8 of 18.9 ms for one of 160x120 pixels.
+        keep_freed_memory(_KEPT_BYTES, large_bytes=_LARGE_BYTES)
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -178,20 +175,6 @@ def initialise(memory_bytes: int) -> None:
         if before != resource.RLIM_INFINITY:
             allowed = min(allowed, before)  # what the whole process may take
         resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
-
-
-def _return_freed_memory() -> None:
-    """Let the C library give large frames back when they are freed, where it is one that can be told.
-
-    By itself it keeps them for later once a frame has been freed, and after a 4096x2304 video 0.8 GB stayed with the
-    worker; other sizes then came on top, until the limit was met.
-    A frame of an ordinary video is no large one. Once told about large ones, it would give small ones back as well,
-    and take them again for the next video: 171 page faults and 1.8 of 18.9 ms for one of 160x120 pixels.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def _end_with_parent() -> None:

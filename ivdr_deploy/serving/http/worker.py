@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ivdr_deploy._memory import keep_freed_memory
 from ivdr_deploy.environment import let_threads_sleep
 from ivdr_deploy.errors import IvdrError
 from ivdr_deploy.records import from_dict
@@ -27,6 +28,10 @@ from ivdr_deploy.serving.core import schema
 from ivdr_deploy.serving.http.channel import Channel, Message, error_message
 from ivdr_deploy.serving.http.server import HttpServer
 from ivdr_deploy.serving.http.settings import HttpSettings
+
+_KEPT_BYTES, _LARGE_BYTES = 64 << 20, 16 << 20
+"""Of freed memory: see ``keep_freed_memory``. Otherwise what a body of 2.3 MiB arrives in is taken from the system and given
+back with each request: 1,100 page faults, and half of the processor time that it takes to receive it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +106,7 @@ def main(control: int, listening: int) -> int:
     access.setLevel(logging.INFO)
     access.propagate = False
     let_threads_sleep()
+    keep_freed_memory(_KEPT_BYTES, large_bytes=_LARGE_BYTES)
     channel = Channel(socket.socket(fileno=control))
     inherited = socket.socket(fileno=listening)
     first = channel.receive()

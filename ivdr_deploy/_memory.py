@@ -1,0 +1,24 @@
+"""What the C library does with memory that is freed."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+"""glibc's numbers of the settings."""
+
+
+def keep_freed_memory(kept_bytes: int, *, large_bytes: int) -> None:
+    """Say what is kept for the next one when it is freed, where the C library is one that can be told.
+
+    Args:
+        kept_bytes: Of small pieces, together; what is more goes back to the system.
+        large_bytes: From this size on a piece is large: it goes back at once, and is taken anew, page by page.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, large_bytes)
+        mallopt(_M_TRIM_THRESHOLD, kept_bytes)
