@@ -162,10 +162,10 @@ def initialise(memory_bytes: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own handler would wait for the decoder to return
     if sys.platform == "linux":
         _end_with_parent()
-        # By itself the C library keeps large frames for later once one has been freed, and after a 4096x2304 video 0.8 GB
-        # stayed with the worker; other sizes then came on top, until the limit was met. A frame of an ordinary video is
-        # no large one. Once told about large ones, it would give small ones back as well, and take them again for the
-        # next video: 171 page faults and 1.8 of 18.9 ms for one of 160x120 pixels.
+        # By itself the C library keeps large frames for later once one has been freed, and after a 4096x2304 video
+        # 0.8 GB stayed with the worker; other sizes then came on top, until the limit was met. A frame of an ordinary
+        # video is no large one. Once told about large ones, it would give small ones back as well, and take them again
+        # for the next video: 171 page faults and 1.8 of 18.9 ms for one of 160x120 pixels.
         keep_freed_memory(_KEPT_BYTES, large_bytes=_LARGE_BYTES)
         import resource
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,27 +26,30 @@ def memory(served: Served) -> int:
     return sum(size for _, size in served.memory().values())
 
 
+@pytest.fixture(scope="module")
+def served(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving("http", tiny_bundle, tmp_path_factory.mktemp("http")) as running:
+        yield running
+        assert running.process.poll() is None
+
+
 @pytest.mark.parametrize(
     ("count", "odd"), [(100, False), pytest.param(1500, True, marks=pytest.mark.exhaustive)]
 )
 def test_damaged_videos_are_answered_and_leave_the_server_as_it_was(
-    count: int, odd: bool, tiny_bundle: Path, tmp_path: Path, request: pytest.FixtureRequest
+    count: int, odd: bool, served: Served, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     originals = [make_video(tmp_path / f"whole.{kind}", num_frames=25, size=(96, 64)) for kind in CODECS]
     files: list[bytes] = []
     if odd:
         os.environ.setdefault("IVDR_TEST_DATA", str(request.getfixturevalue("shared_data")))
         files = odd_files()
-    with serving("http", tiny_bundle, tmp_path / "server") as served:
-        send_all(
-            served.client, [*originals * 8, *mutants(originals, count // 4, seed=1)]
-        )  # memory is warm then
-        before, processes = memory(served), served.workers()
-        said = send_all(served.client, [*files, *mutants(originals, count)])
-        assert send_all(served.client, originals) == {(200, ""): 3}
-        assert memory(served) < before + MORE_BYTES
-        assert served.workers() == processes
-        assert served.process.poll() is None
+    send_all(served.client, [*originals * 8, *mutants(originals, count // 4, seed=1)])  # memory is warm then
+    before, processes = memory(served), served.workers()
+    said = send_all(served.client, [*files, *mutants(originals, count)])
+    assert send_all(served.client, originals) == {(200, ""): 3}
+    assert memory(served) < before + MORE_BYTES
+    assert served.workers() == processes
     assert sum(said.values()) == count + len(files)
     assert undocumented_5xx(said) == 0
     assert said[0, "none"] == 0
@@ -56,9 +62,21 @@ def test_damaged_videos_are_answered_and_leave_the_server_as_it_was(
     assert said[422, "decode_failed"]
 
 
-def test_what_counts_as_undocumented() -> None:
-    from collections import Counter
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and the setting is glibc's")
+def test_the_memory_that_a_body_comes_in_is_used_again(served: Served) -> None:
+    (worker,) = served.workers()
 
+    def page_faults() -> int:
+        return int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[7])
+
+    body, count = b"no video" * 300_000, 20
+    assert set(send_all(served.client, [body] * count)) == {(400, "unreadable")}
+    before = page_faults()
+    send_all(served.client, [body] * count)
+    assert page_faults() - before < 0.5 * count * len(body) / 4096  # otherwise twice as many as it has pages
+
+
+def test_what_counts_as_undocumented() -> None:
     said = Counter(
         {(200, ""): 5, (422, "decode_failed"): 4, (500, "internal"): 2, (503, "server"): 1, (507, "x"): 3}
     )

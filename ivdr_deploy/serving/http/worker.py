@@ -30,8 +30,8 @@ from ivdr_deploy.serving.http.server import HttpServer
 from ivdr_deploy.serving.http.settings import HttpSettings
 
 _KEPT_BYTES, _LARGE_BYTES = 64 << 20, 16 << 20
-"""Of freed memory: see ``keep_freed_memory``. Otherwise what a body of 2.3 MiB arrives in is taken from the system and given
-back with each request: 1,100 page faults, and half of the processor time that it takes to receive it."""
+"""Of freed memory: see ``keep_freed_memory``. Otherwise what a body of 2.3 MiB arrives in is taken from the system and
+given back with each request: 1,100 page faults, and half of the processor time that it takes to receive it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
