@@ -127,8 +127,11 @@ _COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
     ),
     (
         bench.bench,
-        "Measure latency, from the file to the label.",
-        ("ivdr bench runs/bundle --videos test.csv",),
+        "Measure latency, from the file to the label, or what a server holds.",
+        (
+            "ivdr bench runs/bundle --videos test.csv",
+            "ivdr bench --endpoint http://127.0.0.1:8080/predictions/bundle --videos test.csv --p99-ms 300",
+        ),
     ),
     (
         show.show,
