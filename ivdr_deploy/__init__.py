@@ -29,9 +29,11 @@ if TYPE_CHECKING:
         MissingDependencyError,
         VideoError,
     )
+    from ivdr_deploy.events import Event, TimelinePlan
     from ivdr_deploy.results import Outcome, VideoResult
     from ivdr_deploy.scoring import ScoreSummary, read_scores
     from ivdr_deploy.spec import ClipSpec, ViewPlan
+    from ivdr_deploy.timeline import TimelineEnd, Window
     from ivdr_deploy.video.reader import VideoInfo, VideoLimits
 
 __version__ = "0.1.0"
@@ -49,9 +51,11 @@ _HOMES = {
         "MissingDependencyError",
         "VideoError",
     ),
+    "events": ("Event", "TimelinePlan"),
     "results": ("Outcome", "VideoResult"),
     "scoring": ("ScoreSummary", "read_scores"),
     "spec": ("ClipSpec", "ViewPlan"),
+    "timeline": ("TimelineEnd", "Window"),
     "video.reader": ("VideoInfo", "VideoLimits"),
 }
 """Module -> public names that live in it."""
@@ -64,12 +68,15 @@ __all__ = [
     "ClipSpec",
     "ConfigError",
     "DataError",
+    "Event",
     "InferenceError",
     "IvdrError",
     "MissingDependencyError",
     "Model",
     "Outcome",
     "ScoreSummary",
+    "TimelineEnd",
+    "TimelinePlan",
     "VideoError",
     "VideoInfo",
     "VideoItem",
@@ -77,6 +84,7 @@ __all__ = [
     "VideoList",
     "VideoResult",
     "ViewPlan",
+    "Window",
     "__version__",
     "load",
     "read_scores",

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Self
 from ivdr_deploy._console import Track, untracked
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodeOptions
+from ivdr_deploy.events import Event, TimelinePlan
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.results import Outcome, VideoResult
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.spec import ClipSpec, DecoderName, Device, Isolation, ViewPlan
+from ivdr_deploy.timeline import TimelineEnd, Window, look_through
 from ivdr_deploy.video.reader import VideoLimits
 from ivdr_deploy.video.source import VideoSource
 
@@ -84,6 +86,22 @@ class Model:
         A video that cannot be used is an outcome with its ``error``, and does not stop the others.
         """
         return self._predictor.predict_many(videos, plan=self._plan(num_clips))
+
+    def timeline(
+        self, video: VideoSource, *, plan: TimelinePlan | None = None
+    ) -> Iterator[Window | Event | TimelineEnd]:
+        """Look through a long video; yields windows and events as they are found, then a ``TimelineEnd``.
+
+        Args:
+            video: Path of a local file, the encoded bytes, or a ``Source``.
+            plan: Windows and thresholds; the defaults when None.
+
+        Raises:
+            VideoError: if the video cannot be used; also after some windows.
+            InferenceError: if the network fails on it.
+            ArtifactError: if the model has no classifier.
+        """
+        return look_through(self._predictor, video, plan or TimelinePlan())
 
     def score(
         self,

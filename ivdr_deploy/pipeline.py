@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 
 from ivdr_deploy.batching import ClipBatcher, Inferred
-from ivdr_deploy.decoding import DecodeOptions, DecodePool
+from ivdr_deploy.decoding import DecodeOptions, DecodePool, DecodeStream
 from ivdr_deploy.errors import InferenceError, VideoError
 from ivdr_deploy.results import Outcome, RawResult, VideoResult, combine_clips
 from ivdr_deploy.runtimes.base import LoadedModel, check_batch, not_finite
@@ -24,6 +24,7 @@ from ivdr_deploy.spec import DecoderName, ViewPlan
 from ivdr_deploy.video.clips import Clips, load_clips
 from ivdr_deploy.video.reader import VideoLimits
 from ivdr_deploy.video.source import VideoSource, as_source
+from ivdr_deploy.video.windows import Windows, read_windows
 
 
 class VideoPredictor:
@@ -95,6 +96,35 @@ class VideoPredictor:
         raw = RawResult(clips=clips, outputs=given.outputs, infer_ms=given.infer_ms)
         return combine_clips(raw, labels=self.model.labels)
 
+    def windows(self, source: VideoSource, *, hop: int, most: int) -> DecodeStream[Windows]:
+        """Decode a video from its beginning to its end in a worker of its own; see ``read_windows``.
+
+        Whoever takes the windows closes the stream. A video that cannot be used is a ``VideoError`` of the next one.
+        """
+        return DecodeStream(
+            read_windows,
+            as_source(source),
+            spec=self.model.clip,
+            hop=hop,
+            most=most,
+            limits=self.limits,
+            decoder=self.decoder,
+            options=self._pool.options,
+        )
+
+    def infer_clips(self, clips: np.ndarray) -> Future[Inferred]:
+        """Run decoded clips in the background when it is their turn; whoever waits for them calls ``finite``.
+
+        Args:
+            clips: uint8 (N, T, H, W, 3) of the model's contract.
+
+        Raises:
+            ClipShapeError: if they are not of it.
+            ClosedError: if this was closed.
+        """
+        check_batch(clips, self.model.clip)
+        return self._batcher.submit(clips)
+
     def infer_next(self, clips: np.ndarray) -> Future[Inferred]:
         """Run decoded clips in the background, ahead of what waits for the network; see ``ClipBatcher.submit_next``."""
         return self._batcher.submit_next(clips)
@@ -159,12 +189,7 @@ class VideoPredictor:
     def _inferred(self, video: _Loaded, inferred: Future[Inferred]) -> None:
         """Sum up what the network gave; runs in the thread of the batcher."""
         try:
-            given = inferred.result()
-            if broken := not_finite(given.outputs):  # what is made of them would look like an answer
-                raise InferenceError(
-                    f"the network gives NaN or infinity in {', '.join(broken)} for this video",
-                    hint="its training diverged, or this variant is too coarse for it: `ivdr verify` compares variants",
-                )
+            given = finite(inferred.result())
             raw = RawResult(clips=video.clips, outputs=given.outputs, infer_ms=given.infer_ms)
             result = combine_clips(raw, labels=self.model.labels)
             video.outcome.set_result(Outcome(video.source, result, None, raw))
@@ -222,6 +247,20 @@ class _Call:
         if complete and self._good:
             good = [self._good[place] for place in sorted(self._good)]
             self._predictor._infer(good, shared=self._shared)
+
+
+def finite(given: Inferred) -> Inferred:
+    """Return what the network gave, where all of it is numbers.
+
+    Raises:
+        InferenceError: if not: what is made of the rest would look like an answer.
+    """
+    if broken := not_finite(given.outputs):
+        raise InferenceError(
+            f"the network gives NaN or infinity in {', '.join(broken)} for this video",
+            hint="its training diverged, or this variant is too coarse for it: `ivdr verify` compares variants",
+        )
+    return given
 
 
 def _neighbours(

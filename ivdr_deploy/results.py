@@ -48,10 +48,7 @@ class VideoResult:
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """Return the ``k`` most probable labels with their probabilities, best first; ties go to the lower index."""
-        if self.probabilities is None:
-            return []
-        order = np.argsort(-self.probabilities, kind="stable")[:k]
-        return [(self.labels[i], float(self.probabilities[i])) for i in order]
+        return [] if self.probabilities is None else top_labels(self.labels, self.probabilities, k)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +92,12 @@ def combine_clips(raw: RawResult, *, labels: Sequence[str]) -> VideoResult:
         preprocess_ms=clips.preprocess_ms,
         infer_ms=raw.infer_ms,
     )
+
+
+def top_labels(labels: Sequence[str], probabilities: np.ndarray, k: int) -> list[tuple[str, float]]:
+    """Return the ``k`` most probable labels with their probabilities, best first; ties go to the lower index."""
+    order = np.argsort(-probabilities, kind="stable")[:k]
+    return [(labels[i], float(probabilities[i])) for i in order]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -18,9 +18,10 @@ LAYERS: tuple[set[str], ...] = (
     {"video", "models"},
     {"datasets"},
     {"artifacts"},
-    {"decoding", "runtimes", "results"},
+    {"decoding", "runtimes", "results", "events"},
     {"batching"},
     {"pipeline"},
+    {"timeline"},
     {"evaluation", "serving.core", "serving.client", "scoring", "benchmarks"},
     {"export", "serving.torchserve", "serving.http"},
     {"api"},
@@ -47,6 +48,7 @@ USERS: dict[str, set[str]] = {
 ``examples`` may import everything; nothing imports ``train``, ``handlers``, ``examples`` or ``cli``."""
 
 NEVER_MODELS = {
+    "timeline",
     "pipeline",
     "batching",
     "decoding",

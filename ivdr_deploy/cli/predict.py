@@ -43,15 +43,38 @@ def predict(
     isolation: IsolationOption = "process",
     allow_container: AllowContainerOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+    timeline: Annotated[
+        bool,
+        typer.Option("--timeline", help="Look through the whole of each video, and say what happens when."),
+    ] = False,
+    hop: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of --timeline: frames from window to window; by default half a window."),
+    ] = None,
+    enter: Annotated[
+        float | None,
+        typer.Option(help="Of --timeline: probability at which an event begins; by default 0.5."),
+    ] = None,
+    leave: Annotated[
+        float | None, typer.Option(help="Of --timeline: probability below which it ends; by default 0.3.")
+    ] = None,
+    min_seconds: Annotated[
+        float | None, typer.Option(help="Of --timeline: what lasts less is no event; by default 0.5.")
+    ] = None,
 ) -> None:
     """Label videos with a bundle or a checkpoint.
 
     A video that cannot be used is reported with its reason and does not stop the others; the exit code is then 1.
+    With --timeline a video may be hours long; windows and events are printed as they are found.
     """
+    from ivdr_deploy.cli._timeline import chosen_timeline, print_timelines
     from ivdr_deploy.errors import ArtifactError
     from ivdr_deploy.pipeline import VideoPredictor
     from ivdr_deploy.runtimes.loading import open_model
 
+    timed = chosen_timeline(
+        wanted=timeline, num_clips=num_clips, hop=hop, enter=enter, leave=leave, min_seconds=min_seconds
+    )
     limits = video_limits(allow_container)
     sources = list(_expand(videos))
     model = open_model(artifact, variant=variant, device=device, decoder=decoder)
@@ -70,10 +93,13 @@ def predict(
         decode = decode_options(decode_workers, isolation)
         failures = 0
         with VideoPredictor(model, limits=limits, decoder=decoder, decode=decode) as predictor:
-            outcomes = progress(predictor.predict_many(sources, plan=plan), len(sources), "predict")
-            for source, outcome in zip(sources, outcomes, strict=True):
-                failures += outcome.error is not None
-                _report(source, outcome, top_k=top_k, as_json=as_json)
+            if timed is not None:
+                failures = print_timelines(predictor, sources, timed, top_k=top_k, as_json=as_json)
+            else:
+                outcomes = progress(predictor.predict_many(sources, plan=plan), len(sources), "predict")
+                for source, outcome in zip(sources, outcomes, strict=True):
+                    failures += outcome.error is not None
+                    _report(source, outcome, top_k=top_k, as_json=as_json)
     if failures:
         console.print(f"{failures} of {len(sources)} videos could not be used", markup=False)
         raise typer.Exit(1)

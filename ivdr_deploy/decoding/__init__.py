@@ -2,5 +2,6 @@
 
 from ivdr_deploy.decoding._worker import ScratchError
 from ivdr_deploy.decoding.pool import DecodeOptions, DecodePool
+from ivdr_deploy.decoding.stream import DecodeStream
 
-__all__ = ["DecodeOptions", "DecodePool", "ScratchError"]
+__all__ = ["DecodeOptions", "DecodePool", "DecodeStream", "ScratchError"]

@@ -68,6 +68,10 @@ class OpenCvReader(VideoReader):
             self.close()
             raise
 
+    def renew_time(self) -> None:
+        """See ``VideoReader.renew_time``."""
+        self._budget.renew()
+
     def close(self) -> None:
         """Free the decoder; calling it twice is allowed."""
         if self._capture is not None:

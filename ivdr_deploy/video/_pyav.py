@@ -52,6 +52,10 @@ class PyAvReader(VideoReader):
             self.close()
             raise
 
+    def renew_time(self) -> None:
+        """See ``VideoReader.renew_time``."""
+        self._budget.renew()
+
     def close(self) -> None:
         """Free the decoder; calling it twice is allowed."""
         self._kept = None

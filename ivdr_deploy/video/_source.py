@@ -45,6 +45,10 @@ class Budget:
         self._name = name
         self._spent_seconds = 0.0
 
+    def renew(self) -> None:
+        """Charge from here on as if nothing had been spent."""
+        self._spent_seconds = 0.0
+
     @contextmanager
     def charged(self) -> Iterator[None]:
         """Charge the time of a call into the decoder.

@@ -34,8 +34,8 @@ class VideoLimits:
     """Pixels per frame, as stored and as displayed."""
 
     max_decode_seconds: float = 120.0
-    """Time spent in decoding and resizing one opened video. It is looked at between frames: a single frame that
-    hangs can only be ended from outside the process."""
+    """Time spent in decoding and resizing one opened video, or each piece of a timeline. It is looked at between
+    frames: a single frame that hangs can only be ended from outside the process."""
 
     containers: tuple[str, ...] = DEFAULT_CONTAINERS
     """Containers that may be opened, by their names in ``containers.CONTAINER_NAMES``."""
@@ -164,6 +164,10 @@ class VideoReader(abc.ABC):
         Raises:
             VideoTimeoutError: if decoding and resizing take longer than the limit together.
         """
+
+    @abc.abstractmethod
+    def renew_time(self) -> None:
+        """Count ``max_decode_seconds`` from here on: for a reader that works through a long video piece by piece."""
 
     @abc.abstractmethod
     def close(self) -> None:
