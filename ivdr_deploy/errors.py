@@ -32,6 +32,8 @@
     │   ├── EncodingError           its body is encoded for the transfer, for example with gzip
     │   ├── RequestTimeoutError     it did not come whole in time
     │   ├── UnauthorizedError       it does not show the token that the endpoint asks for
+    │   ├── UrlError                it names its video by a URL that is not one that may be asked
+    │   ├── FetchError              the server behind that URL did not give the video
     │   └── OptionError             it is well formed, but an option in it is not one that can be served
     ├── QueueFullError              the endpoint has taken as many requests as it takes at a time
     ├── DrainingError               the endpoint is about to stop and takes no more requests
@@ -246,6 +248,18 @@ class UnauthorizedError(RequestError):
     """A request does not show the token that the endpoint asks for."""
 
     code = "unauthorized"
+
+
+class UrlError(RequestError):
+    """A URL in a request is none, or not one that this endpoint may ask. It never shows a path or query."""
+
+    code = "bad_url"
+
+
+class FetchError(RequestError):
+    """The server behind a URL did not give the video, or not whole and in time. It never shows a path or query."""
+
+    code = "url_failed"
 
 
 class QueueFullError(IvdrError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,6 +30,9 @@ said later."""
 
 _TOGETHER_BYTES = 16 << 20
 """Of such windows at most; four lots are held at a time."""
+
+MOST_WAITING = 2 * _TOGETHER
+"""Windows of one video that may wait for the network."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +87,7 @@ def checked_hop(plan: TimelinePlan, spec: ClipSpec) -> int:
 
 def look_through(
     predictor: VideoPredictor, source: VideoSource, plan: TimelinePlan, *, seconds: float = math.inf
-) -> Iterator[Window | Event | TimelineEnd]:
+) -> Generator[Window | Event | TimelineEnd, None, None]:
     """Yield what happens in a video while it is decoded: windows, events as soon as they have ended, and the end.
 
     Memory does not depend on the length of the video. Closing the iterator ends the decoding.

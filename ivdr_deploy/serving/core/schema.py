@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError, EncodingError, MethodError, OptionError, RequestError
+from ivdr_deploy.events import TimelinePlan
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.results import VideoResult
 from ivdr_deploy.runtimes.base import LoadedModel
@@ -26,7 +27,8 @@ METHODS = ("POST", "PUT")
 
 _FORMS = (
     "send the video's bytes as the body (curl -T video.mp4 URL), or JSON "
-    '{"video": BASE64, "options": {...}}, or a multipart form with the part "video" and perhaps "options"'
+    '{"video": BASE64, "options": {...}} or {"video_url": URL, ...}, or a multipart form with the part "video" and '
+    'perhaps "options"'
 )
 
 _DATA_URL_HEAD = 200
@@ -52,6 +54,10 @@ class Options:
     timings: bool = False
     """Whether to answer how long each stage took."""
 
+    timeline: TimelinePlan | None = None
+    """How to look through the whole video, window by window; ``true`` takes the defaults. None: its clips are
+    averaged."""
+
     def __post_init__(self) -> None:
         for name in ("top_k", "num_clips"):
             value = getattr(self, name)
@@ -73,9 +79,11 @@ class PredictRequest:
     """One request, taken apart."""
 
     video: bytes
-    """The encoded file."""
+    """The encoded file; empty where there is a URL."""
 
     options: Options
+    video_url: str | None = None
+    """Where the file is to be fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +106,8 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _JsonBody:
-    video: str
+    video: str | None = None
+    video_url: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -131,8 +140,9 @@ def parse_request(parts: Mapping[str, Any], envelope: Envelope) -> PredictReques
         raise RequestError(f"the request has the parts {names or 'none'}, expected a video", hint=_FORMS)
     if len(found) > 1:
         raise RequestError(f"the request has the parts {' and '.join(found)}, expected one", hint=_FORMS)
+    url: str | None = None
     if found == ["body"]:
-        video, options = _parse_body(parts["body"])
+        video, url, options = _parse_body(parts["body"])
     else:
         video, options = parts[found[0]], {}
         if not isinstance(video, bytes | bytearray):
@@ -140,7 +150,8 @@ def parse_request(parts: Mapping[str, Any], envelope: Envelope) -> PredictReques
                 f"the video part holds {type(video).__name__}, expected the bytes of a file", hint=_FORMS
             )
     single = {name: value for name, value in parts.items() if name not in (*found, "options")}
-    return PredictRequest(video=bytes(video), options=_all_options(options, parts.get("options"), single))
+    chosen = _all_options(options, parts.get("options"), single)
+    return PredictRequest(video=bytes(video), video_url=url, options=chosen)
 
 
 def parse_options(values: object) -> Options:
@@ -149,6 +160,8 @@ def parse_options(values: object) -> Options:
     Raises:
         OptionError: if they are not a table of known options in range.
     """
+    if isinstance(values, Mapping) and isinstance(values.get("timeline"), bool):
+        values = {**values, "timeline": {} if values["timeline"] else None}
     try:
         return from_dict(Options, values, where="options")  # type: ignore[arg-type]  # it checks that itself
     except ConfigError as error:
@@ -224,23 +237,28 @@ def describe_result(
             "infer_ms": result.infer_ms,
         }
     body["view_plan"] = to_dict(result.view_plan)
-    body["model"] = {
+    body["model"] = describe_model(model)
+    return body
+
+
+def describe_model(model: LoadedModel) -> dict[str, Any]:
+    """Return what every answer says of the model that gave it."""
+    return {
         "name": model.name,
         "version": model.version,
         "variant": model.variant,
         "contract_hash": model.contract_hash,
     }
-    return body
 
 
-def _parse_body(body: object) -> tuple[bytes | bytearray, dict[str, Any]]:
-    """Return the video of a plain body, and the options beside it."""
+def _parse_body(body: object) -> tuple[bytes | bytearray, str | None, dict[str, Any]]:
+    """Return the video of a plain body or its URL, and the options beside it."""
     if isinstance(body, bytes | bytearray):
         if not body:
             raise RequestError("the request is empty", hint=_FORMS)
         text = body.removeprefix(codecs.BOM_UTF8)
         if text.lstrip()[:1] != b"{":  # no container begins like a JSON object
-            return body, {}
+            return body, None, {}
         body = text
     if isinstance(body, bytes | bytearray | str):
         body = _parse_json(body, what="the body")
@@ -248,7 +266,13 @@ def _parse_body(body: object) -> tuple[bytes | bytearray, dict[str, Any]]:
         values = from_dict(_JsonBody, body, where="the request")  # type: ignore[arg-type]  # it checks that itself
     except ConfigError as error:
         raise RequestError(error.message, hint=error.hint or _FORMS) from error
-    return _parse_base64(values.video), values.options
+    if (values.video is None) == (values.video_url is None):
+        raise RequestError(
+            f"the request has {'both' if values.video else 'none'} of video and video_url, expected one",
+            hint=_FORMS,
+        )
+    video = b"" if values.video is None else _parse_base64(values.video)
+    return video, values.video_url, values.options
 
 
 def _parse_base64(text: str) -> bytes:

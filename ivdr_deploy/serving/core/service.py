@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import replace
@@ -29,11 +30,13 @@ from ivdr_deploy.runtimes.base import LoadedModel, Runtime
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.serving.core import metrics as counted
 from ivdr_deploy.serving.core.canary import Canary
+from ivdr_deploy.serving.core.fetch import Fetcher
 from ivdr_deploy.serving.core.metrics import Metrics
 from ivdr_deploy.serving.core.schema import (
     METHODS,
     Envelope,
     Options,
+    PredictRequest,
     Response,
     chosen_outputs,
     chosen_plan,
@@ -41,6 +44,7 @@ from ivdr_deploy.serving.core.schema import (
     parse_request,
 )
 from ivdr_deploy.serving.core.settings import ServiceSettings
+from ivdr_deploy.serving.core.timelines import Found, Timelines, check_timeline
 from ivdr_deploy.spec import MAX_BATCH
 
 logger = logging.getLogger(__name__)
@@ -52,6 +56,8 @@ STATUS: tuple[tuple[type[IvdrError], int], ...] = (
     (errors.UnauthorizedError, 401),
     (errors.MethodError, 405),
     (errors.EncodingError, 415),
+    (errors.UrlError, 422),
+    (errors.FetchError, 424),  # of a server that is not this one
     (errors.OptionError, 422),  # understood, but not to be had
     (errors.RequestError, 400),
     (errors.VideoLimitError, 413),
@@ -86,19 +92,26 @@ class InferenceService:
         model: Open and checked; ``close`` closes it.
         settings: What to do with it.
         metrics: Where to count; new ones when None.
+        fetcher: Fetches videos by URL; one of the settings when None.
 
     Raises:
         ConfigError: if the model's view plan takes more clips than a request may cost.
     """
 
     def __init__(
-        self, model: LoadedModel, settings: ServiceSettings, *, metrics: Metrics | None = None
+        self,
+        model: LoadedModel,
+        settings: ServiceSettings,
+        *,
+        metrics: Metrics | None = None,
+        fetcher: Fetcher | None = None,
     ) -> None:
         self.settings = settings
         self.view_plan = settings.view_plan(model.view_plan)
         self.metrics = metrics or Metrics()
         self._draining = False
         self.model = replace(model, runtime=_CountedRuntime(model.runtime, self.metrics))
+        self._fetcher = fetcher or Fetcher(settings.urls, max_bytes=settings.limits.max_bytes)
         self._predictor = VideoPredictor(
             self.model,
             limits=settings.limits,
@@ -106,6 +119,7 @@ class InferenceService:
                 workers=settings.decode_workers, memory_bytes=settings.decode_memory_mib << 20
             ),
         )
+        self._timelines = Timelines(self._predictor, settings, self.metrics)
 
     @classmethod
     def open(cls, bundle: Path, settings: ServiceSettings, *, metrics: Metrics | None = None) -> Self:
@@ -148,17 +162,46 @@ class InferenceService:
         answer.set_running_or_notify_cancel()
         self.metrics.add(counted.BUSY)
         try:
-            if self._draining:
-                raise DrainingError("this endpoint is about to stop", hint="send the request again later")
-            request = parse_request(parts, envelope or Envelope())
-            chosen_outputs(request.options, self.model)  # refused before the work of decoding
-            plan = chosen_plan(request.options, self.view_plan, max_clips=self.settings.max_clips)
-            inferring = self._predictor.submit(request.video, plan=plan)
+            self._refuse_draining()
+            request = self._checked(parse_request(parts, envelope or Envelope()))
+            if request.video_url is None and request.options.timeline is None:
+                self._predict(request, answer)
+            else:
+                threading.Thread(target=self._take_time, args=(request, answer), daemon=True).start()
         except Exception as error:  # noqa: BLE001  # a defect of ours must not take other requests along
             self._finish(answer, error)
-        else:
-            inferring.add_done_callback(lambda done: self._inferred(done, request.options, answer))
         return answer
+
+    def follow(
+        self, parts: Mapping[str, Any], envelope: Envelope | None = None
+    ) -> Generator[Found | Response, None, None]:
+        """Answer a request for a timeline while it is worked on: yield what is found, and the summary last.
+
+        Where it fails, a ``Response`` that says why comes last. Closing the generator ends the work.
+
+        Args:
+            parts: Its named parts; see ``schema.parse_request``.
+            envelope: What HTTP says about it.
+        """
+        self.metrics.add(counted.BUSY)
+        outcome = "client_gone"
+        try:
+            self._refuse_draining()
+            request = self._checked(parse_request(parts, envelope or Envelope()))
+            if request.options.timeline is None:
+                raise OptionError(
+                    "only a timeline comes as a stream of events",
+                    hint='add the option "timeline": true, or leave the header Accept out',
+                )
+            yield from self._timelines.find(self._fetched(request))
+            outcome = "ok"
+        except Exception as error:  # noqa: BLE001  # as in submit
+            response = refusal(error)
+            outcome = response.body["code"]
+            yield response
+        finally:
+            self.metrics.add(counted.BUSY, -1.0)
+            self.metrics.add(counted.REQUESTS, label=outcome)
 
     def refuse(self, error: Exception) -> Response:
         """Return the answer to a request that a server could not or would not read, and count it."""
@@ -216,6 +259,38 @@ class InferenceService:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _refuse_draining(self) -> None:
+        if self._draining:
+            raise DrainingError("this endpoint is about to stop", hint="send the request again later")
+
+    def _checked(self, request: PredictRequest) -> PredictRequest:
+        """Refuse options that cannot be served before the work begins."""
+        chosen_outputs(request.options, self.model)
+        check_timeline(request.options, self.model)
+        chosen_plan(request.options, self.view_plan, max_clips=self.settings.max_clips)
+        return request
+
+    def _fetched(self, request: PredictRequest) -> PredictRequest:
+        if request.video_url is None:
+            return request
+        return replace(request, video=self._fetcher.fetch(request.video_url), video_url=None)
+
+    def _take_time(self, request: PredictRequest, answer: Future[Response]) -> None:
+        """Fetch a video, and look through it where that was asked for; runs in a thread of its own."""
+        try:
+            request = self._fetched(request)
+            if request.options.timeline is None:
+                self._predict(request, answer)
+            else:
+                self._finish(answer, _bounded(self._timelines.whole(request)))
+        except Exception as error:  # noqa: BLE001  # as in submit
+            self._finish(answer, error)
+
+    def _predict(self, request: PredictRequest, answer: Future[Response]) -> None:
+        plan = chosen_plan(request.options, self.view_plan, max_clips=self.settings.max_clips)
+        inferring = self._predictor.submit(request.video, plan=plan)
+        inferring.add_done_callback(lambda done: self._inferred(done, request.options, answer))
+
     def _inferred(self, done: Future[Outcome], options: Options, answer: Future[Response]) -> None:
         """Turn what the pipeline gave into an answer; runs in one of its threads."""
         try:
@@ -225,17 +300,7 @@ class InferenceService:
             result = outcome.result
             assert result is not None
             body = describe_result(result, self.model, options=options, top_k=self.settings.top_k)
-            response = Response(status=200, body=body)
-            if len(response.json) > MAX_ANSWER_BYTES:
-                raise OptionError(
-                    f"the answer would have {len(response.json)} bytes, more than the limit of {MAX_ANSWER_BYTES}",
-                    hint="ask for fewer clips or outputs",
-                )
-        except (CancelledError, ClosedError):  # what was waiting when the service was closed
-            self._finish(
-                answer, DrainingError("this endpoint is closed", hint="send the request again later")
-            )
-            return
+            response = _bounded(body)
         except Exception as error:  # noqa: BLE001  # as in submit
             self._finish(answer, error)
             return
@@ -252,12 +317,8 @@ class InferenceService:
         answer.set_result(response)
 
     def _counted(self, found: Response | Exception) -> Response:
-        if isinstance(found, Exception):
-            response = refusal(found)
-            outcome = response.body["code"]
-        else:
-            response, outcome = found, "ok"
-        self.metrics.add(counted.REQUESTS, label=outcome)
+        response = refusal(found) if isinstance(found, Exception) else found
+        self.metrics.add(counted.REQUESTS, label="ok" if response is found else response.body["code"])
         return response
 
 
@@ -268,8 +329,21 @@ def status_of(error: Exception) -> int:
 
 def refusal(error: Exception) -> Response:
     """Return the answer that an error is."""
+    if isinstance(error, CancelledError | ClosedError):  # it was waiting when the service was closed
+        error = DrainingError("this endpoint is closed", hint="send the request again later")
     status = status_of(error)
     return Response(status=status, body=_error_body(error), headers=HEADERS.get(status, {}))
+
+
+def _bounded(body: dict[str, Any]) -> Response:
+    """Return an answer, unless it is too large."""
+    response = Response(status=200, body=body)
+    if len(response.json) > MAX_ANSWER_BYTES:
+        raise OptionError(
+            f"the answer would have {len(response.json)} bytes, more than the limit of {MAX_ANSWER_BYTES}",
+            hint="ask for fewer clips or outputs; a timeline can come as a stream of events",
+        )
+    return response
 
 
 def _error_body(error: Exception) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import from_dict, to_dict
+from ivdr_deploy.serving.core.urls import UrlSettings
 from ivdr_deploy.spec import MAX_CLIPS, Device, ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
 
@@ -52,14 +53,26 @@ class ServiceSettings:
     max_clips: int = 64
     """Most clips that one request may cost, the spatial crops of the view plan included."""
 
+    max_timelines: int = 2
+    """Long videos that are looked through at the same time, each with a decode process of its own; one more is
+    answered 429."""
+
+    timeline_seconds: float = 300.0
+    """Time that looking through one may take."""
+
     limits: VideoLimits = ENDPOINT_LIMITS
     """What one video may cost."""
 
+    urls: UrlSettings = field(default_factory=UrlSettings)
+    """Whether and from where videos are fetched that requests name by URL; from nowhere unless hosts are named."""
+
     def __post_init__(self) -> None:
-        for name in ("decode_workers", "decode_memory_mib", "top_k", "num_clips", "threads"):
+        for name in ("decode_workers", "decode_memory_mib", "top_k", "num_clips", "threads", "max_timelines"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, found {value}")
+        if not 0 < self.timeline_seconds < math.inf:
+            raise ConfigError(f"timeline_seconds must be positive, found {self.timeline_seconds}")
         if not 1 <= self.max_clips <= MAX_CLIPS:
             raise ConfigError(f"max_clips must be between 1 and {MAX_CLIPS}, found {self.max_clips}")
         if (self.num_clips or 1) > self.max_clips:
@@ -72,6 +85,15 @@ class ServiceSettings:
     def max_request_bytes(self) -> int:
         """Largest request body: the largest video, in base64 (4 characters for 3 bytes)."""
         return math.ceil(self.limits.max_bytes / 3) * 4 + REQUEST_OVERHEAD_BYTES
+
+    @property
+    def slow_seconds(self) -> float:
+        """Longest time that a request may take besides decoding and the network: fetching, and looking through.
+
+        The time of a timeline is looked at between two lots of windows.
+        """
+        fetching = self.urls.seconds if self.urls.hosts else 0.0
+        return fetching + self.timeline_seconds + self.limits.max_decode_seconds
 
     def view_plan(self, plan: ViewPlan) -> ViewPlan:
         """Return what a request gets that asks for nothing.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ivdr_deploy.decoding.pool import GRACE_SECONDS
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.serving.core.settings import ServiceSettings
+from ivdr_deploy.timeline import MOST_WAITING
 
 MAX_SECONDS_PER_CLIP = 1.0
 """Of the network; what stopping waits for, and when it counts as stuck, is reckoned with it."""
@@ -52,5 +53,6 @@ class HttpSettings:
         decode = math.ceil(self.max_requests / service.decode_workers) * (
             service.limits.max_decode_seconds + GRACE_SECONDS
         )
-        infer = 2 * self.max_requests * service.max_clips * MAX_SECONDS_PER_CLIP
-        return math.ceil(self.receive_seconds + decode + infer)
+        clips = self.max_requests * service.max_clips + service.max_timelines * MOST_WAITING
+        infer = 2 * clips * MAX_SECONDS_PER_CLIP
+        return math.ceil(self.receive_seconds + decode + infer + service.slow_seconds)

@@ -14,6 +14,7 @@ from ivdr_deploy.decoding.pool import GRACE_SECONDS
 from ivdr_deploy.errors import ArtifactError, ConfigError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.serving.core.settings import ServiceSettings
+from ivdr_deploy.timeline import MOST_WAITING
 
 ARCHIVE_FORMAT = 3
 """Of ``model-config.yaml``. Archives are not read across formats: a bundle is packed again in seconds. 1: the handler's
@@ -77,12 +78,13 @@ class EndpointSettings:
         """TorchServe's limit for one batch, longer than any batch that is allowed can take.
 
         Every request may decode until its worker is killed, and every clip may go through the network twice: a joint
-        call that fails is run again request by request.
+        call that fails is run again request by request. Fetching by URL and timelines have times of their own.
         """
         rounds = math.ceil(self.batch_size / self.service.decode_workers)
         decode = rounds * (self.service.limits.max_decode_seconds + GRACE_SECONDS)
-        infer = 2 * self.batch_size * self.service.max_clips * self.max_seconds_per_clip
-        return math.ceil(decode + infer + _ANSWER_SECONDS)
+        clips = self.batch_size * self.service.max_clips + self.service.max_timelines * MOST_WAITING
+        infer = 2 * clips * self.max_seconds_per_clip
+        return math.ceil(decode + infer + self.service.slow_seconds + _ANSWER_SECONDS)
 
 
 def to_model_config(settings: EndpointSettings) -> str:
