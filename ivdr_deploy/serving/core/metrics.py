@@ -30,7 +30,7 @@ REQUESTS = Metric(
     name="ivdr_requests_total",
     kind="counter",
     unit="count",
-    help="requests answered, by `ok` or the code of the error",
+    help="requests answered, by `ok`, the code of the error, or `client_gone` in the middle of a stream",
     label="outcome",
 )
 CLIPS = Metric(

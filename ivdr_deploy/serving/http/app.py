@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
@@ -20,6 +21,7 @@ from ivdr_deploy.serving.core.canary import Canary
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.http.requests import envelope, log_access, read_parts, request_id
 from ivdr_deploy.serving.http.settings import HttpSettings
+from ivdr_deploy.serving.http.streaming import answer_in_events, wants_events
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +33,9 @@ _BODY = {
             "application/json": {
                 "schema": {
                     "type": "object",
-                    "required": ["video"],
                     "properties": {
                         "video": {"type": "string", "contentEncoding": "base64"},
+                        "video_url": {"type": "string", "format": "uri"},
                         "options": {"type": "object"},
                     },
                 }
@@ -59,41 +61,41 @@ def inference_app(service: InferenceService, settings: HttpSettings, canary: Can
     app = FastAPI(title=f"ivdr: {model.name}", version=__version__, docs_url=None, redoc_url=None)
     admitted = 0
 
-    async def answer(request: Request) -> schema.Response:
+    @contextmanager
+    def taking() -> Iterator[None]:
         nonlocal admitted
         if admitted >= settings.max_requests:
-            return service.refuse(
-                QueueFullError(
-                    f"{settings.max_requests} requests are being answered, no more are taken",
-                    hint="send the request again after a while",
-                )
+            raise QueueFullError(
+                f"{settings.max_requests} requests are being answered, no more are taken",
+                hint="send the request again after a while",
             )
         admitted += 1
         try:
-            try:
-                parts = await read_parts(
-                    request, most=settings.service.max_request_bytes, seconds=settings.receive_seconds
-                )
-            except errors.IvdrError as error:
-                return service.refuse(error)
-            # In a thread: a video in base64 takes a while to decode, and others are waiting for this loop.
-            future = await asyncio.to_thread(service.submit, parts, envelope(request))
-            return await asyncio.wrap_future(future)
+            yield
         finally:
             admitted -= 1
 
+    async def answer(request: Request) -> schema.Response:
+        try:
+            with taking():
+                parts = await read_parts(
+                    request, most=settings.service.max_request_bytes, seconds=settings.receive_seconds
+                )
+                # In a thread: a video in base64 takes a while to decode, and others are waiting for this loop.
+                future = await asyncio.to_thread(service.submit, parts, envelope(request))
+                return await asyncio.wrap_future(future)
+        except errors.IvdrError as error:
+            return service.refuse(error)
+
     async def predict(request: Request) -> Response:
-        start, name = time.perf_counter(), request_id(request)
-        found = await answer(request)
-        log_access(
-            request_id=name,
-            path=request.url.path,
-            status=found.status,
-            code=found.body.get("code", "ok"),
-            ms=round((time.perf_counter() - start) * 1000, 3),
+        exchange = _Exchange(request)
+        if not wants_events(request):
+            return exchange.finish(await answer(request))
+        streaming = await answer_in_events(
+            request, service, settings, taking=taking, finish=exchange.finish, log=exchange.log
         )
-        headers = {**found.headers, "X-Request-Id": name}
-        return Response(found.json, found.status, headers=headers, media_type="application/json")
+        streaming.headers["X-Request-Id"] = exchange.request_id
+        return streaming
 
     for path in (f"/predictions/{model.name}", f"/predictions/{model.name}/{model.version}"):
         app.add_api_route(path, predict, methods=list(schema.METHODS), include_in_schema=False)
@@ -149,6 +151,25 @@ def admin_app(of: Administered) -> FastAPI:
 
     app.add_exception_handler(HTTPException, _refusing(f"there are /models/{of.name} and /metrics"))
     return app
+
+
+class _Exchange:
+    """One request and its answer: how long it takes, its name, its line in the log."""
+
+    def __init__(self, request: Request) -> None:
+        self.request_id = request_id(request)
+        self._path, self._start = request.url.path, time.perf_counter()
+
+    def log(self, status: int, code: str) -> None:
+        """Write its line."""
+        ms = round((time.perf_counter() - self._start) * 1000, 3)
+        log_access(request_id=self.request_id, path=self._path, status=status, code=code, ms=ms)
+
+    def finish(self, found: schema.Response) -> Response:
+        """Make the answer that is sent, and write the line."""
+        self.log(found.status, found.body.get("code", "ok"))
+        headers = {**found.headers, "X-Request-Id": self.request_id}
+        return Response(found.json, found.status, headers=headers, media_type="application/json")
 
 
 class ByPort:
