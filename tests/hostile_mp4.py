@@ -49,8 +49,9 @@ def track(
     reference_flags: int = 1,
     per_chunk: int | None = None,
     chunk_at: int = len(FTYP) + 8,
+    chunks: int = 1,
 ) -> bytes:
-    """A ``trak`` with one chunk of PNG pictures, each of its samples the same bytes."""
+    """A ``trak`` of PNG pictures in one chunk, or in several that all lie at the same place: all frames are one."""
     entry = bytes(6) + numbers(0)[:2] + bytes(16) + struct.pack(">HH", 64, 64)
     entry += numbers(72 << 16, 72 << 16, 0) + struct.pack(">H", 1) + bytes(32) + struct.pack(">Hh", 24, -1)
     entry = entry[:6] + b"\0\1" + entry[8:]
@@ -62,7 +63,7 @@ def track(
         full("stts", numbers(1, samples, tick)),
         full("stsc", numbers(1, 1, per_chunk or samples, 1)),
         sizes if sizes is not None else full("stsz", numbers(size, samples)),
-        full("stco", numbers(1, chunk_at)),
+        full("stco", numbers(chunks, *[chunk_at] * chunks)),
     )
     header = full("smhd", bytes(4)) if handler == b"soun" else full("vmhd", bytes(8), flags=1)
     reference = box("dinf", full("dref", numbers(1), full("url ", b"", flags=reference_flags)))
@@ -86,11 +87,11 @@ def track(
     )
 
 
-def movie(*tracks: bytes, extra: bytes = b"") -> bytes:
+def movie(*tracks: bytes, extra: bytes = b"", media: bytes = 3 * PICTURE) -> bytes:
     head = full(
         "mvhd", numbers(0, 0, 1000, 1000, 1 << 16), b"\1\0", bytes(10), MATRIX, bytes(24), numbers(99)
     )
-    return FTYP + box("mdat", 3 * PICTURE) + box("moov", head, *tracks, extra)
+    return FTYP + box("mdat", media) + box("moov", head, *tracks, extra)
 
 
 def compressed(*tracks: bytes, padding: int = 0) -> bytes:

@@ -1,0 +1,75 @@
+"""Small files that cost much to decode end at a limit, and soon, asked about in either way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hostile_mp4 import movie, png, track
+from videos import numbered_video
+
+from ivdr_deploy.serving.core.service import InferenceService
+from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
+
+LIMIT_SECONDS = 1.0
+MORE_SECONDS = 2.0
+SETTINGS = ServiceSettings(
+    decode_workers=1,
+    timeline_seconds=LIMIT_SECONDS,
+    limits=replace(ENDPOINT_LIMITS, max_frames=3000, max_decode_seconds=LIMIT_SECONDS),
+)
+
+
+def one_picture(side: int, *, frames: int) -> bytes:
+    """Frames that are all the same large picture, and share its bytes."""
+    picture = png(side, side)
+    size = len(picture)
+    return movie(track(samples=frames, size=size, per_chunk=1, chunks=frames), media=picture)
+
+
+def far_apart(folder: Path) -> bytes:
+    return numbered_video(folder / "far.mkv", num_frames=3, pts_ms=[0, 40, 10**9], bframes=0).read_bytes()
+
+
+def many(folder: Path) -> bytes:
+    return numbered_video(folder / "many.mp4", num_frames=3001, size=(16, 16), gop=300).read_bytes()
+
+
+def many_to_be_counted(folder: Path) -> bytes:
+    path = folder / "many.avi"
+    return numbered_video(path, num_frames=3001, size=(16, 16), gop=300, codec="mpeg4").read_bytes()
+
+
+BOMBS: dict[str, tuple[Callable[[Path], bytes], set[int]]] = {
+    "huge frames": (lambda _: one_picture(5000, frames=10), {413}),
+    "large frames without end": (lambda _: one_picture(3000, frames=2900), {504}),
+    "a huge duration": (far_apart, {413}),
+    "more frames than are allowed": (many, {413}),
+    "more frames, which must be decoded to be counted": (many_to_be_counted, {413, 504}),
+    "more frames than are there": (lambda _: movie(track(samples=2900, size=1)), {422}),
+    "thousands of streams": (lambda _: movie(*[track()] * 3000), {400, 413}),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_ends_at_a_limit_within_two_seconds(
+    service: InferenceService, tmp_path: Path, name: str
+) -> None:
+    make, expected = BOMBS[name]
+    bomb = make(tmp_path)
+    assert len(bomb) < 3_000_000
+    limited = InferenceService(service.model, SETTINGS)
+    good = numbered_video(tmp_path / "good.mp4", num_frames=12, size=(64, 48)).read_bytes()
+    assert limited.submit({"body": good}).result(60).status == 200  # the worker is up
+    for options in ({}, {"timeline": True}):
+        start = time.monotonic()
+        answer = limited.submit({"video": bomb, "options": options}).result(60)
+        seconds = time.monotonic() - start
+        assert answer.status in expected, answer.body
+        assert answer.body["code"] != "crashed"
+        assert seconds < LIMIT_SECONDS + MORE_SECONDS + (LIMIT_SECONDS if options else 0.0)
+    assert limited.submit({"body": good}).result(60).status == 200
+    limited._predictor.close()
