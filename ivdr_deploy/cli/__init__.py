@@ -105,7 +105,11 @@ _COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
     (
         predict.predict,
         "Label videos.",
-        ("ivdr predict runs/bundle video.mp4", "ivdr predict runs/bundle videos/ --json"),
+        (
+            "ivdr predict runs/bundle video.mp4",
+            "ivdr predict runs/bundle videos/ --json",
+            "ivdr predict runs/bundle long.mp4 --timeline",
+        ),
     ),
     (
         archive.archive,

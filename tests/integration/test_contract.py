@@ -13,9 +13,11 @@ from served import ask, wait_for
 from videos import numbered_video
 
 from ivdr_deploy.benchmarks.endpoint import measure_endpoint
+from ivdr_deploy.events import TimelinePlan
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.serving.client import EndpointClient
+from ivdr_deploy.timeline import describe_found, look_through
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +51,37 @@ def test_each_form_of_request_gets_the_answer_of_the_predictor(
             answers[1][1]["inter"] == answers[2][1]["inter"] == pytest.approx(result.inter.tolist(), abs=1e-6)
         )
         assert set(answers[2][1]["timings"]) == {"decode_ms", "preprocess_ms", "infer_ms"}
+
+
+def test_a_timeline_in_one_piece_is_what_the_library_says(
+    endpoint: EndpointClient, predictor: VideoPredictor, videos: list[Path]
+) -> None:
+    options = {"hop": 2, "enter": 0.15, "leave": 0.1, "min_seconds": 0.0}
+    found = [
+        describe_found(item, top_k=2)
+        for item in look_through(predictor, videos[2], TimelinePlan(**options))  # type: ignore[arg-type]
+    ]
+    status, answer = endpoint.predict(videos[2], options={"timeline": options, "top_k": 2})
+    assert (status, answer["hop"], answer["video"]["num_frames"]) == (200, 2, 40)
+    for kind, count in (("window", 17), ("event", 1)):
+        wanted = [values for name, values in found if name == kind]
+        assert len(answer[f"{kind}s"]) == len(wanted) >= count
+        for said, same in zip(answer[f"{kind}s"], wanted, strict=True):
+            assert said["start_seconds"] == same["start_seconds"]
+            assert said["end_seconds"] == same["end_seconds"]
+    assert answer["windows"][0]["predictions"] == [
+        {"label": top["label"], "score": pytest.approx(top["score"], abs=1e-6)}
+        for top in next(values for name, values in found if name == "window")["predictions"]
+    ]
+    status, answer = endpoint.predict(videos[2], options={"timeline": True, "num_clips": 3})
+    assert (status, answer["code"]) == (422, "bad_option")
+
+
+def test_no_video_is_fetched_unless_hosts_are_named(endpoint: EndpointClient) -> None:
+    body = json.dumps({"video_url": "https://videos.example/a.mp4?token=secret"}).encode()
+    status, answer = endpoint.post(body, content_type="application/json")
+    assert (status, answer["code"]) == (422, "bad_url")
+    assert "secret" not in json.dumps(answer)
 
 
 @pytest.mark.parametrize(
