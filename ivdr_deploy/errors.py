@@ -40,7 +40,7 @@
     └── ServerError                 a server did not start, answer or stop as it should
 
 An error says what was found and what was expected in ``message``, and what to do in ``hint``. Errors know nothing
-of HTTP or exit codes: ``serving.core.service`` maps them to a status, ``cli`` to an exit code.
+of HTTP or exit codes: ``serving.core.answers`` maps them to a status, ``cli`` to an exit code.
 """
 
 from __future__ import annotations

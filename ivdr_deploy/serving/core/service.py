@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Generator, Mapping
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,27 +12,20 @@ from typing import Any, Self
 
 import numpy as np
 
-from ivdr_deploy import __version__, errors
+from ivdr_deploy import __version__
 from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, read_manifest
 from ivdr_deploy.decoding import DecodeOptions
-from ivdr_deploy.errors import (
-    ArtifactError,
-    ClosedError,
-    DrainingError,
-    IvdrError,
-    OptionError,
-    VideoOpenError,
-)
+from ivdr_deploy.errors import ArtifactError, DrainingError, OptionError, VideoOpenError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.results import Outcome
 from ivdr_deploy.runtimes.base import LoadedModel, Runtime
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.serving.core import metrics as counted
+from ivdr_deploy.serving.core.answers import bounded, refusal
 from ivdr_deploy.serving.core.canary import Canary
 from ivdr_deploy.serving.core.fetch import Fetcher
 from ivdr_deploy.serving.core.metrics import Metrics
 from ivdr_deploy.serving.core.schema import (
-    METHODS,
     Envelope,
     Options,
     PredictRequest,
@@ -46,43 +38,6 @@ from ivdr_deploy.serving.core.schema import (
 from ivdr_deploy.serving.core.settings import ServiceSettings
 from ivdr_deploy.serving.core.timelines import Found, Timelines, check_timeline
 from ivdr_deploy.spec import MAX_BATCH
-
-logger = logging.getLogger(__name__)
-
-STATUS: tuple[tuple[type[IvdrError], int], ...] = (
-    (errors.QueueFullError, 429),
-    (errors.DrainingError, 503),
-    (errors.RequestTimeoutError, 408),
-    (errors.UnauthorizedError, 401),
-    (errors.MethodError, 405),
-    (errors.EncodingError, 415),
-    (errors.UrlError, 422),
-    (errors.FetchError, 424),  # of a server that is not this one
-    (errors.OptionError, 422),  # understood, but not to be had
-    (errors.RequestError, 400),
-    (errors.VideoLimitError, 413),
-    (errors.NoVideoStreamError, 415),
-    (errors.VideoDecodeError, 422),  # a readable file, but its pictures are damaged
-    (errors.VideoCrashError, 422),  # it is the file, as far as anyone knows: others are decoded beside it
-    (errors.VideoTimeoutError, 504),
-    (errors.VideoError, 400),
-)
-"""HTTP status of every error one request can cause; the first match counts, and 500 is what is left: the network failed
-on this video, or a defect of ours. TorchServe answers a full queue by itself."""
-
-HEADERS: dict[int, dict[str, str]] = {
-    401: {"WWW-Authenticate": "Bearer"},
-    405: {"Allow": ", ".join(METHODS)},
-    429: {"Retry-After": "1"},
-    503: {"Retry-After": "5"},
-}
-"""That go with a status."""
-
-MAX_ANSWER_BYTES = 16 << 20
-"""Of one answer as JSON. A request for vectors of many clips may ask for more, and is refused."""
-
-_MESSAGE_CHARACTERS = 1000
-"""Of a message and of a hint in an answer. A guard: each message cuts short what it quotes."""
 
 
 class InferenceService:
@@ -282,7 +237,7 @@ class InferenceService:
             if request.options.timeline is None:
                 self._predict(request, answer)
             else:
-                self._finish(answer, _bounded(self._timelines.whole(request)))
+                self._finish(answer, bounded(self._timelines.whole(request)))
         except Exception as error:  # noqa: BLE001  # as in submit
             self._finish(answer, error)
 
@@ -300,7 +255,7 @@ class InferenceService:
             result = outcome.result
             assert result is not None
             body = describe_result(result, self.model, options=options, top_k=self.settings.top_k)
-            response = _bounded(body)
+            response = bounded(body)
         except Exception as error:  # noqa: BLE001  # as in submit
             self._finish(answer, error)
             return
@@ -320,38 +275,6 @@ class InferenceService:
         response = refusal(found) if isinstance(found, Exception) else found
         self.metrics.add(counted.REQUESTS, label="ok" if response is found else response.body["code"])
         return response
-
-
-def status_of(error: Exception) -> int:
-    """Return the HTTP status of an error, from the table above."""
-    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
-
-
-def refusal(error: Exception) -> Response:
-    """Return the answer that an error is."""
-    if isinstance(error, CancelledError | ClosedError):  # it was waiting when the service was closed
-        error = DrainingError("this endpoint is closed", hint="send the request again later")
-    status = status_of(error)
-    return Response(status=status, body=_error_body(error), headers=HEADERS.get(status, {}))
-
-
-def _bounded(body: dict[str, Any]) -> Response:
-    """Return an answer, unless it is too large."""
-    response = Response(status=200, body=body)
-    if len(response.json) > MAX_ANSWER_BYTES:
-        raise OptionError(
-            f"the answer would have {len(response.json)} bytes, more than the limit of {MAX_ANSWER_BYTES}",
-            hint="ask for fewer clips or outputs; a timeline can come as a stream of events",
-        )
-    return response
-
-
-def _error_body(error: Exception) -> dict[str, Any]:
-    if isinstance(error, IvdrError):
-        return {name: text[:_MESSAGE_CHARACTERS] for name, text in error.to_dict().items()}
-    logger.error("a request failed unexpectedly", exc_info=error)
-    message = f"unexpected {type(error).__name__}"
-    return {"code": "internal", "message": message, "hint": "see the log of the service"}
 
 
 class _CountedRuntime(Runtime):

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp
 
 from ivdr_deploy.environment import engine_threads
 from ivdr_deploy.errors import ConfigError, ServerError
+from ivdr_deploy.serving.core.answers import refusal
 from ivdr_deploy.serving.core.metrics import METRICS, Metric, Series, exposition
-from ivdr_deploy.serving.core.service import refusal
 from ivdr_deploy.serving.http.app import admin_app
 from ivdr_deploy.serving.http.auth import Guarded, find_token
 from ivdr_deploy.serving.http.channel import Message

@@ -14,7 +14,7 @@ from ivdr_deploy._files import atomic_path
 from ivdr_deploy._optional import pip_install, require
 from ivdr_deploy._text import is_utf8, quoted
 from ivdr_deploy.errors import ConfigError, FolderError, MissingDependencyError, ServerError
-from ivdr_deploy.serving.core.service import MAX_ANSWER_BYTES
+from ivdr_deploy.serving.core.answers import MAX_ANSWER_BYTES
 from ivdr_deploy.serving.torchserve.archive import Archive
 from ivdr_deploy.serving.torchserve.settings import DRAIN_VARIABLE
 

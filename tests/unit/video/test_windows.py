@@ -13,7 +13,7 @@ import pytest
 from made_videos import ALL_CONTAINERS, DECODERS, NUM_FRAMES, VARIABLE_MS, made_video, remux
 from videos import numbered_video
 
-from ivdr_deploy.errors import VideoDecodeError, VideoTimeoutError
+from ivdr_deploy.errors import VideoDecodeError, VideoError, VideoTimeoutError
 from ivdr_deploy.spec import ClipSpec, ViewPlan
 from ivdr_deploy.video import VideoLimits, load_clips
 from ivdr_deploy.video._pyav import PyAvReader
@@ -84,6 +84,23 @@ def test_they_stand_upright(folder: Path) -> None:
     assert found[0].info.rotation == 90
     assert_equal_to_load_clips(found, turned, CLIP, 3)
     assert_equal_to_load_clips(read(turned.read_bytes()), turned, CLIP, 3)
+
+
+def test_real_and_awkward_files(shared_data: Path) -> None:
+    """Those that ``load_clips`` refuses are refused the same."""
+    read_right = 0
+    for path in sorted((shared_data / "odd").iterdir()):
+        try:
+            load_clips(
+                path, CLIP, ViewPlan(placement="sliding", num_clips=1024, hop=8), limits=ALL_CONTAINERS
+            )
+        except VideoError as error:
+            with pytest.raises(type(error)):
+                read(path, hop=8)
+            continue
+        assert_equal_to_load_clips(read(path, hop=8), path, CLIP, 8)
+        read_right += 1
+    assert read_right >= 40
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 7, 8, 9, 16, 17])

@@ -259,7 +259,7 @@ def test_what_waits_when_the_service_is_closed_is_told_to_come_back(
 def test_answer_has_a_bound_of_its_own(
     service: InferenceService, videos: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ivdr_deploy.serving.core.service.MAX_ANSWER_BYTES", 3000)
+    monkeypatch.setattr("ivdr_deploy.serving.core.answers.MAX_ANSWER_BYTES", 3000)
     assert send(service, videos[2], outputs=["intra"], num_clips=2)[0] == 200
     status, body = send(service, videos[2], outputs=["intra"], num_clips=40)
     assert (status, body["code"]) == (422, "bad_option")

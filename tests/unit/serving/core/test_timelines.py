@@ -174,7 +174,7 @@ def test_time_and_size_are_bounded(
     limited = InferenceService(service.model, short)
     assert ask(limited, long, timeline=True)[0] == 413
     limited._predictor.close()
-    monkeypatch.setattr("ivdr_deploy.serving.core.service.MAX_ANSWER_BYTES", 3000)
+    monkeypatch.setattr("ivdr_deploy.serving.core.answers.MAX_ANSWER_BYTES", 3000)
     status, body = ask(service, long, timeline={"hop": 1})
     assert (status, body["code"]) == (422, "bad_option")
     assert "stream" in body["hint"]

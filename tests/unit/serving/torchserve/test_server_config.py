@@ -8,7 +8,7 @@ import pytest
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.errors import ConfigError, FolderError, ServerError
-from ivdr_deploy.serving.core.service import MAX_ANSWER_BYTES
+from ivdr_deploy.serving.core.answers import MAX_ANSWER_BYTES
 from ivdr_deploy.serving.torchserve.archive import Archive
 from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig, claim_run_folder
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
