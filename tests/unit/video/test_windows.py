@@ -86,6 +86,7 @@ def test_they_stand_upright(folder: Path) -> None:
     assert_equal_to_load_clips(read(turned.read_bytes()), turned, CLIP, 3)
 
 
+@pytest.mark.exhaustive
 def test_real_and_awkward_files(shared_data: Path) -> None:
     """Those that ``load_clips`` refuses are refused the same."""
     read_right = 0
