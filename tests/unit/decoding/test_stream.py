@@ -98,7 +98,7 @@ def test_a_worker_that_is_killed_between_two_pieces_is_noticed(video: Path, tmp_
         process.send_signal(signal.SIGKILL)
         process.wait(20)
         found: list[Any] = []
-        with pytest.raises(VideoCrashError):
+        with pytest.raises(VideoCrashError, match="was ended"):
             found.extend(stream)
     assert len(found) <= 1
 

@@ -163,6 +163,7 @@ def test_every_frame_is_decoded_once_and_dropped_when_no_window_needs_it(
 
     def dropping(ring: _Ring, index: int) -> None:
         held.append(len(ring._held))
+        assert all(frame.base is None for frame in ring._held.values())  # a view would hold the whole frame
         drop(ring, index)
 
     monkeypatch.setattr(PyAvReader, "frames", listening)
