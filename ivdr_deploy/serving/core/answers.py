@@ -62,14 +62,27 @@ def refusal(error: Exception) -> Response:
 
 
 def bounded(body: dict[str, Any]) -> Response:
-    """Return an answer, unless it is too large."""
+    """Return an answer.
+
+    Raises:
+        OptionError: if it is too large.
+    """
     response = Response(status=200, body=body)
-    if len(response.json) > MAX_ANSWER_BYTES:
+    check_size(len(response.json))
+    return response
+
+
+def check_size(size_bytes: int) -> None:
+    """Refuse an answer of more than ``MAX_ANSWER_BYTES``.
+
+    Raises:
+        OptionError: if it is larger.
+    """
+    if size_bytes > MAX_ANSWER_BYTES:
         raise OptionError(
-            f"the answer would have {len(response.json)} bytes, more than the limit of {MAX_ANSWER_BYTES}",
+            f"the answer would have {size_bytes} bytes or more, more than the limit of {MAX_ANSWER_BYTES}",
             hint="ask for fewer clips or outputs; a timeline can come as a stream of events",
         )
-    return response
 
 
 def _error_body(error: Exception) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from ivdr_deploy.events import TimelinePlan
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.serving.core import metrics as counted
+from ivdr_deploy.serving.core.answers import check_size
 from ivdr_deploy.serving.core.metrics import Metrics
 from ivdr_deploy.serving.core.schema import Options, PredictRequest, describe_model
 from ivdr_deploy.serving.core.settings import ServiceSettings
@@ -86,13 +88,20 @@ class Timelines:
             self._places.release()
 
     def whole(self, request: PredictRequest) -> dict[str, Any]:
-        """Return all that ``find`` yields as one body."""
+        """Return all that ``find`` yields as one body; given up as soon as it is larger than any answer may be.
+
+        Raises:
+            OptionError: if it is; also as ``find``.
+        """
         windows: list[dict[str, Any]] = []
         events: list[dict[str, Any]] = []
+        size_bytes = 0
         for kind, values in self.find(request):
             if kind == "summary":
                 return {**values, "windows": windows, "events": events}
             (windows if kind == "window" else events).append(values)
+            size_bytes += len(json.dumps(values))
+            check_size(size_bytes)
         raise AssertionError("a timeline ends with its summary")
 
     def _count(self, end: TimelineEnd) -> None:

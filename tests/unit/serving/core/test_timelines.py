@@ -175,8 +175,12 @@ def test_time_and_size_are_bounded(
     assert ask(limited, long, timeline=True)[0] == 413
     limited._predictor.close()
     monkeypatch.setattr("ivdr_deploy.serving.core.answers.MAX_ANSWER_BYTES", 3000)
+    calls = []
+    infer = service._predictor.infer_clips
+    monkeypatch.setattr(service._predictor, "infer_clips", lambda clips: calls.append(clips) or infer(clips))
     status, body = ask(service, long, timeline={"hop": 1})
     assert (status, body["code"]) == (422, "bad_option")
+    assert len(calls) < 6  # of 18: it is given up, not collected
     assert "stream" in body["hint"]
     assert len(followed(service, long, timeline={"hop": 1})) > 100  # piece by piece there is no such bound
 
