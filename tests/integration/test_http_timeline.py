@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import json
 import logging
 import threading
@@ -65,22 +66,28 @@ def events_of(answer: HTTPResponse) -> Iterator[tuple[str, dict[str, Any]]]:
         yield kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))
 
 
+@pytest.fixture
+def go_on(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The network waits at its third call until this is set."""
+    runtime = server.service.model.runtime._runtime  # type: ignore[attr-defined]
+    infer, event, calls = runtime.infer, threading.Event(), itertools.count(1)
+
+    def infers(video: np.ndarray) -> Any:
+        assert next(calls) < 3 or event.wait(60)
+        return infer(video)
+
+    monkeypatch.setattr(runtime, "infer", infers)
+    yield event
+    event.set()
+
+
 def counted(server: HttpServer, outcome: str) -> float:
     return server.client.metrics().get(f'ivdr_requests_total{{outcome="{outcome}"}}', 0.0)
 
 
 def test_events_come_while_the_work_goes_on_and_a_summary_ends_them(
-    server: HttpServer, long: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, long: bytes, caplog: pytest.LogCaptureFixture, go_on: threading.Event
 ) -> None:
-    runtime = server.service.model.runtime._runtime  # type: ignore[attr-defined]
-    infer, go_on, calls = runtime.infer, threading.Event(), []
-
-    def waits_at_the_third_call(video: np.ndarray) -> Any:
-        calls.append(len(video))
-        assert len(calls) < 3 or go_on.wait(60)
-        return infer(video)
-
-    monkeypatch.setattr(runtime, "infer", waits_at_the_third_call)
     caplog.set_level(logging.INFO, "ivdr_deploy.access")
     with begin(server, long, "?timeline=true&top_k=2", **{"X-Request-Id": "mine"}) as answer:
         assert (answer.status, answer.getheader("content-type")) == (200, "text/event-stream; charset=utf-8")
@@ -126,13 +133,16 @@ def test_an_error_in_the_middle_is_an_event(server: HttpServer, long: bytes) -> 
     assert (kind, values["code"], set(values)) == ("error", "decode_failed", {"code", "message", "hint"})
 
 
-def test_a_client_that_goes_away_ends_the_work_and_frees_its_places(server: HttpServer, long: bytes) -> None:
+def test_a_client_that_goes_away_ends_the_work_and_frees_its_places(
+    server: HttpServer, long: bytes, go_on: threading.Event
+) -> None:
     before = counted(server, "client_gone")
     with begin(server, long, "?timeline=%7B%22hop%22:1%7D") as answer:
         assert next(events_of(answer))[0] == "window"
         with begin(server, long) as refused:  # of timelines one is taken, of requests two
             assert (refused.status, json.load(refused)["code"]) == (429, "queue_full")
             assert refused.getheader("retry-after") == "1"
+    go_on.set()
     wait_for(lambda: counted(server, "client_gone") == before + 1, seconds=20)
     wait_for(lambda: server.client.metrics()["ivdr_busy"] == 0, seconds=20)
     with begin(server, long) as again:  # both places are free again
