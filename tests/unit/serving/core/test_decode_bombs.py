@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from damage import damaged_bytes
 from hostile_mp4 import movie, png, track
 from videos import numbered_video
 
@@ -73,3 +75,31 @@ def test_a_bomb_ends_at_a_limit_within_two_seconds(
         assert seconds < LIMIT_SECONDS + MORE_SECONDS + (LIMIT_SECONDS if options else 0.0)
     assert limited.submit({"body": good}).result(60).status == 200
     limited._predictor.close()
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.exhaustive)])
+def test_damaged_videos_are_looked_through_or_refused_by_name(
+    service: InferenceService, tmp_path: Path, count: int
+) -> None:
+    """The whole of each is decoded, not a few clips, so that damage is met wherever it is."""
+    kinds = {"a.mp4": "libx264", "b.avi": "mpeg4", "c.webm": "libvpx", "d.mkv": "libx264"}
+    originals = [
+        numbered_video(tmp_path / name, num_frames=25, size=(64, 48), codec=codec).read_bytes()
+        for name, codec in kinds.items()
+    ]
+    said: Counter[tuple[int, str]] = Counter()
+    for seed in range(count):
+        original = originals[seed % len(originals)]
+        mutant = damaged_bytes(original, seed, within=min(2048, len(original)))
+        answer = service.submit({"body": mutant, "timeline": True}).result(60)
+        said[answer.status, answer.body.get("code", "ok")] += 1
+    known = {
+        (200, "ok"),
+        (400, "unreadable"),
+        (400, "bad_request"),
+        (413, "too_large"),
+        (415, "no_video_stream"),
+    }
+    assert set(said) <= {*known, (422, "decode_failed")}, said
+    assert said[200, "ok"] > count / 20
+    assert count - said[200, "ok"] > count / 20
