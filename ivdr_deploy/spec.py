@@ -216,6 +216,10 @@ class ModelSpec:
     slot_dim: int = 64
     """Size of one slot (D); also the size of ``inter``."""
 
+    head_norm: Literal["none", "series", "both"] = "none"
+    """Batch norm without weights in front of the series head, or of clip and series head. It takes away what all clips
+    share, without which the shuffle-rank loss stays at chance."""
+
     num_classes: int = 0
     """Classes of the classifier (K); 0 builds none."""
 

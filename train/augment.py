@@ -44,6 +44,12 @@ class Changes(NamedTuple):
         color, grey = (part.to(device, non_blocking=True) for part in (self.color, self.grey))
         return Changes(color, grey, blur, flip)
 
+    def take(self, clips: np.ndarray) -> Changes:
+        """Return what is done to some of the clips, int64 (n,)."""
+        chosen = torch.from_numpy(clips)
+        blur, flip = (None if part is None else part[chosen] for part in (self.blur_sigma, self.flip))
+        return Changes(self.color[chosen], self.grey[chosen], blur, flip)
+
 
 def draw_changes(
     config: AugmentConfig, count: int, *, rng: np.random.Generator, plain: np.ndarray | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,12 +11,8 @@ from ivdr_deploy._text import as_text
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import ClipSpec, Device, ModelSpec, ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
-
-
-def _in_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    if not (low <= value <= high and math.isfinite(value)):
-        bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-        raise ConfigError(f"{name} must be {bound}, found {value}")
+from train.method import DualConfig
+from train.method import in_range as _in_range
 
 
 def _paths_at_home(config: object, *names: str) -> None:
@@ -145,44 +140,6 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DualConfig:
-    """Weights and temperatures of the dual-representation losses."""
-
-    clip_weight: float = 1.0
-    """Weight of the clip contrast. The paper's eight-GPU runs in effect used 0.125."""
-
-    coherence_weight: float = 1.0
-    """Weight of the temporal-coherent contrast of slot means."""
-
-    rank_weight: float = 1.0
-    """Weight of the shuffle-rank loss (the mean over its two pairs)."""
-
-    clip_temperature: float = 0.07
-    """Softmax temperature of the clip contrast."""
-
-    coherence_temperature: float = 0.07
-    """Softmax temperature of the temporal-coherent contrast."""
-
-    rank_theta: float = 0.05
-    """Temperature of the shuffle-rank loss."""
-
-    rank_clamp: float = 5.0
-    """Bound on (negative - positive) / theta, above which a comparison has no gradient; 0: no bound."""
-
-    @property
-    def trained_heads(self) -> tuple[str, ...]:
-        """The heads that the weighted losses reach."""
-        series = self.coherence_weight or self.rank_weight
-        return ("clip_head",) * bool(self.clip_weight) + ("series_head",) * bool(series)
-
-    def __post_init__(self) -> None:
-        for name in ("clip_weight", "coherence_weight", "rank_weight", "rank_clamp"):
-            _in_range(name, getattr(self, name), 0.0)
-        for name in ("clip_temperature", "coherence_temperature", "rank_theta"):
-            _in_range(name, getattr(self, name), 1e-4)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """What every training run has."""
 
@@ -277,14 +234,19 @@ class FinetuneConfig(RunConfig):
             raise ConfigError("linear_probe freezes what dual_weight trains; choose one")
         if self.dual_weight:
             _require_dual_heads(self)
+            if self.dual.form != "simclr":
+                raise ConfigError(
+                    "dual_weight trains in the form simclr only, found dual.form=moco",
+                    hint="a network that was pre-trained with moco is fine-tuned jointly with dual.form=simclr",
+                )
 
 
 def _require_dual_heads(config: RunConfig) -> None:
     for name in ("clip_dim", "num_slots"):
         if not getattr(config.model, name):
             raise ConfigError(f"model.{name} is 0, and the dual losses train the head that it describes")
-    if config.dual.rank_weight and config.model.num_slots < 2:
+    if config.dual.ranks and config.model.num_slots < 2:
         raise ConfigError(
             "model.num_slots must be at least 2 for the shuffle-rank loss, found 1",
-            hint="set dual.rank_weight=0 to do without it",
+            hint="set dual.mode=clip-tc or clip to do without it",
         )

@@ -13,6 +13,7 @@ from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import from_dict, to_dict
 from train.config import RunConfig
+from train.method import fill_preset
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -30,7 +31,8 @@ def load_config(
         cls: ``PretrainConfig`` or ``FinetuneConfig``.
         path: The file.
         overrides: ``dotted.key=value`` each. The value is read as TOML; what is no TOML is text, and where the setting
-            is text anything but a quoted string is taken as it stands: ``out=2024`` is a folder.
+            is text anything but a quoted string is taken as it stands: ``out=2024`` is a folder. ``preset`` names a
+            set of settings, see ``train.method``.
         complete: Adds what follows from the settings that are given.
 
     Raises:
@@ -47,6 +49,7 @@ def load_config(
         _apply(cls, values, override)
     if complete is not None:
         complete(values)
+    fill_preset(values)
     return from_dict(cls, values, where=str(path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,13 +19,52 @@ DrawClip = Callable[[int, ClipSpec, np.random.Generator], np.ndarray]
 """Draws the frame indices of a random clip: ``random_centre_clip`` or ``random_start_clip``."""
 
 
-def epoch_batches(count: int, *, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """The videos of a step, and those of them that are to be drawn here.
+
+    What is drawn for a video depends on the seed, the step and the video's place in the whole batch alone: several
+    processes, or several parts one after the other, draw what one process draws at once.
+    """
+
+    rows: np.ndarray
+    """int64 (N,) rows of the training list."""
+
+    places: np.ndarray
+    """int64 (B,) places in ``rows`` to draw."""
+
+    seed: int
+    step: int
+
+    @property
+    def own_rows(self) -> np.ndarray:
+        """Rows of the training list to draw, (B,)."""
+        rows: np.ndarray = self.rows[self.places]
+        return rows
+
+    def whole(self) -> np.random.Generator:
+        """Return a generator for what is drawn for all N videos at once, the same in every part."""
+        return np.random.default_rng([self.seed, 1, self.step])
+
+    def video(self, place: int) -> np.random.Generator:
+        """Return a generator for the video at a place of the batch."""
+        return np.random.default_rng([self.seed, 3, self.step, place])
+
+    def part(self, number: int, parts: int, *, rank: int = 0, ranks: int = 1) -> Batch:
+        """Return one of several equal parts, and of that the share of one of several processes."""
+        places = np.array_split(self.places, parts)[number]
+        return replace(self, places=np.array_split(places, ranks)[rank])
+
+
+def epoch_batches(
+    count: int, *, batch_size: int, rng: np.random.Generator, multiple: int = 1
+) -> Iterator[np.ndarray]:
     """Yield the rows of each step of an epoch, in random order; rows that do not fill a batch are left out.
 
-    A list shorter than a batch is one batch.
+    A list shorter than a batch is one batch, of the largest size that ``multiple`` divides.
     """
     order = rng.permutation(count)
-    size = min(batch_size, count)
+    size = min(batch_size, count) // multiple * multiple
     for start in range(0, count - size + 1, size):
         yield order[start : start + size]
 
@@ -34,108 +74,117 @@ def steps_per_epoch(count: int, *, batch_size: int) -> int:
     return max(1, count // batch_size)
 
 
-def single_views(
-    videos: CachedVideos,
-    rows: Sequence[int] | np.ndarray,
-    clip: ClipSpec,
-    *,
-    draw: DrawClip,
-    rng: np.random.Generator,
-) -> np.ndarray:
+def single_views(videos: CachedVideos, batch: Batch, clip: ClipSpec, *, draw: DrawClip) -> np.ndarray:
     """Take one random clip with a random crop from each video.
 
     Args:
         videos: The cache.
-        rows: Which videos.
+        batch: Which videos.
         clip: The contract.
         draw: How a clip is placed in time.
-        rng: Source of all randomness.
 
     Returns:
         uint8 (B, T, crop, crop, 3).
     """
-    out = np.empty((len(rows), *clip.clip_shape), np.uint8)
-    for target, row in zip(out, rows, strict=True):
-        frames = videos.frames(row)
+    out = np.empty((len(batch.places), *clip.clip_shape), np.uint8)
+    for target, place, row in zip(out, batch.places, batch.own_rows, strict=True):
+        frames, rng = videos.frames(row), batch.video(place)
         _crop_into(target, frames, draw(len(frames), clip, rng), rng)
     return out
 
 
 def dual_views(
     videos: CachedVideos,
-    rows: Sequence[int] | np.ndarray,
+    batch: Batch,
     clip: ClipSpec,
     *,
     draw: DrawClip,
-    rng: np.random.Generator,
+    count: int = 3,
     reverse_probability: float = 0.0,
 ) -> np.ndarray:
-    """Take the three clips of each video that the dual losses compare.
+    """Take the clips of each video that the dual losses compare.
 
     Clips 0 and 1 are drawn independently; clip 2 holds the frames of clip 0. Every clip has a crop of its
     own.
 
     Args:
         videos: The cache.
-        rows: Which videos.
+        batch: Which videos.
         clip: The contract.
         draw: How a clip is placed in time.
-        rng: Source of all randomness.
-        reverse_probability: Probability that all three clips of a video run backwards.
+        count: 3, or 2 to leave clip 2 out (V).
+        reverse_probability: Probability that all clips of a video run backwards.
 
     Returns:
-        uint8 (3, B, T, crop, crop, 3).
+        uint8 (V, B, T, crop, crop, 3).
     """
-    out = np.empty((3, len(rows), *clip.clip_shape), np.uint8)
-    for place, row in enumerate(rows):
-        frames = videos.frames(row)
+    out = np.empty((count, len(batch.places), *clip.clip_shape), np.uint8)
+    for number, (place, row) in enumerate(zip(batch.places, batch.own_rows, strict=True)):
+        frames, rng = videos.frames(row), batch.video(place)
         first, second = draw(len(frames), clip, rng), draw(len(frames), clip, rng)
         if rng.random() < reverse_probability:
             first, second = first[::-1], second[::-1]
-        for view, indices in enumerate((first, second, first)):
-            _crop_into(out[view, place], frames, indices, rng)
+        for view, indices in enumerate((first, second, first)[:count]):
+            _crop_into(out[view, number], frames, indices, rng)
     return out
 
 
 def draw_dual_batch(
-    videos: CachedVideos,
-    rows: np.ndarray,
-    config: RunConfig,
-    *,
-    draw: DrawClip,
-    rng: np.random.Generator,
+    videos: CachedVideos, batch: Batch, config: RunConfig, *, draw: DrawClip
 ) -> dict[str, Tensor | Changes]:
-    """Draw the arguments of ``DualStep.forward``.
+    """Draw the arguments of the ``forward`` of a dual step.
 
     Args:
         videos: The cache.
-        rows: Which videos (B).
-        config: Contract, network and augmentation.
+        batch: Which videos (B).
+        config: Contract, network, augmentation and method.
         draw: How a clip is placed in time.
-        rng: Source of all randomness.
     """
-    count = len(rows)
-    augment = config.augment
-    views = dual_views(
-        videos, rows, config.clip, draw=draw, rng=rng, reverse_probability=augment.reverse_probability
-    )
-    plain = np.zeros((3, count), dtype=bool)
+    augment, dual, rng = config.augment, config.dual, batch.whole()
+    count, slots = len(batch.rows), config.model.num_slots
+    plain = np.zeros((dual.views, count), dtype=bool)
     plain[0] = rng.random(count) < augment.plain_probability
-    changes = draw_changes(augment, 3 * count, rng=rng, plain=plain.ravel())
-    return {
+    changes = draw_changes(augment, dual.views * count, rng=rng, plain=plain.ravel())
+    permutations = draw_permutations(count, slots, rng=rng, exclude_identity=dual.rank_exclude_identity)
+    own = np.arange(dual.views)[:, None] * count + batch.places
+    views = dual_views(
+        videos,
+        batch,
+        config.clip,
+        draw=draw,
+        count=dual.views,
+        reverse_probability=augment.reverse_probability,
+    )
+    drawn: dict[str, Tensor | Changes] = {
         "views": torch.from_numpy(views),
-        "changes": changes,
-        "permutation": torch.from_numpy(draw_permutations(count, config.model.num_slots, rng=rng)),
+        "changes": changes.take(own.ravel()),
+        "permutation": torch.from_numpy(permutations[batch.places]),
     }
+    if dual.rank_warmup_steps:
+        drawn["contrast"] = torch.tensor(float(batch.step >= dual.rank_warmup_steps))
+    if dual.form == "moco":
+        drawn["videos"] = torch.from_numpy(batch.own_rows.astype(np.int64))
+    return drawn
 
 
-def draw_permutations(count: int, slots: int, *, rng: np.random.Generator) -> np.ndarray:
-    """Draw an order of the segments for each video, the true one included.
+def draw_permutations(
+    count: int, slots: int, *, rng: np.random.Generator, exclude_identity: bool = False
+) -> np.ndarray:
+    """Draw an order of the segments for each video, all as likely.
+
+    Args:
+        count: Videos.
+        slots: Segments (S).
+        rng: Source of all randomness.
+        exclude_identity: Whether the true order is left out; for S of at least 2.
 
     Returns:
         int64 (count, slots): place i takes segment ``[:, i]``.
     """
-    return rng.permuted(np.tile(np.arange(slots), (count, 1)), axis=1)
+    orders = rng.permuted(np.tile(np.arange(slots), (count, 1)), axis=1)
+    while exclude_identity and slots > 1 and (true := (orders == np.arange(slots)).all(axis=1)).any():
+        orders[true] = rng.permuted(orders[true], axis=1)
+    return orders
 
 
 def golden_clips(videos: CachedVideos, clip: ClipSpec, *, count: int = 4) -> np.ndarray:

@@ -24,7 +24,7 @@ from train.augment import Changes, draw_changes
 from train.cache import CachedVideos
 from train.choice import choose, describe
 from train.config import DataConfig, FinetuneConfig
-from train.data import draw_dual_batch, golden_clips, single_views
+from train.data import Batch, draw_dual_batch, golden_clips, single_views
 from train.evaluate import evaluate_model, open_in_memory
 from train.groups import group_videos, hold_out
 from train.init import transfer
@@ -123,7 +123,7 @@ def _train(
     if config.channels_last:
         model.backbone.to(memory_format=torch.channels_last_3d)
     step = _build_step(model, config).train()
-    state = open_state(config, model, cached)
+    state = open_state(config, step, cached)
     begin_or_resume(config, state)
     draw = _batches(cached, VideoList(videos.source, cached.items).targets(labels), config)
     metrics = run_steps(config, step, state, draw, count=len(cached), description="fine-tuning")
@@ -171,12 +171,12 @@ def _build_step(model: VideoModel, config: FinetuneConfig) -> nn.Module:
 def _batches(cached: CachedVideos, targets: list[int], config: FinetuneConfig) -> DrawBatch:
     """Return what draws the batches of ``_build_step``."""
 
-    def draw(rows: np.ndarray, rng: np.random.Generator) -> Mapping[str, Tensor | Changes]:
-        truth = torch.tensor([targets[row] for row in rows])
+    def draw(batch: Batch) -> Mapping[str, Tensor | Changes]:
+        truth = torch.tensor([targets[row] for row in batch.own_rows])
         if config.dual_weight:
-            return draw_dual_batch(cached, rows, config, draw=random_start_clip, rng=rng) | {"truth": truth}
-        views = single_views(cached, rows, config.clip, draw=random_start_clip, rng=rng)
-        changes = draw_changes(config.augment, len(rows), rng=rng)
+            return draw_dual_batch(cached, batch, config, draw=random_start_clip) | {"truth": truth}
+        views = single_views(cached, batch, config.clip, draw=random_start_clip)
+        changes = draw_changes(config.augment, len(batch.rows), rng=batch.whole()).take(batch.places)
         return {"views": torch.from_numpy(views), "changes": changes, "truth": truth}
 
     return draw

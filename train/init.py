@@ -76,6 +76,7 @@ def transfer(
     compared = ["backbone", "backbone_config"]
     compared += ["clip_dim"] if theirs.clip_dim else []
     compared += ["num_slots", "slot_dim"] if theirs.num_slots else []
+    compared += ["head_norm"] if theirs.num_slots or theirs.clip_dim else []
     differences = [
         f"model.{name}: {quoted(getattr(theirs, name))} != {quoted(getattr(spec, name))}"
         for name in compared

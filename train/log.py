@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -84,7 +84,7 @@ class RunLog:
 
     def _write(self, step: int) -> None:
         window, self._window = self._window, []
-        self.last = {name: sum(float(row[name]) for row in window) / len(window) for name in window[0]}
+        self.last = {name: _mean([float(row[name]) for row in window], name) for name in window[0]}
         table = csv.writer(self._file)
         if not self._has_header:
             table.writerow(["step", *self.last])
@@ -100,3 +100,9 @@ class RunLog:
                 f"the loss is {self.last['loss']} at step {step}",
                 hint="lower optim.lr, or set optim.warmup_epochs",
             )
+
+
+def _mean(values: Sequence[float], name: str) -> float:
+    """Return the mean of a metric; what a step could not measure is NaN and left out, but for losses."""
+    known = values if name.startswith("loss") else [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -17,64 +17,62 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def nt_xent_similarities(a0: Tensor, a1: Tensor) -> tuple[Tensor, Tensor]:
+class Rows(NamedTuple):
+    """Two views of every video: those of this process, among those of all."""
+
+    own: Tensor
+    """(2, B, D)."""
+
+    every: Tensor
+    """(2, N, D): of all processes, in the order of their ranks; ``own`` itself where there is but one."""
+
+    offset: int = 0
+    """Place of the first own video among all."""
+
+
+def rows(a0: Tensor, a1: Tensor) -> Rows:
+    """Return the rows of a single process from two views (B, D)."""
+    own = torch.stack([a0, a1])
+    return Rows(own, own)
+
+
+def nt_xent_similarities(rows: Rows) -> tuple[Tensor, Tensor]:
     """Return the similarities behind ``nt_xent`` and where each row's positive is.
 
-    Args:
-        a0: (B, D) first view of every video.
-        a1: (B, D) second view.
-
     Returns:
-        (2B, 2B) dot products of the stacked rows (a0; a1), -inf on the diagonal; and (2B,) the positive's
-        column.
+        (2B, 2N) dot products of the own rows, view by view, with all, -inf where a row meets itself; and (2B,) the
+        positive's column.
     """
-    rows = torch.cat([a0, a1])
-    count = len(rows)
-    diagonal = torch.eye(count, dtype=torch.bool, device=rows.device)
-    similarities = (rows @ rows.mT).masked_fill(diagonal, -torch.inf)
-    positives = torch.arange(count, device=rows.device).roll(-len(a0))
-    return similarities, positives
+    count, total = rows.own.shape[1], rows.every.shape[1]
+    places = torch.arange(count, device=rows.own.device) + rows.offset
+    itself = torch.cat([places, places + total])
+    columns = torch.arange(2 * total, device=rows.own.device)
+    similarities = rows.own.flatten(0, 1) @ rows.every.flatten(0, 1).mT
+    similarities = similarities.masked_fill(columns == itself[:, None], -torch.inf)
+    return similarities, itself.roll(count)
 
 
-def nt_xent(a0: Tensor, a1: Tensor, *, temperature: float) -> Tensor:
+def nt_xent(rows: Rows, *, temperature: float) -> Tensor:
     """Contrast videos with each other: the clip loss on embeddings, the temporal-coherent loss on slot means.
 
-    Each of the 2B rows must find the other view of its video among all other rows (cross-entropy, mean over rows):
+    Each own row must find the other view of its video among all other rows (cross-entropy, mean over own rows):
     equation 1 of Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, which
-    the paper uses for its SimCLR form.
+    the paper uses for its SimCLR form. The mean over processes of equal batches is the loss of the batches together.
 
     Args:
-        a0: (B, D) first view. Need not be of unit length: slot means are not.
-        a1: (B, D) second view.
+        rows: Need not be of unit length: slot means are not.
         temperature: Softmax temperature, above 0.
 
     Returns:
         Scalar.
     """
-    similarities, positives = nt_xent_similarities(a0, a1)
+    similarities, positives = nt_xent_similarities(rows)
     return F.cross_entropy(similarities / temperature, positives)
-
-
-def temporal_coherent(slots0: Tensor, slots1: Tensor, *, temperature: float) -> Tensor:
-    """Make every moment of one clip agree with every moment of the other clip of its video.
-
-    The paper's temporal coherent contrast, in its SimCLR form. The similarity of two clips is the mean over all S x S
-    slot pairs, which equals the dot product of the slot means.
-
-    Args:
-        slots0: (B, S, D) unit slots of the first clips.
-        slots1: (B, S, D) unit slots of the second clips.
-        temperature: Softmax temperature, above 0.
-
-    Returns:
-        Scalar.
-    """
-    return nt_xent(slots0.mean(dim=1), slots1.mean(dim=1), temperature=temperature)
 
 
 def info_nce_queue(
     q: Tensor, k: Tensor, queue: Tensor, *, temperature: float, ignore: Tensor | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Contrast queries with their own key and with a queue of earlier keys: the clip loss in its MoCo form.
 
     Equation 1 of He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020.
@@ -88,13 +86,14 @@ def info_nce_queue(
             negative.
 
     Returns:
-        Scalar.
+        The loss, and the share of queries whose key is nearer than every negative; both scalar.
     """
     negatives = q @ queue.mT
     if ignore is not None:
         negatives = negatives.masked_fill(ignore, -torch.inf)
     logits = torch.cat([(q * k).sum(dim=-1, keepdim=True), negatives], dim=1) / temperature
-    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+    target = torch.zeros(len(q), dtype=torch.long, device=q.device)
+    return F.cross_entropy(logits, target), (logits.detach().argmax(dim=1) == target).float().mean()
 
 
 def shuffle_segments(video: Tensor, permutation: Tensor) -> Tensor:
@@ -181,9 +180,9 @@ def shuffle_rank(q: Tensor, p: Tensor, *, theta: float, clamp: float | None) -> 
 
 
 @torch.no_grad()
-def contrast_top1(a0: Tensor, a1: Tensor) -> Tensor:
+def contrast_top1(rows: Rows) -> Tensor:
     """Share of rows whose nearest other row is the other view of their video."""
-    similarities, positives = nt_xent_similarities(a0, a1)
+    similarities, positives = nt_xent_similarities(rows)
     return (similarities.argmax(dim=1) == positives).float().mean()
 
 
@@ -191,13 +190,17 @@ def contrast_top1(a0: Tensor, a1: Tensor) -> Tensor:
 def ranking_accuracy(q: Tensor, p: Tensor) -> Tensor:
     """Share of comparisons across the two clips in which the same segment is nearer than another; ties are half.
 
-    An encoder that does not see order scores 0.5 at S = 2: it is right when chance left the segments in place.
+    An encoder that does not see order scores 0.5 where all orders are as likely: it is right when chance left the
+    segments in place.
+
+    Returns:
+        (B,), for each video.
     """
     ranking = rank(q, p)
     first = torch.arange(2 * q.shape[1], device=q.device) < q.shape[1]
     across = ranking.negative & (first[:, None] != first)
     wins = (ranking.margins < 0).float() + 0.5 * (ranking.margins == 0).float()
-    return (wins * across).sum() / (len(q) * across.sum())
+    return (wins * across).sum(dim=(1, 2)) / across.sum()
 
 
 @torch.no_grad()
@@ -206,3 +209,34 @@ def clamped_fraction(q: Tensor, p: Tensor, *, theta: float, clamp: float) -> Ten
     ranking = rank(q, p)
     above = (ranking.margins / theta > clamp) & ranking.negative
     return above.float().sum() / (len(q) * ranking.negative.sum())
+
+
+@torch.no_grad()
+def alignment(a0: Tensor, a1: Tensor) -> Tensor:
+    """Mean squared distance of the two views of a video: 0 when they fall together, 2 for unrelated unit vectors.
+
+    This and ``uniformity`` are of Wang and Isola, "Understanding Contrastive Representation Learning through Alignment
+    and Uniformity on the Hypersphere", ICML 2020.
+    """
+    return (a0 - a1).square().sum(dim=-1).mean()
+
+
+@torch.no_grad()
+def uniformity(vectors: Tensor) -> Tensor:
+    """Log of the mean of exp(-2 d²) over all pairs of videos: 0 when all fall together, about -4 when spread evenly."""
+    count = len(vectors)
+    squared = 2.0 - 2.0 * (vectors @ vectors.mT)
+    same = torch.eye(count, dtype=torch.bool, device=vectors.device)
+    return torch.exp(-2.0 * squared).masked_fill(same, 0.0).sum().div(count * (count - 1)).log()
+
+
+@torch.no_grad()
+def effective_rank(features: Tensor) -> Tensor:
+    """How many directions features (N, F) spread in: (sum of variances)² / sum of their squares, from 1 to N - 1.
+
+    Variances are those along principal axes; both sums are traces, so that no decomposition is needed. 0 where all
+    features are equal.
+    """
+    centred = features - features.mean(dim=0)
+    gram = centred @ centred.mT
+    return gram.trace().square() / gram.square().sum().clamp_min(1e-30)

@@ -1,13 +1,12 @@
-"""Self-supervised pre-training of the dual representation, SimCLR form."""
+"""Self-supervised pre-training of the dual representation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.models.network import build_model
@@ -15,7 +14,7 @@ from ivdr_deploy.spec import TrainingState
 from ivdr_deploy.video.sampling import random_centre_clip
 from train.augment import Changes
 from train.config import PretrainConfig
-from train.data import draw_dual_batch, golden_clips
+from train.data import Batch, draw_dual_batch, golden_clips
 from train.run import (
     begin_or_resume,
     open_state,
@@ -26,7 +25,7 @@ from train.run import (
     start_run,
     write_checkpoint,
 )
-from train.step import DualStep
+from train.step import DualStep, MocoStep
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -51,12 +50,13 @@ def pretrain(config: PretrainConfig) -> Path:
         cached = open_videos(config, videos)
         if config.channels_last:
             model.backbone.to(memory_format=torch.channels_last_3d)
-        step = DualStep(model, config.dual, bf16=runs_bf16(config)).train()
-        state = open_state(config, model, cached)
+        kind: type[nn.Module] = MocoStep if config.dual.form == "moco" else DualStep
+        step = kind(model, config.dual, bf16=runs_bf16(config)).to(device).train()
+        state = open_state(config, step, cached)
         begin_or_resume(config, state)
 
-        def draw(rows: np.ndarray, rng: np.random.Generator) -> Mapping[str, Tensor | Changes]:
-            return draw_dual_batch(cached, rows, config, draw=random_centre_clip, rng=rng)
+        def draw(batch: Batch) -> Mapping[str, Tensor | Changes]:
+            return draw_dual_batch(cached, batch, config, draw=random_centre_clip)
 
         metrics = run_steps(config, step, state, draw, count=len(cached), description="pre-training")
         training = TrainingState(

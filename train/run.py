@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivdr_deploy._console import console, progress, say_left_out
 from ivdr_deploy._files import atomic_path, naming_full_disk, remove_left_over, try_lock
@@ -32,11 +32,11 @@ from train.augment import Changes
 from train.cache import CachedVideos, cache_videos
 from train.config import OptimConfig, RunConfig
 from train.config_file import changed_settings, settings_toml
-from train.data import epoch_batches, steps_per_epoch
+from train.data import Batch, epoch_batches, steps_per_epoch
+from train.dual import LossAndMetrics
 from train.log import METRICS_NAME, RunLog
 from train.optim import build_optimizer, learning_rate, take_step
 from train.state import STATE_NAME, TrainState, run_digest
-from train.step import LossAndMetrics
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 SETTINGS_NAME = "settings.toml"
@@ -44,8 +44,8 @@ SETTINGS_NAME = "settings.toml"
 SAVE_SECONDS = 300.0
 """The training state is saved with the first line of the log after this time: about what a run that dies loses."""
 
-DrawBatch = Callable[[np.ndarray, np.random.Generator], Mapping[str, Tensor | Changes]]
-"""Rows of a batch and a generator -> the arguments of the step's ``forward``, on the CPU."""
+DrawBatch = Callable[[Batch], Mapping[str, Tensor | Changes]]
+"""The videos of a step -> the arguments of the step's ``forward``, on the CPU."""
 
 
 class Step(Protocol):
@@ -169,11 +169,11 @@ def decode_options(config: RunConfig) -> DecodeOptions:
     return DecodeOptions(workers=config.data.decode_workers)
 
 
-def open_state(config: RunConfig, model: VideoModel, cached: CachedVideos) -> TrainState:
+def open_state(config: RunConfig, module: nn.Module, cached: CachedVideos) -> TrainState:
     """Return the state of a run before its first step. Only weights that require a gradient are trained."""
-    trained = [value for value in model.parameters() if value.requires_grad]
+    trained = [value for value in module.parameters() if value.requires_grad]
     return TrainState(
-        model=model,
+        module=module,
         optimizer=build_optimizer(trained, config.optim),
         seed=config.seed,
         digest=run_digest(config, cached),
@@ -211,12 +211,12 @@ def run_steps(
         return state.metrics
     with RunLog(folder, total_steps=total, every=config.log_every, position=state.log_bytes) as log:
         saved = time.monotonic()
-        for number, rows, rng in watched:
-            loss, metrics = step(**_on_device(draw(rows, rng), device))
-            lr = learning_rate(config.optim, step=number, epoch_steps=state.epoch_steps)
+        for batch in watched:
+            loss, metrics = step(**_on_device(draw(batch), device))
+            lr = learning_rate(config.optim, step=batch.step, epoch_steps=state.epoch_steps)
             take_step(state.optimizer, loss, lr=lr)
-            state.step = number + 1
-            written = log.add(number, {"loss": loss, **metrics, "lr": lr})
+            state.step = batch.step + 1
+            written = log.add(batch.step, {"loss": loss, **metrics, "lr": lr})
             if written and (state.step == total or time.monotonic() - saved >= SAVE_SECONDS):
                 state.log_bytes, state.metrics = log.position, log.last
                 state.save(folder / STATE_NAME)
@@ -231,10 +231,8 @@ def _on_device(batch: Mapping[str, Tensor | Changes], device: torch.device) -> d
     return {name: move(value) for name, value in batch.items()}
 
 
-def training_steps(
-    config: OptimConfig, *, count: int, seed: int, start: int = 0
-) -> Iterator[tuple[int, np.ndarray, np.random.Generator]]:
-    """Yield step, rows of the batch, and a generator that depends on seed and step alone.
+def training_steps(config: OptimConfig, *, count: int, seed: int, start: int = 0) -> Iterator[Batch]:
+    """Yield the batch of each step, which depends on seed and step alone.
 
     Args:
         config: Epochs and batch size.
@@ -248,7 +246,7 @@ def training_steps(
         for place, rows in enumerate(epoch_batches(count, batch_size=config.batch_size, rng=order)):
             step = epoch * epoch_steps + place
             if step >= start:
-                yield step, rows, np.random.default_rng([seed, 1, step])
+                yield Batch(rows=rows, places=np.arange(len(rows)), seed=seed, step=step)
 
 
 def write_checkpoint(

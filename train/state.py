@@ -19,7 +19,7 @@ from train.cache import CachedVideos
 from train.config import RunConfig
 
 STATE_NAME = "state.pt"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(kw_only=True)
@@ -30,7 +30,9 @@ class TrainState:
     torch's own generators, which dropout uses, are saved as they are.
     """
 
-    model: nn.Module
+    module: nn.Module
+    """The step: the network, and what else a step changes, such as a queue."""
+
     optimizer: torch.optim.Optimizer
 
     seed: int
@@ -64,7 +66,7 @@ class TrainState:
             "step": self.step,
             "log_bytes": self.log_bytes,
             "metrics": dict(self.metrics),
-            "model": self.model.state_dict(),
+            "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generators": _generators(self._device),
         }
@@ -86,7 +88,7 @@ class TrainState:
                         f"the training state belongs to another run ({name} {theirs}, here {ours})",
                         hint="give another out=, or go on with the settings and the training list it was begun with",
                     )
-            self.model.load_state_dict(values["model"])
+            self.module.load_state_dict(values["module"])
             self.optimizer.load_state_dict(values["optimizer"])
             _set_generators(self._device, values["generators"])
             self.step, self.log_bytes = int(values["step"]), int(values["log_bytes"])
@@ -102,7 +104,7 @@ class TrainState:
             TrainingError: if a weight is not finite; the older file stays.
             OSError: if the file cannot be written; the older file stays.
         """
-        weights = [value for value in self.model.state_dict().values() if value.is_floating_point()]
+        weights = [value for value in self.module.state_dict().values() if value.is_floating_point()]
         if not all(bool(value.isfinite().all()) for value in weights):
             raise TrainingError(
                 f"weights are not finite after step {self.step}",
@@ -133,7 +135,7 @@ class TrainState:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next(self.module.parameters()).device
 
 
 def run_digest(config: RunConfig, cached: CachedVideos) -> str:

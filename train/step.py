@@ -2,32 +2,40 @@
 
 Everything random is drawn outside, in ``train.data`` and ``train.augment``, and comes in as tensors: nothing in
 ``forward`` looks at a value, waits for the device, or has a shape that depends on data. B is the number of videos, S of
-slots.
+slots, V of views: 3, or 2 where the shuffle-rank loss does not take part. Where several processes train, B is the share
+of one.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ivdr_deploy.models.network import VideoModel
-from train import losses
 from train.augment import Changes, apply_changes
-from train.config import DualConfig
-
-LossAndMetrics = tuple[Tensor, dict[str, Tensor]]
-"""Scalar with a graph, and scalars to log."""
+from train.distributed import gather
+from train.dual import (
+    LossAndMetrics,
+    Queue,
+    changed_clips,
+    dual_loss,
+    encode,
+    encode_clips,
+    passes,
+    query_passes,
+)
+from train.method import DualConfig
 
 
 class DualStep(nn.Module):
-    """Pre-training: the dual losses.
+    """Pre-training: the dual losses, with contrast within the batch.
 
     Args:
         model: With a clip head and a series head; the weights that the step trains are those that require a gradient.
-        config: Weights and temperatures.
+        config: Which losses, weights and temperatures.
         bf16: Run the backbone in bfloat16.
     """
 
@@ -37,15 +45,93 @@ class DualStep(nn.Module):
         self.config = config
         self.bf16 = bf16
 
-    def forward(self, views: Tensor, changes: Changes, permutation: Tensor) -> LossAndMetrics:
+    def forward(
+        self, views: Tensor, changes: Changes, permutation: Tensor, contrast: Tensor | None = None
+    ) -> LossAndMetrics:
         """Compute the losses of a batch.
 
         Args:
-            views: uint8 (3, B, T, H, W, 3) from ``train.data.dual_views``.
-            changes: Augmentation of the 3B clips, view by view.
+            views: uint8 (V, B, T, H, W, 3) from ``train.data.dual_views``.
+            changes: Augmentation of the V * B clips, view by view.
             permutation: int64 (B, S): order of the segments in which the third view is seen once more.
+            contrast: Scalar that the losses beside shuffle-rank are multiplied by; None: 1.
         """
-        return dual_loss(encode_views(self.model, views, changes, permutation, bf16=self.bf16), self.config)
+        clips = changed_clips(views, changes, permutation)
+        outputs = encode_clips(self.model, clips, permutation, passes(self.config), bf16=self.bf16)
+        return dual_loss(outputs, permutation, self.config, contrast=contrast)
+
+
+class MocoStep(nn.Module):
+    """Pre-training: the dual losses, with contrast against a queue of earlier keys.
+
+    Keys are what a copy of the network gives for view 1; its weights follow those of the network, its batch norms see
+    whole batches. He et al. shuffle the batch over processes instead, which statistics of the whole batch make
+    pointless.
+
+    Args:
+        model: As for ``DualStep``.
+        config: Which losses, weights, temperatures and queue.
+        bf16: Run the backbones in bfloat16.
+    """
+
+    clip_queue: Tensor
+    slot_queue: Tensor
+    queue_videos: Tensor
+    queue_next: Tensor
+
+    def __init__(self, model: VideoModel, config: DualConfig, *, bf16: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.bf16 = bf16
+        self.key = copy.deepcopy(model).requires_grad_(False)
+        length, spec = config.queue_length, model.spec
+        slots = F.normalize(torch.randn(length, spec.num_slots, spec.slot_dim), dim=-1)
+        self.register_buffer("clip_queue", F.normalize(torch.randn(length, spec.clip_dim), dim=-1))
+        # The mean of the slots is all that the contrast of slots needs of a key.
+        self.register_buffer("slot_queue", slots.mean(dim=1))
+        self.register_buffer("queue_videos", torch.full((length,), -1))
+        self.register_buffer("queue_next", torch.zeros((), dtype=torch.long))
+
+    def forward(
+        self,
+        views: Tensor,
+        changes: Changes,
+        permutation: Tensor,
+        videos: Tensor,
+        contrast: Tensor | None = None,
+    ) -> LossAndMetrics:
+        """Compute the losses of a batch, let the copy follow, and put its keys into the queue.
+
+        Args:
+            views: As for ``DualStep``.
+            changes: As for ``DualStep``.
+            permutation: As for ``DualStep``.
+            videos: int64 (B,) rows of the videos in the training list.
+            contrast: As for ``DualStep``.
+        """
+        clips = changed_clips(views, changes, permutation)
+        outputs = encode_clips(self.model, clips, permutation, query_passes(self.config), bf16=self.bf16)
+        with torch.no_grad():
+            for key, query in zip(self.key.parameters(), self.model.parameters(), strict=True):
+                key.lerp_(query.detach(), 1.0 - self.config.momentum)
+            keys = encode_clips(self.key, clips, permutation, [["second"]], bf16=self.bf16)
+        # Copies: the graph holds what is overwritten below.
+        queue = Queue(self.clip_queue.clone(), self.slot_queue.clone(), self.queue_videos == videos[:, None])
+        result = dual_loss(
+            outputs._replace(second=keys.second), permutation, self.config, contrast=contrast, queue=queue
+        )
+        assert keys.second is not None
+        self._enqueue(gather(keys.second.clip), gather(keys.second.slots.mean(dim=1)), gather(videos))
+        return result
+
+    @torch.no_grad()
+    def _enqueue(self, clips: Tensor, means: Tensor, videos: Tensor) -> None:
+        places = (self.queue_next + torch.arange(len(videos), device=videos.device)) % len(self.queue_videos)
+        self.clip_queue.index_copy_(0, places, clips)
+        self.slot_queue.index_copy_(0, places, means)
+        self.queue_videos.index_copy_(0, places, videos)
+        self.queue_next.add_(len(videos)).remainder_(len(self.queue_videos))
 
 
 class LabelStep(nn.Module):
@@ -83,7 +169,7 @@ class JointStep(nn.Module):
 
     Args:
         model: With all heads.
-        config: Weights and temperatures of the dual losses.
+        config: Which dual losses, weights and temperatures; in the form ``simclr``.
         dual_weight: Weight of their sum beside cross-entropy.
         bf16: Run the backbone in bfloat16.
     """
@@ -97,61 +183,29 @@ class JointStep(nn.Module):
         self.dual_weight = dual_weight
         self.bf16 = bf16
 
-    def forward(self, views: Tensor, changes: Changes, permutation: Tensor, truth: Tensor) -> LossAndMetrics:
+    def forward(
+        self,
+        views: Tensor,
+        changes: Changes,
+        permutation: Tensor,
+        truth: Tensor,
+        contrast: Tensor | None = None,
+    ) -> LossAndMetrics:
         """Compute the losses of a batch; every view carries its video's label.
 
         Args:
-            views: uint8 (3, B, T, H, W, 3).
-            changes: Augmentation of the 3B clips, view by view.
-            permutation: int64 (B, S), as for ``DualStep``.
+            views: As for ``DualStep``.
+            changes: As for ``DualStep``.
+            permutation: As for ``DualStep``.
             truth: int64 (B,) true classes.
+            contrast: As for ``DualStep``.
         """
-        outputs = encode_views(self.model, views, changes, permutation, bf16=self.bf16)
-        loss, metrics = label_loss(self.model, outputs.feature.flatten(0, 1), truth.repeat(len(views)))
-        dual, dual_metrics = dual_loss(outputs, self.config)
+        clips = changed_clips(views, changes, permutation)
+        outputs = encode_clips(self.model, clips, permutation, passes(self.config), bf16=self.bf16)
+        shown = [part.feature for part in (outputs.first, outputs.second, outputs.again) if part is not None]
+        loss, metrics = label_loss(self.model, torch.cat(shown), truth.repeat(len(shown)))
+        dual, dual_metrics = dual_loss(outputs, permutation, self.config, contrast=contrast)
         return loss + self.dual_weight * dual, metrics | dual_metrics
-
-
-class DualOutputs(NamedTuple):
-    """Embeddings of the three views of B videos, and of the shuffled third view."""
-
-    feature: Tensor
-    """(3, B, F) pooled backbone features."""
-
-    clip: Tensor
-    """(3, B, clip_dim) unit clip embeddings."""
-
-    slots: Tensor
-    """(3, B, S, D) unit slots."""
-
-    shuffled: Tensor
-    """(B, S, D) slots of the segment-shuffled view 2, put back in the order of the segments."""
-
-
-def encode(model: VideoModel, video: Tensor, *, bf16: bool) -> Tensor:
-    """Return float32 features (N, F); the backbone alone may run in bfloat16."""
-    with torch.autocast(video.device.type, torch.bfloat16, enabled=bf16):
-        feature = model.encode(video)
-    return feature.float()
-
-
-def encode_views(
-    model: VideoModel, views: Tensor, changes: Changes, permutation: Tensor, *, bf16: bool
-) -> DualOutputs:
-    """Augment and encode a batch: the three views in one pass, the shuffled third view in a second one."""
-    assert model.clip_head is not None
-    assert model.series_head is not None
-    count, slots = permutation.shape
-    video = apply_changes(views.flatten(0, 1), changes)  # (3B, T, H, W, 3), view-major
-    feature = encode(model, video, bf16=bf16)
-    shuffled = losses.shuffle_segments(video[2 * count :], permutation)
-    shuffled_slots = model.series_head(encode(model, shuffled, bf16=bf16))
-    return DualOutputs(
-        feature=feature.view(3, count, -1),
-        clip=model.clip_head(feature).view(3, count, -1),
-        slots=model.series_head(feature).view(3, count, slots, -1),
-        shuffled=losses.calibrate(shuffled_slots, permutation),
-    )
 
 
 def label_loss(model: VideoModel, feature: Tensor, truth: Tensor) -> LossAndMetrics:
@@ -161,46 +215,3 @@ def label_loss(model: VideoModel, feature: Tensor, truth: Tensor) -> LossAndMetr
     loss = F.cross_entropy(logits, truth)
     correct = (logits.detach().argmax(dim=-1) == truth).float().mean()
     return loss, {"loss_label": loss.detach(), "train_accuracy": correct}
-
-
-def dual_loss(outputs: DualOutputs, config: DualConfig) -> LossAndMetrics:
-    """Return the weighted sum of the losses, and the metrics to watch.
-
-    ``L = clip + coherence + (rank(q0, p) + rank(q2, p)) / 2`` with the weights of ``config``; mode ``clip-sr-tc`` of
-    the paper's code. q0 shares the frames of p under another augmentation (``cross``), q2 also its pixels (``same``).
-    A start at chance ranking is normal: until the encoder sees order, all comparisons of truly shuffled clips are
-    beyond the clamp and have no gradient.
-    """
-    q, p, clamp = outputs.slots, outputs.shuffled, config.rank_clamp or None
-    terms = {
-        "loss_clip": losses.nt_xent(outputs.clip[0], outputs.clip[1], temperature=config.clip_temperature),
-        "loss_coherence": losses.temporal_coherent(q[0], q[1], temperature=config.coherence_temperature),
-    }
-    total = config.clip_weight * terms["loss_clip"] + config.coherence_weight * terms["loss_coherence"]
-    if config.rank_weight:
-        for name, view in (("cross", q[0]), ("same", q[2])):
-            loss = losses.shuffle_rank(view, p, theta=config.rank_theta, clamp=clamp)
-            terms[f"loss_rank_{name}"] = loss
-            total = total + 0.5 * config.rank_weight * loss
-    return total, {name: term.detach() for name, term in terms.items()} | _watch(outputs, config)
-
-
-@torch.no_grad()
-def _watch(outputs: DualOutputs, config: DualConfig) -> dict[str, Tensor]:
-    q, p = outputs.slots, outputs.shuffled
-    slots = q.shape[2]
-    inter = q.mean(dim=2)  # (3, B, D)
-    metrics = {
-        "clip_top1": losses.contrast_top1(outputs.clip[0], outputs.clip[1]),
-        "coherence_top1": losses.contrast_top1(inter[0], inter[1]),
-        "inter_norm": inter.norm(dim=-1).mean(),
-    }
-    if slots > 1:
-        cosines = (q @ q.mT).mean(dim=(0, 1))  # (S, S)
-        metrics["slot_cosine"] = (cosines.sum() - cosines.trace()) / (slots * (slots - 1))
-        metrics["rank_accuracy"] = losses.ranking_accuracy(q[0], p)
-        if config.rank_clamp:
-            metrics["clamped_share"] = losses.clamped_fraction(
-                q[0], p, theta=config.rank_theta, clamp=config.rank_clamp
-            )
-    return metrics

@@ -1,8 +1,9 @@
 """Named video backbones: normalised frames in, a feature map out. The model pools.
 
 Every backbone takes float (N, 3, T, H, W) and returns (N, F, t, h, w). ``r2plus1d_10`` and ``r3d_10``, one
-block per stage, are those of the method's paper (Zhang et al., "Inter-intra Variant Dual Representations for
-Self-supervised Video Recognition", BMVC 2021). ``tiny`` is for demonstrations and tests on a CPU.
+block per stage, ``r2plus1d_18_paper``, two, ``c3d`` and ``s3dg`` are those of the method's paper (Zhang et al.,
+"Inter-intra Variant Dual Representations for Self-supervised Video Recognition", BMVC 2021); ``r2plus1d_18`` is
+torchvision's, whose shortcuts are not factored. ``tiny`` is for demonstrations and tests on a CPU.
 """
 
 from __future__ import annotations
@@ -77,17 +78,33 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.main(x) + self.shortcut(x))
 
 
-def _resnet_10(conv: ConvFactory) -> nn.Module:
-    """Stem and four stages of one block; 16x112x112 becomes 2x7x7."""
-    stages = [
-        ResidualBlock(64, 64, stride=(1, 1, 1), conv=conv),
-        ResidualBlock(64, 128, stride=(2, 2, 2), conv=conv),
-        ResidualBlock(128, 256, stride=(2, 2, 2), conv=conv),
-        ResidualBlock(256, 512, stride=(2, 2, 2), conv=conv),
-    ]
+def _resnet(conv: ConvFactory, *, blocks: int) -> nn.Module:
+    """Stem and four stages of ``blocks`` blocks; 16x112x112 becomes 2x7x7."""
+    stages = []
+    width = 64
+    for channels, step in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        stages.append(ResidualBlock(width, channels, stride=(step, step, step), conv=conv))
+        same = (ResidualBlock(channels, channels, stride=(1, 1, 1), conv=conv) for _ in range(blocks - 1))
+        stages += same
+        width = channels
     return nn.Sequential(
         conv(3, 64, (3, 7, 7), stride=(1, 2, 2)), nn.BatchNorm3d(64), nn.ReLU(inplace=True), *stages
     )
+
+
+def _c3d() -> nn.Module:
+    """Eight plain convolutions with batch norm, halved by pooling; 16x112x112 becomes 2x7x7."""
+    layers: list[nn.Module] = []
+    width = 3
+    for channels, pool in (
+        (64, (1, 2, 2)), (128, (2, 2, 2)), (256, None), (256, (2, 2, 2)), (512, None), (512, (2, 2, 2)),
+        (512, None), (512, None),
+    ):  # fmt: skip
+        layers += [nn.Conv3d(width, channels, 3, padding=1), nn.BatchNorm3d(channels), nn.ReLU(inplace=True)]
+        if pool is not None:
+            layers.append(nn.MaxPool3d(pool))
+        width = channels
+    return nn.Sequential(*layers)
 
 
 class RemoveTemporalMean(nn.Module):
@@ -130,6 +147,40 @@ def _s3d() -> nn.Module:
     return features
 
 
+class SelfGate(nn.Module):
+    """Weighs channels by what the whole clip shows: x * sigmoid(linear(mean of x))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, t, h, w) to the same shape."""
+        weights = torch.sigmoid(self.linear(x.mean(dim=(2, 3, 4))))
+        return x * weights[:, :, None, None, None]
+
+
+def _s3dg() -> nn.Module:
+    """S3D with a gate at the end of every branch of its mixed blocks: "S3D-G"."""
+    from torchvision.models.video import s3d
+
+    features = _s3d()
+    mixed = type(s3d(weights=None).features[5])
+    for block in features.modules():
+        if isinstance(block, mixed):
+            for name in ("branch0", "branch1", "branch2", "branch3"):
+                branch = getattr(block, name)
+                last = [part for part in branch.modules() if isinstance(part, nn.Conv3d)][-1]
+                gated = nn.Sequential(*_parts(branch), SelfGate(last.out_channels))
+                setattr(block, name, gated)
+    return features
+
+
+def _parts(branch: nn.Module) -> list[nn.Module]:
+    """Return the steps of a branch; a single step may be a sequence by another name."""
+    return list(branch) if type(branch) is nn.Sequential else [branch]
+
+
 def _s3d_paired() -> nn.Module:
     """S3D with torchvision's own pooling, which its published weights were trained with."""
     return nn.Sequential(_s3d(), PairMean())
@@ -170,12 +221,15 @@ class Backbone:
 
 
 BACKBONES: dict[str, Backbone] = {
-    "r2plus1d_10": Backbone(partial(_resnet_10, FactoredConv), 512),
-    "r3d_10": Backbone(partial(_resnet_10, _plain_conv), 512),
+    "r2plus1d_10": Backbone(partial(_resnet, FactoredConv, blocks=1), 512),
+    "r3d_10": Backbone(partial(_resnet, _plain_conv, blocks=1), 512),
+    "r2plus1d_18_paper": Backbone(partial(_resnet, FactoredConv, blocks=2), 512),
+    "c3d": Backbone(_c3d, 512, min_frames=8, min_size=16),
     "r2plus1d_18": Backbone(partial(_torchvision_resnet, "r2plus1d_18"), 512),
     "r3d_18": Backbone(partial(_torchvision_resnet, "r3d_18"), 512),
     "i3d": Backbone(i3d, 1024),
     "s3d": Backbone(_s3d, 1024, min_frames=5, min_size=17),
+    "s3dg": Backbone(_s3dg, 1024, min_frames=5, min_size=17),
     "mc3_18": Backbone(partial(_torchvision_resnet, "mc3_18"), 512),
     "s3d_paired": Backbone(_s3d_paired, 1024, min_frames=5, min_size=17),
     "mvit_v2_s": Backbone(_MViT, 768, min_frames=16, min_size=224, fixed_size=True),

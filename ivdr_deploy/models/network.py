@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.models.backbones import get_backbone
-from ivdr_deploy.models.heads import ClassifierHead, ClipHead, SeriesHead, unit
+from ivdr_deploy.models.heads import ClassifierHead, ClipHead, SeriesHead, fold_norm, unit
 from ivdr_deploy.spec import ClipSpec, ModelSpec, Precision
 
 _DTYPES: dict[Precision, torch.dtype] = {
@@ -43,10 +44,16 @@ class VideoModel(nn.Module):
         self._dtype = torch.float32
         self.clip_head: ClipHead | None = None
         if spec.clip_dim:
-            self.clip_head = ClipHead(self.feature_dim, clip_dim=spec.clip_dim)
+            norm = spec.head_norm == "both"
+            self.clip_head = ClipHead(self.feature_dim, clip_dim=spec.clip_dim, norm=norm)
         self.series_head: SeriesHead | None = None
         if spec.num_slots:
-            self.series_head = SeriesHead(self.feature_dim, num_slots=spec.num_slots, slot_dim=spec.slot_dim)
+            self.series_head = SeriesHead(
+                self.feature_dim,
+                num_slots=spec.num_slots,
+                slot_dim=spec.slot_dim,
+                norm=spec.head_norm != "none",
+            )
         self.classifier: ClassifierHead | None = None
         if spec.num_classes:
             self.classifier = ClassifierHead(
@@ -117,6 +124,8 @@ class VideoModel(nn.Module):
 class ExportNetwork(nn.Module):
     """The network with a fixed, ordered choice of outputs: what is traced and exported.
 
+    Norms in front of heads are folded into them: engines then have one layer less to get right.
+
     Args:
         model: The network; in eval mode for an export.
         output_names: Keys of ``VideoModel.forward``.
@@ -124,6 +133,11 @@ class ExportNetwork(nn.Module):
 
     def __init__(self, model: VideoModel, output_names: Sequence[str]) -> None:
         super().__init__()
+        if model.spec.head_norm != "none":
+            model = copy.deepcopy(model)
+            for head in (model.clip_head, model.series_head):
+                if head is not None:
+                    fold_norm(head)
         self.model = model
         self.output_names = tuple(output_names)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,17 +13,28 @@ from ivdr_deploy.spec import ClipSpec, ModelSpec
 from train.augment import Changes, draw_changes
 from train.config import AugmentConfig
 from train.data import draw_permutations
+from train.method import DualConfig
 
 CLIP = ClipSpec(num_frames=12, short_side=36, crop_size=32)
 OFF = AugmentConfig(jitter_probability=0.0)
 ALL = AugmentConfig(blur_probability=0.5, flip_probability=0.5)
 
 
-def network(slots: int = 3, *, classes: int = 0, dropout: float = 0.0) -> VideoModel:
+PAPER = DualConfig(rank_weight=1.0, rank_clamp=5.0, rank_exclude_identity=False, bn_batches="reference")
+
+
+def network(
+    slots: int = 3,
+    *,
+    classes: int = 0,
+    dropout: float = 0.0,
+    head_norm: Literal["none", "series", "both"] = "none",
+) -> VideoModel:
     torch.manual_seed(0)
     spec = ModelSpec(
-        backbone="tiny", num_slots=slots, clip_dim=16, slot_dim=8, num_classes=classes, dropout=dropout
-    )
+        backbone="tiny", num_slots=slots, clip_dim=16, slot_dim=8, num_classes=classes, dropout=dropout,
+        head_norm=head_norm,
+    )  # fmt: skip
     return build_model(spec, CLIP).train()
 
 

@@ -14,7 +14,7 @@ from train.config import DataConfig, FinetuneConfig, OptimConfig, PretrainConfig
 
 CLIP = ClipSpec(num_frames=4, frame_stride=3, short_side=36, crop_size=32)
 PLAN = ViewPlan(num_clips=2)
-MODEL = ModelSpec(backbone="tiny", clip_dim=16, slot_dim=8)
+MODEL = ModelSpec(backbone="tiny", clip_dim=16, slot_dim=8, head_norm="series")
 HEADS = ("clip_head", "series_head", "classifier")
 
 

@@ -9,6 +9,7 @@ from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import ViewPlan
 from train.config import FinetuneConfig, PretrainConfig, RunConfig
 from train.config_file import changed_settings, load_config, settings_toml
+from train.method import DualConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
 
@@ -42,6 +43,22 @@ def test_pretrain_config_is_the_papers_recipe() -> None:
     assert (config.model.backbone, config.model.num_slots, config.model.clip_dim, config.model.slot_dim) == (
         "r2plus1d_10", 2, 128, 64
     )  # fmt: skip
+
+
+def test_presets_are_named_sets_and_what_is_given_wins(minimal: Path) -> None:
+    recipe = load_config(PretrainConfig, minimal)
+    assert recipe == load_config(PretrainConfig, minimal, ["preset=ivdr"])
+    assert (recipe.model.head_norm, recipe.dual) == ("series", DualConfig())
+    assert (recipe.dual.rank_weight, recipe.dual.rank_clamp, recipe.dual.rank_theta) == (3.0, 0.0, 0.05)
+    assert (recipe.dual.rank_exclude_identity, recipe.dual.bn_batches) == (True, "joint")
+    paper = load_config(PretrainConfig, minimal, ["preset=paper"])
+    assert (paper.model.head_norm, paper.dual.rank_weight, paper.dual.rank_clamp) == ("none", 1.0, 5.0)
+    assert (paper.dual.rank_exclude_identity, paper.dual.bn_batches) == (False, "reference")
+    assert load_config(PretrainConfig, minimal, ["preset=paper", "dual.form=moco"]).dual.rank_clamp == 0.0
+    given = load_config(
+        PretrainConfig, minimal, ["preset=paper", "model.head_norm=both", "dual.rank_clamp=2"]
+    )
+    assert (given.model.head_norm, given.dual.rank_clamp) == ("both", 2.0)
 
 
 def test_overrides_beat_the_file_which_beats_the_default(minimal: Path) -> None:
@@ -78,6 +95,9 @@ def test_override_values_follow_the_type_of_the_setting(minimal: Path, override:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("preset=papr", "preset: expected one of ivdr, paper, found 'papr'"),
+        ("dual.mode=sr", "mode: expected one of 'clip', 'clip-sr'"),
+        ("dual.momentum=1.5", "momentum must be between 0.0 and 1.0"),
         ("optim.momntum=1", r"unknown key 'momntum'.* did you mean 'momentum'"),
         ("optimm.lr=1", r"unknown key 'optimm'.* did you mean 'optim'"),
         ("optim.lr=fast", "lr: expected float, found 'fast'"),
@@ -119,7 +139,7 @@ def test_ranking_needs_two_slots_unless_it_is_off(minimal: Path) -> None:
     with pytest.raises(ConfigError, match="num_slots must be at least 2"):
         load_config(PretrainConfig, minimal, ["model.num_slots=1"])
     assert (
-        load_config(PretrainConfig, minimal, ["model.num_slots=1", "dual.rank_weight=0"]).model.num_slots == 1
+        load_config(PretrainConfig, minimal, ["model.num_slots=1", "dual.mode=clip-tc"]).model.num_slots == 1
     )
 
 
@@ -191,6 +211,7 @@ def test_settings_shown_are_those_that_differ_and_can_be_given_again(minimal: Pa
     assert shown == [
         "out=runs/x",
         "data.train=train.csv",
+        "model.head_norm=series",  # of the preset
         "optim.lr=0.5",
         "optim.milestones=[3, 5]",
         "init=my run",

@@ -1,5 +1,8 @@
 """What a step sees: batches and clips are random but repeatable."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from train.augment import Changes
 from train.cache import CachedVideos, cache_videos
 from train.config import AugmentConfig, DataConfig, PretrainConfig
 from train.data import (
+    Batch,
     draw_dual_batch,
     draw_permutations,
     dual_views,
@@ -22,6 +26,7 @@ from train.data import (
     single_views,
     steps_per_epoch,
 )
+from train.method import DualConfig
 
 # The crop is so large that the numbers drawn on the square frames stay readable wherever it lies.
 CLIP = ClipSpec(num_frames=4, frame_stride=3, short_side=64, crop_size=58)
@@ -37,12 +42,16 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> CachedVideos:
     return cache_videos(videos, CLIP, folder / "cache", decode=DecodeOptions(isolation="thread"))
 
 
+def batch_of(rows: list[int]) -> Batch:
+    return Batch(rows=np.array(rows), places=np.arange(len(rows)), seed=5, step=2)
+
+
 def numbers(clip: np.ndarray) -> list[int]:
     return [frame_number(frame) for frame in clip]
 
 
 def test_single_views_are_strided_runs_of_the_right_video(cached: CachedVideos) -> None:
-    views = single_views(cached, [2, 0], CLIP, draw=random_start_clip, rng=np.random.default_rng(0))
+    views = single_views(cached, batch_of([2, 0]), CLIP, draw=random_start_clip)
     assert views.shape == (2, *CLIP.clip_shape)
     for view in views:
         shown = numbers(view)
@@ -50,8 +59,7 @@ def test_single_views_are_strided_runs_of_the_right_video(cached: CachedVideos) 
 
 
 def test_third_view_shows_the_frames_of_the_first_in_another_crop(cached: CachedVideos) -> None:
-    rng = np.random.default_rng(0)
-    views = dual_views(cached, [0, 1, 2, 3] * 4, CLIP, draw=random_centre_clip, rng=rng)
+    views = dual_views(cached, batch_of([0, 1, 2, 3] * 4), CLIP, draw=random_centre_clip)
     assert views.shape == (3, 16, *CLIP.clip_shape)
     first, second, third = ([numbers(clip) for clip in view] for view in views)
     assert first == third
@@ -60,8 +68,7 @@ def test_third_view_shows_the_frames_of_the_first_in_another_crop(cached: Cached
 
 
 def test_reversal_turns_all_views_of_a_video(cached: CachedVideos) -> None:
-    rng = np.random.default_rng(0)
-    views = dual_views(cached, [0] * 24, CLIP, draw=random_start_clip, rng=rng, reverse_probability=0.5)
+    views = dual_views(cached, batch_of([0] * 24), CLIP, draw=random_start_clip, reverse_probability=0.5)
     backwards = [[numbers(clip)[0] > numbers(clip)[-1] for clip in view] for view in views]
     assert backwards[0] == backwards[1] == backwards[2]
     assert 4 <= sum(backwards[0]) <= 20
@@ -88,20 +95,28 @@ def test_segment_orders_are_permutations_and_every_one_comes_up() -> None:
     assert (np.sort(drawn, axis=1) == np.arange(3)).all()
 
 
-def test_dual_batch_is_drawn_from_the_generator_alone(cached: CachedVideos) -> None:
-    config = PretrainConfig(
-        out="unused",
-        data=DataConfig(train="unused"),
-        clip=CLIP,
-        model=ModelSpec(backbone="tiny"),
-        augment=AugmentConfig(plain_probability=1.0, jitter_probability=1.0, flip_probability=1.0),
-    )
-    rows = np.arange(4)
-    one, two = (
-        draw_dual_batch(cached, rows, config, draw=random_start_clip, rng=np.random.default_rng(5))
-        for _ in range(2)
-    )
-    assert one.keys() == {"views", "changes", "permutation"}
+@pytest.mark.parametrize("slots", [2, 3])
+def test_the_true_order_can_be_left_out(slots: int) -> None:
+    drawn = draw_permutations(100, slots, rng=np.random.default_rng(0), exclude_identity=True)
+    assert (np.sort(drawn, axis=1) == np.arange(slots)).all()
+    assert len({tuple(order) for order in drawn.tolist()}) == math.factorial(slots) - 1
+    assert not (drawn == np.arange(slots)).all(axis=1).any()
+
+
+CONFIG = PretrainConfig(
+    out="unused",
+    data=DataConfig(train="unused"),
+    clip=CLIP,
+    model=ModelSpec(backbone="tiny"),
+    augment=AugmentConfig(plain_probability=1.0, jitter_probability=1.0, flip_probability=1.0),
+    dual=DualConfig(form="moco", rank_warmup_steps=3),
+)
+
+
+def test_dual_batch_depends_on_seed_and_step_alone(cached: CachedVideos) -> None:
+    batch = batch_of([0, 1, 2, 3])
+    one, two = (draw_dual_batch(cached, batch, CONFIG, draw=random_start_clip) for _ in range(2))
+    assert one.keys() == {"views", "changes", "permutation", "contrast", "videos"}
     for name in ("views", "permutation"):
         assert torch.equal(one[name], two[name])  # type: ignore[arg-type]
     changes = one["changes"]
@@ -109,6 +124,30 @@ def test_dual_batch_is_drawn_from_the_generator_alone(cached: CachedVideos) -> N
     assert changes.flip is not None
     assert changes.flip.tolist() == [False] * 4 + [True] * 8  # plain clips are first views only
     assert tuple(changes.color.shape) == (12, 3, 3)
+    assert (one["contrast"], one["permutation"].tolist()) == (0.0, [[1, 0]] * 4)  # type: ignore[union-attr]
+    later = draw_dual_batch(cached, replace(batch, step=3), CONFIG, draw=random_start_clip)
+    assert later["contrast"] == 1.0
+    assert not torch.equal(one["views"], later["views"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("parts", "ranks"), [(2, 1), (1, 2), (2, 2)])
+def test_parts_and_processes_draw_what_one_draws_at_once(
+    cached: CachedVideos, parts: int, ranks: int
+) -> None:
+    batch = batch_of([3, 1, 2, 0])
+    whole = draw_dual_batch(cached, batch, CONFIG, draw=random_start_clip)
+    shares = [
+        draw_dual_batch(
+            cached, batch.part(part, parts, rank=rank, ranks=ranks), CONFIG, draw=random_start_clip
+        )
+        for part in range(parts)
+        for rank in range(ranks)
+    ]
+    for name, axis in (("views", 1), ("permutation", 0), ("videos", 0)):
+        assert torch.equal(torch.cat([share[name] for share in shares], axis), whole[name])  # type: ignore[arg-type]
+    colors = [share["changes"].color.unflatten(0, (3, -1)) for share in shares]  # type: ignore[union-attr]
+    assert torch.equal(torch.cat(colors, 1).flatten(0, 1), whole["changes"].color)  # type: ignore[union-attr]
+    assert whole["videos"].tolist() == [3, 1, 2, 0]  # type: ignore[union-attr]
 
 
 def test_golden_clips_are_middle_clips_of_different_classes_first(cached: CachedVideos) -> None:

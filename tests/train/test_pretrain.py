@@ -15,7 +15,8 @@ from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.errors import MissingDependencyError, TrainingError
 from ivdr_deploy.models.network import VideoModel
 from train import run
-from train.config import AugmentConfig, DataConfig, DualConfig, OptimConfig
+from train.config import AugmentConfig, DataConfig, OptimConfig
+from train.method import DualConfig
 from train.pretrain import pretrain
 
 
@@ -42,11 +43,12 @@ def test_pretraining_logs_every_step_to_csv_and_tensorboard(pretrained: Path) ->
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
     assert rows[0].keys() >= {
         "loss", "loss_clip", "loss_coherence", "loss_rank_cross", "loss_rank_same", "clip_top1", "rank_accuracy",
-        "slot_cosine", "clamped_share", "inter_norm", "lr",
+        "slot_cosine", "clamped_share", "inter_norm", "lr", "rank_accuracy_same", "swapped_accuracy",
+        "swapped_accuracy_same", "alignment", "uniformity", "effective_rank",
     }  # fmt: skip
     for row in rows:
         parts = [float(row[name]) for name in ("loss_clip", "loss_coherence")]
-        parts += [0.5 * float(row[name]) for name in ("loss_rank_cross", "loss_rank_same")]
+        parts += [1.5 * float(row[name]) for name in ("loss_rank_cross", "loss_rank_same")]
         assert float(row["loss"]) == pytest.approx(sum(parts), rel=1e-4)
     assert list(pretrained.parent.glob("tensorboard/*/events.out.tfevents.*"))
 
@@ -123,7 +125,7 @@ def test_training_that_diverges_stops_with_an_error_and_no_checkpoint(
     assert not list(tmp_path.glob("*.safetensors"))
     state = torch.load(tmp_path / "state.pt", weights_only=True)  # the one before the first step
     assert state["step"] == 0
-    assert all(value.isfinite().all() for value in state["model"].values())
+    assert all(value.isfinite().all() for value in state["module"].values())
 
 
 def test_a_last_step_that_ruins_the_weights_is_noticed(data: DataConfig, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from clips import write_set
@@ -21,11 +20,12 @@ from ivdr_deploy.video.sampling import random_centre_clip
 from train import run
 from train.cache import CachedVideos, cache_videos
 from train.config import AugmentConfig, DataConfig, FinetuneConfig, OptimConfig, PretrainConfig, RunConfig
-from train.data import draw_dual_batch
+from train.data import Batch, draw_dual_batch
 from train.finetune import _batches, _build_step
+from train.method import DualConfig
 from train.run import DrawBatch, open_state, run_steps
 from train.state import STATE_NAME, TrainState
-from train.step import DualStep
+from train.step import DualStep, MocoStep
 
 CLIP = ClipSpec(num_frames=4, frame_stride=3, short_side=36, crop_size=32)
 MODEL = ModelSpec(backbone="tiny", clip_dim=16, slot_dim=8)
@@ -65,12 +65,13 @@ def pretraining(out: Path, cached: CachedVideos, **changes: object):  # type: ig
     )
     torch.manual_seed(config.seed)
     model = build_model(MODEL, CLIP)
-    step = DualStep(model, config.dual).train()
+    kind = MocoStep if config.dual.form == "moco" else DualStep
+    step = kind(model, config.dual).train()
 
-    def draw(rows: np.ndarray, rng: np.random.Generator):  # type: ignore[no-untyped-def]
-        return draw_dual_batch(cached, rows, config, draw=random_centre_clip, rng=rng)
+    def draw(batch: Batch):  # type: ignore[no-untyped-def]
+        return draw_dual_batch(cached, batch, config, draw=random_centre_clip)
 
-    return config, step, open_state(config, model, cached), draw
+    return config, step, open_state(config, step, cached), draw
 
 
 def finetuning(out: Path, cached: CachedVideos, **changes: object):  # type: ignore[no-untyped-def]
@@ -85,7 +86,11 @@ def finetuning(out: Path, cached: CachedVideos, **changes: object):  # type: ign
     torch.manual_seed(config.seed)
     model = build_model(replace(MODEL, num_classes=2, dropout=0.5), CLIP)
     step = _build_step(model, config).train()
-    return config, step, open_state(config, model, cached), _batches(cached, [0, 1] * 4, config)
+    return config, step, open_state(config, step, cached), _batches(cached, [0, 1] * 4, config)
+
+
+def queueing(out: Path, cached: CachedVideos, **changes: object):  # type: ignore[no-untyped-def]
+    return pretraining(out, cached, dual=DualConfig(form="moco", queue_length=10), **changes)
 
 
 Begin = Callable[..., tuple[RunConfig, torch.nn.Module, TrainState, DrawBatch]]
@@ -96,23 +101,23 @@ def go(
 ) -> TrainState:
     config, step, state, draw = begun
 
-    def drawn(rows: np.ndarray, rng: np.random.Generator):  # type: ignore[no-untyped-def]
+    def drawn(batch: Batch):  # type: ignore[no-untyped-def]
         if state.step == stop_after:
             raise StoppedError
-        return draw(rows, rng)
+        return draw(batch)
 
     run_steps(config, step, state, drawn, count=8, description="test")
     return state
 
 
 def same(one: TrainState, two: TrainState) -> bool:
-    ours, theirs = one.model.state_dict(), two.model.state_dict()
+    ours, theirs = one.module.state_dict(), two.module.state_dict()
     return ours.keys() == theirs.keys() and all(
         torch.equal(value, theirs[name]) for name, value in ours.items()
     )
 
 
-@pytest.mark.parametrize("begin", [pretraining, finetuning])
+@pytest.mark.parametrize("begin", [pretraining, queueing, finetuning])
 @pytest.mark.parametrize("stop_after", [1, 2, 5])
 def test_resumed_run_ends_bitwise_like_the_uninterrupted_one(
     cached: CachedVideos, tmp_path: Path, begin: Begin, stop_after: int
@@ -167,10 +172,10 @@ def test_state_of_another_run_is_refused(cached: CachedVideos, tmp_path: Path) -
         pretraining(tmp_path, replace(cached, items=cached.items[::-1])),
     ]
     for _, _, state, _ in others:
-        before = {name: value.clone() for name, value in state.model.state_dict().items()}
+        before = {name: value.clone() for name, value in state.module.state_dict().items()}
         with pytest.raises(FolderError, match="belongs to another run"):
             state.load(path)
-        assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
+        assert all(torch.equal(value, before[name]) for name, value in state.module.state_dict().items())
     pretraining(tmp_path / "elsewhere", cached, log_every=5)[2].load(path)  # neither shapes the weights
 
 
@@ -179,7 +184,7 @@ def test_weights_that_are_not_finite_never_replace_a_good_state(cached: CachedVi
     state = pretraining(tmp_path, cached)[2]
     state.save(path)
     good = path.read_bytes()
-    next(state.model.parameters()).data[0] = float("nan")
+    next(state.module.parameters()).data[0] = float("nan")
     with pytest.raises(TrainingError, match="not finite"):
         state.save(path)
     assert path.read_bytes() == good
@@ -216,7 +221,7 @@ def test_damaged_and_hostile_files_are_refused_and_nothing_in_them_runs(
         with pytest.raises(CheckpointError, match="not a readable training state"):
             state.load(path)
         assert not proof.exists(), name
-    for values in ([1, 2], {}, {"format": 2}, {**state.state_dict(), "model": {"x": torch.ones(1)}}):
+    for values in ([1, 2], {}, {"format": 1}, {**state.state_dict(), "module": {"x": torch.ones(1)}}):
         torch.save(values, path)
         with pytest.raises(CheckpointError):
             state.load(path)

@@ -8,8 +8,8 @@ import torch
 from batches import batch, first_view, network
 from torch import nn
 
-from train.config import DualConfig
-from train.step import DualStep, JointStep, LabelStep
+from train.method import DualConfig
+from train.step import DualStep, JointStep, LabelStep, MocoStep
 
 
 def steps_and_arguments() -> list[tuple[nn.Module, tuple[object, ...]]]:
@@ -20,10 +20,14 @@ def steps_and_arguments() -> list[tuple[nn.Module, tuple[object, ...]]]:
         (DualStep(network(), DualConfig()), (views, changes, permutation)),
         (LabelStep(network(classes=2)), (views[0], first, truth)),
         (JointStep(network(classes=2), DualConfig(), dual_weight=0.1), (views, changes, permutation, truth)),
+        (
+            MocoStep(network(head_norm="both"), DualConfig(form="moco", queue_length=6)),
+            (views, changes, permutation, truth),
+        ),
     ]
 
 
-@pytest.mark.parametrize("kind", range(3), ids=["dual", "label", "joint"])
+@pytest.mark.parametrize("kind", range(4), ids=["dual", "label", "joint", "moco"])
 def test_compiles_as_one_graph_with_the_same_loss(kind: int) -> None:
     """``fullgraph`` refuses whatever needs the host: a value that is read, numpy, a shape that depends on data."""
     step, arguments = steps_and_arguments()[kind]
@@ -43,7 +47,8 @@ def process_group() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", range(3), ids=["dual", "label", "joint"])
+@pytest.mark.filterwarnings("ignore:Grad strides do not match bucket view strides")  # of speed alone
+@pytest.mark.parametrize("kind", range(4), ids=["dual", "label", "joint", "moco"])
 def test_runs_under_ddp_with_the_same_gradients(process_group: None, kind: int) -> None:
     step, arguments = steps_and_arguments()[kind]
     alone = copy.deepcopy(step)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ivdr_deploy.errors import ConfigError
-from ivdr_deploy.models.backbones import BACKBONES, get_backbone
+from ivdr_deploy.models.backbones import BACKBONES, SelfGate, get_backbone
 from ivdr_deploy.models.network import build_model
 from ivdr_deploy.spec import ClipSpec, ModelSpec
 
@@ -19,7 +19,10 @@ def parameters(network: torch.nn.Module) -> int:
         ("r2plus1d_10", 14_365_303),
         ("r3d_10", 14_361_792),
         ("r3d_18", 33_166_272),
+        ("r2plus1d_18_paper", 33_178_423),
+        ("c3d", 27_661_440),
         ("s3d", 7_910_048),
+        ("s3dg", 9_098_000),
         ("i3d", 12_279_984),
     ],
 )
@@ -35,15 +38,18 @@ def test_r2plus1d_18_is_torchvisions_without_the_classifier() -> None:
     assert parameters(BACKBONES["r2plus1d_18"].build()) == parameters(whole) - parameters(whole.fc)
 
 
-@pytest.mark.parametrize("name", ["r2plus1d_10", "r3d_10", "r3d_18", "r2plus1d_18"])
-def test_resnets_map_a_standard_clip_to_512x2x7x7(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["r2plus1d_10", "r3d_10", "r3d_18", "r2plus1d_18", "r2plus1d_18_paper", "c3d"]
+)
+def test_resnets_and_c3d_map_a_standard_clip_to_512x2x7x7(name: str) -> None:
     with torch.device("meta"):
         assert BACKBONES[name].build()(torch.empty(1, 3, 16, 112, 112)).shape == (1, 512, 2, 7, 7)
 
 
-def test_s3d_maps_a_standard_clip_to_1024x2x3x3() -> None:
+@pytest.mark.parametrize("name", ["s3d", "s3dg"])
+def test_s3d_maps_a_standard_clip_to_1024x2x3x3(name: str) -> None:
     with torch.no_grad():
-        assert BACKBONES["s3d"].build().eval()(torch.zeros(1, 3, 16, 112, 112)).shape == (1, 1024, 2, 3, 3)
+        assert BACKBONES[name].build().eval()(torch.zeros(1, 3, 16, 112, 112)).shape == (1, 1024, 2, 3, 3)
 
 
 def test_i3d_maps_its_clip_to_1024x3x7x7() -> None:
@@ -58,6 +64,22 @@ def test_i3d_has_no_scale_to_train_and_moves_its_batch_statistics() -> None:
     network(torch.rand(2, 3, 4, 32, 32)).mean().backward()
     assert not torch.equal(before, network.Conv3d_1a_7x7.norm.running_mean)
     assert all(value.grad is not None for value in network.parameters())
+
+
+def test_a_gate_weighs_channels_by_the_mean_of_the_clip() -> None:
+    gate, x = SelfGate(3), torch.randn(2, 3, 2, 4, 4)
+    with torch.no_grad():
+        gate.linear.weight.zero_()
+        gate.linear.weight[0, 1] = 2.0
+        gate.linear.bias.zero_()
+    weights = torch.full((2, 3), 0.5)
+    weights[:, 0] = torch.sigmoid(2.0 * x[:, 1].mean(dim=(1, 2, 3)))
+    torch.testing.assert_close(gate(x), x * weights[:, :, None, None, None])
+
+
+def test_every_branch_of_the_mixed_blocks_of_s3dg_is_gated() -> None:
+    gates = [part for part in BACKBONES["s3dg"].build().modules() if isinstance(part, SelfGate)]
+    assert len(gates) == 9 * 4
 
 
 def test_tiny_has_fewer_than_a_million_parameters() -> None:

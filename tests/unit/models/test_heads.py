@@ -2,7 +2,7 @@
 
 import torch
 
-from ivdr_deploy.models.heads import ClassifierHead, ClipHead, SeriesHead
+from ivdr_deploy.models.heads import ClassifierHead, ClipHead, SeriesHead, fold_norm
 
 
 def test_paper_heads_have_328320_parameters_each() -> None:
@@ -46,3 +46,27 @@ def test_dropout_acts_in_training_mode_only() -> None:
     feature = torch.ones(1, 64)
     assert torch.equal(head.eval()(feature), head(feature))
     assert not torch.equal(head.train()(feature), head.eval()(feature))
+
+
+def heads_with_a_norm() -> list[ClipHead | SeriesHead]:
+    torch.manual_seed(0)
+    return [ClipHead(16, clip_dim=8, norm=True), SeriesHead(16, num_slots=2, slot_dim=8, norm=True)]
+
+
+def test_a_norm_in_front_takes_away_what_all_clips_share_and_has_no_weights() -> None:
+    feature = torch.randn(64, 16)
+    for head in heads_with_a_norm():
+        assert all(name.startswith("projection.") for name, _ in head.named_parameters())
+        torch.testing.assert_close(head(feature + 100.0), head(feature), atol=1e-3, rtol=0)
+
+
+def test_a_folded_norm_gives_what_it_gave_in_eval_mode() -> None:
+    for head in heads_with_a_norm():
+        for _ in range(20):
+            head(3.0 * torch.randn(8, 16) + torch.arange(16.0))  # moves the statistics
+        head.eval()
+        feature = 3.0 * torch.randn(4, 16) + torch.arange(16.0)
+        before = head(feature)
+        fold_norm(head)
+        assert isinstance(head.norm, torch.nn.Identity)
+        torch.testing.assert_close(head(feature), before, atol=1e-5, rtol=0)

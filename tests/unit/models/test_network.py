@@ -98,3 +98,24 @@ def test_export_network_returns_the_chosen_outputs_in_order(video: torch.Tensor)
     outputs = model(video)
     assert torch.equal(intra, outputs["intra"])
     assert torch.equal(logits, outputs["logits"])
+
+
+@pytest.mark.parametrize(
+    ("head_norm", "normed"),
+    [("none", set()), ("series", {"series_head"}), ("both", {"series_head", "clip_head"})],
+)
+def test_norms_stand_in_front_of_the_heads_that_are_named_and_not_in_what_is_exported(
+    video: torch.Tensor, head_norm: str, normed: set[str]
+) -> None:
+    model = tiny(head_norm=head_norm)
+    found = {name.split(".")[0] for name in model.state_dict() if ".norm.running_mean" in name}
+    assert found == normed
+    model.train()(video)
+    before = {name: value.clone() for name, value in model.eval().state_dict().items()}
+    network = ExportNetwork(model, ("inter", "intra")).eval()
+    assert not [name for name, _ in network.named_buffers() if "head.norm" in name]
+    inter, intra = network(video)
+    outputs = model(video)
+    torch.testing.assert_close(inter, outputs["inter"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(intra, outputs["intra"], atol=1e-5, rtol=0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

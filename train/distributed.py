@@ -1,0 +1,202 @@
+"""Several processes that train one network, as ``torchrun`` starts them: each a share of every batch.
+
+Losses, batch norms and gradients are those of one process with the whole batch. What a forward pass gathers, a backward
+pass sums: a row's gradient is the sum of what all processes say about it. DDP then takes the mean over processes,
+which makes up for the mean over own rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ivdr_deploy._console import console
+from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.spec import Device
+
+_PATIENCE = timedelta(days=1)
+"""The others wait while the first process decodes the list; where one dies, ``torchrun`` ends them all."""
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def joined(device: Device) -> Iterator[torch.device]:
+    """Join the processes that ``torchrun`` started, for a block; yield the device of this one.
+
+    Only the first process talks.
+
+    Raises:
+        ConfigError: if there are more processes than GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield torch.device(device)
+        return
+    place = torch.device("cpu")
+    if device == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {local} on this machine has no GPU: it has {torch.cuda.device_count()}",
+                hint="give torchrun --nproc-per-node at most the number of GPUs",
+            )
+        place = torch.device("cuda", local)
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        console.quiet = console.quiet or rank() > 0
+        yield place
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def first_alone() -> Iterator[bool]:
+    """Let the first process run a block before the others do; yields whether this is the first."""
+    if rank() > 0:
+        dist.barrier()
+    yield rank() == 0
+    if rank() == 0 and world_size() > 1:
+        dist.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes. The stock gather is not used: under gloo it has returned scrambled gradients."""
+
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> Tensor:
+        """Gather (B, ...) to (W * B, ...)."""
+        every = own.new_empty((world_size() * len(own), *own.shape[1:]))
+        dist.all_gather_into_tensor(every, own.contiguous())
+        return every
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        """Sum the gradient over processes and return the own rows of it."""
+        summed = gradients[0].contiguous().clone()
+        dist.all_reduce(summed)
+        count = len(summed) // world_size()
+        return summed[rank() * count :][:count]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> Tensor:
+        total = own.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].contiguous().clone()
+        dist.all_reduce(summed)
+        return summed
+
+
+def gather(own: Tensor) -> Tensor:
+    """Return the rows (B, ...) of all processes, (W * B, ...) by rank, with the gradient of all; alone, ``own``."""
+    if world_size() == 1:
+        return own
+    every: Tensor = _Gather.apply(own)
+    return every
+
+
+class GlobalBatchNorm(nn.Module):
+    """A batch norm over the batches of all processes, also on a CPU, which torch's own does not run on.
+
+    Args:
+        norm: Its weights and statistics are taken over, under the same names. Every process has as many clips.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        self.eps, self.momentum = norm.eps, norm.momentum
+        for name, value in (("weight", norm.weight), ("bias", norm.bias)):
+            if value is None or isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:  # a constant
+                self.register_buffer(name, value, persistent=False)
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(norm, name))
+        self.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, ...) over every axis but C."""
+        if not self.training:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        count = x.numel() // x.shape[1] * world_size()
+        mean = _Sum.apply(x.sum(dim=axes)) / count
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        centred = x - mean.view(shape)
+        variance = _Sum.apply(centred.square().sum(dim=axes)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * (count / (count - 1)), share)
+        out: Tensor = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.weight is not None:
+            out = out * self.weight.view(shape)
+        if self.bias is not None:
+            out = out + self.bias.view(shape)
+        return out
+
+
+def synchronise_norms(module: nn.Module, device: torch.device) -> None:
+    """Let every batch norm inside a module see the whole batch; the names of its weights stay as they are."""
+    if world_size() == 1:
+        return
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            if device.type == "cuda" and type(child) in (nn.BatchNorm1d, nn.BatchNorm3d):
+                setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]
+            else:
+                setattr(module, name, GlobalBatchNorm(child))
+        else:
+            synchronise_norms(child, device)
+
+
+def mean_of_all(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the means over processes of numbers that all of them have, in the same order."""
+    if world_size() == 1:
+        return dict(values)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return dict(zip(values, (total / world_size()).tolist(), strict=True))
+
+
+def shard(count: int) -> range:
+    """Return which of ``count`` things are this process's: every one belongs to exactly one process."""
+    return range(rank(), count, world_size())
+
+
+def sum_of_all(values: Mapping[str, int]) -> dict[str, int]:
+    """Return the sums over processes of whole numbers that all of them have, in the same order."""
+    means = mean_of_all({name: float(value) for name, value in values.items()})
+    return {name: round(value * world_size()) for name, value in means.items()}
