@@ -19,10 +19,10 @@ TURNS ?=
 PARTS ?=
 SERVERS ?=
 
-.PHONY: help install demo test test-all test-gpu lint format typecheck bench bench-export bench-serving support-matrix wheel-check all clean
+.PHONY: help install demo test test-all test-gpu lint format typecheck bench bench-export bench-serving support-matrix results-training bench-training wheel-check all clean
 
 help: ## show this
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
@@ -70,6 +70,12 @@ bench-serving: $(STAMP) ## both servers under load and under faults, about an ho
 
 support-matrix: $(STAMP) ## write docs/support-matrix.md from the records in docs/results
 	$(BIN)/python -m examples.engines.support_matrix
+
+results-training: $(STAMP) ## what pre-training is worth: every method, five seeds, two sets (hours; goes on where it stopped)
+	$(BIN)/python -m examples.training
+
+bench-training: $(STAMP) ## how fast training runs: step, loader, bf16, two processes; build/bench/training.json
+	$(BIN)/python -m examples.training.bench
 
 wheel-check: $(STAMP) ## build the wheel, install it in fresh environments, see that it is whole and works there
 	$(BIN)/python -m pytest tests/packaging

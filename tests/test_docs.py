@@ -53,7 +53,7 @@ def check(words: list[str]) -> None:
     match words:
         case ["ivdr", name, *rest]:
             COMMANDS[name].make_context(name, rest)
-        case ["python", "-m", "train", *rest]:
+        case ["python", "-m", "train", *rest] | ["torchrun", "--nproc-per-node", _, "-m", "train", *rest]:
             options = _parser().parse_args(rest)
             if rest[0] in ("pretrain", "finetune"):
                 kind = PretrainConfig if rest[0] == "pretrain" else FinetuneConfig

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.table import Table
 
 from ivdr_deploy._console import console, done, exiting, print_json
 from ivdr_deploy._files import at_home
 from ivdr_deploy.environment import let_threads_sleep
+from ivdr_deploy.errors import FolderError
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
-from train.config import PretrainConfig
+from train.config import PretrainConfig, RunConfig
 from train.config_file import load_config
 from train.init import load_finetune_config
 
@@ -58,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=0.01 out=runs/a"
         )
+        command.add_argument(
+            "--resume",
+            action="store_true",
+            help="only go on with the run in out=; without it the same command goes on as well, or begins",
+        )
         command.set_defaults(run=run)
     text = "accuracy on a labelled list, on the clips that the checkpoint's view plan takes"
     command = add("evaluate", text, "runs/ft/checkpoint.safetensors --videos test.csv --clips 10")
@@ -89,8 +96,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _refuse_to_begin(options: argparse.Namespace, config: RunConfig) -> None:
+    """With ``--resume``, refuse a run folder that holds nothing to go on from."""
+    from train.state import saved_states
+
+    if options.resume and not saved_states(Path(config.out)):
+        raise FolderError(
+            f"{config.out} holds no training state to go on from", hint="leave --resume out, or correct out="
+        )
+
+
 def _pretrain(options: argparse.Namespace) -> int:
     config = load_config(PretrainConfig, options.config, options.overrides)
+    _refuse_to_begin(options, config)
     from train.pretrain import pretrain
 
     path = pretrain(config)
@@ -103,6 +121,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
 def _finetune(options: argparse.Namespace) -> int:
     config = load_finetune_config(options.config, options.overrides)
+    _refuse_to_begin(options, config)
     from train.finetune import finetune
 
     path = finetune(config)

@@ -74,7 +74,12 @@ class OptimConfig:
     """Passes over the training list."""
 
     batch_size: int = 64
-    """Videos in a step. A shorter list is one step an epoch; a remainder waits for another epoch."""
+    """Videos in a step, of all processes together. A shorter list is one step an epoch; a remainder waits for another
+    epoch."""
+
+    accumulate: int = 1
+    """Parts in which a batch goes through the network, one after the other, to need less memory. Contrast and batch
+    norm see the videos of a part only."""
 
     schedule: Literal["step", "cosine"] = "step"
     """``step``: times ``gamma`` at each of ``milestones``. ``cosine``: down to 0 at the end."""
@@ -92,6 +97,12 @@ class OptimConfig:
         _in_range("lr", self.lr, 0.0)
         _in_range("epochs", self.epochs, 1)
         _in_range("batch_size", self.batch_size, 2)  # batch norm and contrast both need company
+        _in_range("accumulate", self.accumulate, 1)
+        if self.batch_size % self.accumulate or self.batch_size < 2 * self.accumulate:
+            raise ConfigError(
+                f"optim.batch_size {self.batch_size} does not make {self.accumulate} equal parts of two videos or more",
+                hint="change optim.batch_size or optim.accumulate",
+            )
         _in_range("warmup_epochs", self.warmup_epochs, 0.0, self.epochs)
 
 
@@ -165,6 +176,16 @@ class RunConfig:
     log_every: int = 10
     """Steps that one line of the log averages."""
 
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """What an alarm does (collapse, order plateau, divergence; see ``train.health``): it always stands in the log and
+    in ``alarms.json``, and may end the run. A loss that is not finite ends every run."""
+
+    keep_states: int = 2
+    """Training states that are kept; the newest that is whole is gone on from."""
+
+    compile: bool = False
+    """Compile the backbone with ``torch.compile``: slower to start, quicker in long runs on a GPU."""
+
     device: Device = "cpu"
     bf16: bool = False
     """Run the backbone in bfloat16 autocast; heads and losses stay in float32. On a CPU that does not multiply
@@ -179,6 +200,7 @@ class RunConfig:
             raise ConfigError(f"out is {self.out}, which is no text in UTF-8: TensorBoard cannot write there")
         _in_range("seed", self.seed, 0)
         _in_range("log_every", self.log_every, 1)
+        _in_range("keep_states", self.keep_states, 1)
         if self.model.num_classes:
             raise ConfigError("model.num_classes is not a setting", hint="it follows from the training list")
         if self.model.num_slots and self.clip.num_frames % self.model.num_slots:

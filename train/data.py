@@ -50,6 +50,10 @@ class Batch:
         """Return a generator for the video at a place of the batch."""
         return np.random.default_rng([self.seed, 3, self.step, place])
 
+    def torch_seed(self, rank: int) -> int:
+        """Return a seed for torch's own generators in one of several processes."""
+        return int(np.random.SeedSequence([self.seed, 4, self.step, rank]).generate_state(1, np.uint64)[0])
+
     def part(self, number: int, parts: int, *, rank: int = 0, ranks: int = 1) -> Batch:
         """Return one of several equal parts, and of that the share of one of several processes."""
         places = np.array_split(self.places, parts)[number]

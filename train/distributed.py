@@ -7,7 +7,9 @@ which makes up for the mean over own rows.
 
 from __future__ import annotations
 
+import inspect
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -36,6 +38,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def own_device(device: Device) -> torch.device:
+    """Return the device of this process."""
+    return torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+
+
 @contextmanager
 def joined(device: Device) -> Iterator[torch.device]:
     """Join the processes that ``torchrun`` started, for a block; yield the device of this one.
@@ -61,6 +68,8 @@ def joined(device: Device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         console.quiet = console.quiet or rank() > 0
+        # The layout of a gradient of some 1x1x1 convolutions has two spellings; DDP copies it then.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         yield place
     finally:
         dist.destroy_process_group()
@@ -83,7 +92,7 @@ class _Gather(torch.autograd.Function):
     def forward(context: Any, own: Tensor) -> Tensor:
         """Gather (B, ...) to (W * B, ...)."""
         every = own.new_empty((world_size() * len(own), *own.shape[1:]))
-        dist.all_gather_into_tensor(every, own.contiguous())
+        dist.all_gather(list(every.chunk(world_size())), own.contiguous())
         return every
 
     @staticmethod
@@ -115,6 +124,14 @@ def gather(own: Tensor) -> Tensor:
         return own
     every: Tensor = _Gather.apply(own)
     return every
+
+
+def _total(own: Tensor) -> Tensor:
+    """Return the sum over all processes, with the gradient of all."""
+    if world_size() == 1:
+        return own
+    total: Tensor = _Sum.apply(own)
+    return total
 
 
 class GlobalBatchNorm(nn.Module):
@@ -150,10 +167,10 @@ class GlobalBatchNorm(nn.Module):
             )
         axes = [axis for axis in range(x.ndim) if axis != 1]
         count = x.numel() // x.shape[1] * world_size()
-        mean = _Sum.apply(x.sum(dim=axes)) / count
+        mean = _total(x.sum(dim=axes)) / count
         shape = (1, -1, *[1] * (x.ndim - 2))
         centred = x - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(dim=axes)) / count
+        variance = _total(centred.square().sum(dim=axes)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
@@ -181,6 +198,20 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> None:
             synchronise_norms(child, device)
 
 
+def shared(step: nn.Module) -> nn.Module:
+    """Wrap a step so that processes take the mean of their gradients; alone, it stays as it is.
+
+    Buffers are not sent around at every step: batch norms over the whole batch and the queue are the same everywhere.
+    """
+    if world_size() == 1:
+        return step
+    options = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    wrap: Any = nn.parallel.DistributedDataParallel
+    wrapped: nn.Module = wrap(step, **{name: False})
+    return wrapped
+
+
 def mean_of_all(values: Mapping[str, float]) -> dict[str, float]:
     """Return the means over processes of numbers that all of them have, in the same order."""
     if world_size() == 1:
@@ -194,6 +225,27 @@ def mean_of_all(values: Mapping[str, float]) -> dict[str, float]:
 def shard(count: int) -> range:
     """Return which of ``count`` things are this process's: every one belongs to exactly one process."""
     return range(rank(), count, world_size())
+
+
+def gather_rows(own: Tensor, *, count: int) -> Tensor:
+    """Put rows that each process computed for its ``shard`` together again, in the order of the whole.
+
+    Args:
+        own: (len(shard(count)), F), on the CPU.
+        count: Rows in all.
+    """
+    if world_size() == 1:
+        assert len(own) == count
+        return own
+    longest = -(-count // world_size())
+    padded = own.new_zeros((longest, *own.shape[1:]))
+    padded[: len(own)] = own
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    every = gather(padded.to(device)).cpu().view(world_size(), longest, *own.shape[1:])
+    whole: Tensor = every.transpose(0, 1).flatten(0, 1)[:count]  # place i is of process i mod W
+    told = sum_of_all({"rows": len(own)})["rows"]
+    assert told == count, f"{told} rows of {count} were computed"
+    return whole.contiguous()
 
 
 def sum_of_all(values: Mapping[str, int]) -> dict[str, int]:

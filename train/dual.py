@@ -199,6 +199,8 @@ def _watch(outputs: DualOutputs, permutation: Tensor, config: DualConfig) -> dic
             metrics[f"rank_accuracy{name}"] = right.mean()
             # 0 / 0 where chance left every clip in its order: no number, and the log leaves it out.
             metrics[f"swapped_accuracy{name}"] = (right * moved).sum() / moved.sum()
+        chance = config.order_chance(slots)
+        metrics["order_score"] = (metrics["rank_accuracy_same"] - chance) / (1.0 - chance)
         metrics["clamped_share"] = losses.clamped_fraction(
             first.slots, p, theta=config.rank_theta, clamp=config.rank_clamp or torch.inf
         )

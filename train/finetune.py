@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ivdr_deploy._console import console
 from ivdr_deploy._text import quoted
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
-from ivdr_deploy.errors import DataError
+from ivdr_deploy.errors import ConfigError, DataError
 from ivdr_deploy.models.network import VideoModel, build_model
 from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.spec import CheckpointInfo, TrainingState
@@ -25,18 +25,19 @@ from train.cache import CachedVideos
 from train.choice import choose, describe
 from train.config import DataConfig, FinetuneConfig
 from train.data import Batch, draw_dual_batch, golden_clips, single_views
+from train.distributed import joined, own_device, shard, sum_of_all, world_size
 from train.evaluate import evaluate_model, open_in_memory
 from train.groups import group_videos, hold_out
 from train.init import transfer
+from train.loop import DrawBatch, run_steps
 from train.probe import open_probe, train_probe
 from train.run import (
-    DrawBatch,
     begin_or_resume,
     decode_options,
     open_state,
     open_videos,
+    prepare,
     run_folder,
-    run_steps,
     runs_bf16,
     start_run,
     write_checkpoint,
@@ -61,22 +62,31 @@ def finetune(config: FinetuneConfig) -> Path:
         TrainingError: if training diverges.
         FolderError: if ``config.out`` holds another run, or one that has ended.
     """
-    start_run(config)
-    with run_folder(config):
-        videos, test, labels = read_labelled_lists(config.data)
-        probe, measured = None, {}
-        if config.linear_probe or config.against:
-            parts = _parts(videos, seed=config.seed)
-            if config.against:
-                chosen = choose(config, videos, labels, parts, train_on=_train)
-                config, probe, measured = chosen.config, chosen.probe, chosen.metrics
-                start_run(config)
-            else:
-                probe = open_probe(config, videos, labels, parts)
-                console.print(f"{describe(config)}: {probe.held_out} of held-out videos", markup=False)
-        if probe is not None:
-            return train_probe(config, probe, videos, test, labels, measured)
-        return _train(config, videos, test, labels, measured)
+    with joined(config.device):
+        start_run(config)
+        if world_size() > 1 and (config.linear_probe or config.against):
+            raise ConfigError(
+                "linear_probe and against run in one process", hint="start the same command without torchrun"
+            )
+        with run_folder(config):
+            return _finetune(config)
+
+
+def _finetune(config: FinetuneConfig) -> Path:
+    videos, test, labels = read_labelled_lists(config.data)
+    probe, measured = None, {}
+    if config.linear_probe or config.against:
+        parts = _parts(videos, seed=config.seed)
+        if config.against:
+            chosen = choose(config, videos, labels, parts, train_on=_train)
+            config, probe, measured = chosen.config, chosen.probe, chosen.metrics
+            start_run(config)
+        else:
+            probe = open_probe(config, videos, labels, parts)
+            console.print(f"{describe(config)}: {probe.held_out} of held-out videos", markup=False)
+    if probe is not None:
+        return train_probe(config, probe, videos, test, labels, measured)
+    return _train(config, videos, test, labels, measured)
 
 
 def _parts(videos: VideoList, *, seed: int) -> list[np.ndarray]:
@@ -119,10 +129,7 @@ def _train(
     )
     cached = open_videos(config, videos)
     spec = model.spec
-    model.to(config.device)
-    if config.channels_last:
-        model.backbone.to(memory_format=torch.channels_last_3d)
-    step = _build_step(model, config).train()
+    step = prepare(config, _build_step(model, config), own_device(config.device))
     state = open_state(config, step, cached)
     begin_or_resume(config, state)
     draw = _batches(cached, VideoList(videos.source, cached.items).targets(labels), config)
@@ -149,16 +156,36 @@ def _train(
 
 
 def _measure(model: LoadedModel, test: VideoList, config: FinetuneConfig) -> dict[str, float]:
-    """Return the accuracy on the test list; a video that cannot be used is named, and counts as wrong."""
+    """Return the accuracy on the test list; a video that cannot be used is named, and counts as wrong.
+
+    Each of several processes measures its own share of the list.
+    """
     limits = VideoLimits.allowing(config.data.allow_containers)
-    report = evaluate_model(model, test, limits=limits, decode=decode_options(config))
-    for uri, reason in report.failed:
-        console.print(f"test video failed, counted as wrong: {uri}: {reason}", style="yellow", markup=False)
+    share = replace(test, items=tuple(test.items[place] for place in shard(len(test.items))))
+    counts = {"videos": 0, "right": 0, "clips": 0, "clips_right": 0, "failed": 0}
+    if share.items:
+        report = evaluate_model(model, share, limits=limits, decode=decode_options(config))
+        for uri, reason in report.failed:
+            console.print(
+                f"test video failed, counted as wrong: {uri}: {reason}", style="yellow", markup=False
+            )
+        video, clip = report.video_accuracy, report.clip_accuracy
+        counts = {
+            "videos": video.total,
+            "right": video.correct,
+            "clips": clip.total,
+            "clips_right": clip.correct,
+            "failed": len(report.failed),
+        }
+    total = sum_of_all(counts)
+    assert total["videos"] == len(test.items), (
+        f"{total['videos']} of {len(test.items)} test videos were measured"
+    )
     return {
-        "video_accuracy": report.video_accuracy.value,
-        "clip_accuracy": report.clip_accuracy.value,
-        "test_videos": report.video_accuracy.total,
-        "test_videos_failed": len(report.failed),
+        "video_accuracy": total["right"] / total["videos"],
+        "clip_accuracy": total["clips_right"] / total["clips"],
+        "test_videos": total["videos"],
+        "test_videos_failed": total["failed"],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +16,11 @@ from torch import Tensor
 
 from ivdr_deploy._console import console
 from ivdr_deploy.errors import MissingDependencyError, TrainingError
+from train.distributed import mean_of_all, rank
 
 METRICS_NAME = "metrics.csv"
+_SHOWN = re.compile(r"^loss|accuracy$|^lr$")
+"""Metrics on the console; the others are for the files."""
 
 
 class RunLog:
@@ -38,18 +42,21 @@ class RunLog:
                 hint="install what training needs with: pip install --group train",
             ) from error
 
-        folder.mkdir(parents=True, exist_ok=True)
         self._total = total_steps
         self._every = every
+        self._writes = rank() == 0
         self._window: list[dict[str, Tensor | float]] = []
+        self.last: dict[str, float] = {}
+        """Means of the latest line, over all processes."""
+        if not self._writes:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / METRICS_NAME).open("r+" if position else "w", newline="", encoding="utf-8")
         self._file.truncate(position)
         self._file.seek(position)
         self._has_header = position > 0
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         self._board = SummaryWriter(str(folder / "tensorboard" / stamp))
-        self.last: dict[str, float] = {}
-        """Means of the latest line."""
 
     def __enter__(self) -> Self:
         return self
@@ -57,13 +64,14 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
     @property
     def position(self) -> int:
         """Bytes of ``metrics.csv`` so far."""
-        return os.fstat(self._file.fileno()).st_size
+        return os.fstat(self._file.fileno()).st_size if self._writes else 0
 
     def add(self, step: int, metrics: Mapping[str, Tensor | float]) -> bool:
         """Take the metrics of one step; tensors are read only when a line is due: the device need not wait.
@@ -84,7 +92,17 @@ class RunLog:
 
     def _write(self, step: int) -> None:
         window, self._window = self._window, []
-        self.last = {name: _mean([float(row[name]) for row in window], name) for name in window[0]}
+        means = {name: _mean([float(row[name]) for row in window], name) for name in window[0]}
+        self.last = mean_of_all(means)
+        if self._writes:
+            self._write_line(step)
+        if not math.isfinite(self.last["loss"]):
+            raise TrainingError(
+                f"divergence: the loss is {self.last['loss']} at step {step}",
+                hint="lower optim.lr, or set optim.warmup_epochs; the last saved state is kept",
+            )
+
+    def _write_line(self, step: int) -> None:
         table = csv.writer(self._file)
         if not self._has_header:
             table.writerow(["step", *self.last])
@@ -93,13 +111,8 @@ class RunLog:
         self._file.flush()
         for name, value in self.last.items():
             self._board.add_scalar(name, value, step)
-        shown = "  ".join(f"{name} {value:.3g}" for name, value in self.last.items())
+        shown = "  ".join(f"{name} {value:.3g}" for name, value in self.last.items() if _SHOWN.search(name))
         console.print(f"step {step}/{self._total}  {shown}", markup=False)
-        if not math.isfinite(self.last["loss"]):
-            raise TrainingError(
-                f"the loss is {self.last['loss']} at step {step}",
-                hint="lower optim.lr, or set optim.warmup_epochs",
-            )
 
 
 def _mean(values: Sequence[float], name: str) -> float:

@@ -96,6 +96,11 @@ class DualConfig:
         """Clips of a video that are encoded in a step."""
         return self.views + self.ranks
 
+    def order_chance(self, slots: int) -> float:
+        """Return the ranking accuracy of an encoder that does not see order, for S slots."""
+        true = 1.0 / math.factorial(slots) if self.rank_exclude_identity else 0.0
+        return (0.5 - true) / (1.0 - true)
+
     @property
     def trained_heads(self) -> tuple[str, ...]:
         """The heads that the losses reach."""

@@ -40,10 +40,11 @@ def learning_rate(config: OptimConfig, *, step: int, epoch_steps: int) -> float:
     return config.lr * config.gamma**drops
 
 
-def take_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, *, lr: float) -> None:
-    """Back-propagate and update the weights at the learning rate ``lr``."""
+def take_step(optimizer: torch.optim.Optimizer, losses: Iterable[torch.Tensor], *, lr: float) -> None:
+    """Back-propagate each loss as it comes, and update the weights by the sum at the learning rate ``lr``."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    for loss in losses:
+        loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

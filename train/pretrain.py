@@ -15,12 +15,15 @@ from ivdr_deploy.video.sampling import random_centre_clip
 from train.augment import Changes
 from train.config import PretrainConfig
 from train.data import Batch, draw_dual_batch, golden_clips
+from train.distributed import joined
+from train.health import FeatureCheck
+from train.loop import run_steps
 from train.run import (
     begin_or_resume,
     open_state,
     open_videos,
+    prepare,
     run_folder,
-    run_steps,
     runs_bf16,
     start_run,
     write_checkpoint,
@@ -41,33 +44,43 @@ def pretrain(config: PretrainConfig) -> Path:
         TrainingError: if training diverges.
         FolderError: if ``config.out`` holds another run, or one that has ended.
     """
-    device = start_run(config)
-    with run_folder(config):
-        videos = read_video_list(config.data.train, root=config.data.root or None, part="train")
-        model = build_model(config.model, config.clip).to(
-            device
-        )  # before the long work: it refuses what does not fit
-        cached = open_videos(config, videos)
-        if config.channels_last:
-            model.backbone.to(memory_format=torch.channels_last_3d)
-        kind: type[nn.Module] = MocoStep if config.dual.form == "moco" else DualStep
-        step = kind(model, config.dual, bf16=runs_bf16(config)).to(device).train()
-        state = open_state(config, step, cached)
-        begin_or_resume(config, state)
+    with joined(config.device) as device:
+        start_run(config)
+        with run_folder(config):
+            return _pretrain(config, device)
 
-        def draw(batch: Batch) -> Mapping[str, Tensor | Changes]:
-            return draw_dual_batch(cached, batch, config, draw=random_centre_clip)
 
-        metrics = run_steps(config, step, state, draw, count=len(cached), description="pre-training")
-        training = TrainingState(
-            backbone_step=state.step, head_steps=dict.fromkeys(config.dual.trained_heads, state.step)
-        )
-        return write_checkpoint(
-            config,
-            model=model,
-            videos=videos,
-            golden=golden_clips(cached, config.clip),
-            labels=(),
-            training=training,
-            metrics=metrics,
-        )
+def _pretrain(config: PretrainConfig, device: torch.device) -> Path:
+    videos = read_video_list(config.data.train, root=config.data.root or None, part="train")
+    model = build_model(config.model, config.clip)  # before the long work: it refuses what does not fit
+    cached = open_videos(config, videos)
+    kind: type[nn.Module] = MocoStep if config.dual.form == "moco" else DualStep
+    step = prepare(config, kind(model, config.dual, bf16=runs_bf16(config)), device)
+    state = open_state(config, step, cached)
+    begin_or_resume(config, state)
+
+    def draw(batch: Batch) -> Mapping[str, Tensor | Changes]:
+        return draw_dual_batch(cached, batch, config, draw=random_centre_clip)
+
+    check = FeatureCheck(model, cached, config.clip)
+    metrics = run_steps(
+        config,
+        step,
+        state,
+        draw,
+        count=len(cached),
+        description="pre-training",
+        validate=check if check else None,
+    )
+    training = TrainingState(
+        backbone_step=state.step, head_steps=dict.fromkeys(config.dual.trained_heads, state.step)
+    )
+    return write_checkpoint(
+        config,
+        model=model,
+        videos=videos,
+        golden=golden_clips(cached, config.clip),
+        labels=(),
+        training=training,
+        metrics=metrics,
+    )

@@ -35,7 +35,7 @@ from train.features import FrozenBackbone, video_features
 from train.init import checkpoint_of, transfer
 from train.regression import Linear, choose_penalty, fit
 from train.run import decode_options, keep_settings, write_checkpoint
-from train.state import STATE_NAME
+from train.state import saved_states
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +116,7 @@ def train_probe(
     Raises:
         FolderError: if the run folder holds the state of a training by steps.
     """
-    if (Path(config.out) / STATE_NAME).exists():
+    if saved_states(Path(config.out)):
         raise FolderError(f"{config.out} holds the state of another run", hint="give another out=")
     keep_settings(config)
     targets = VideoList(videos.source, probe.items).targets(labels)

@@ -1,73 +1,64 @@
-"""What every training run does: seeds and device, the loop over the steps, provenance and checkpoint."""
+"""What every training run does around its steps: seeds, folder, videos, state, provenance and checkpoint."""
 
 from __future__ import annotations
 
 import os
 import random
 import shlex
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ivdr_deploy._console import console, progress, say_left_out
+from ivdr_deploy._console import console, say_left_out
 from ivdr_deploy._files import atomic_path, naming_full_disk, remove_left_over, try_lock
 from ivdr_deploy.artifacts.checkpoint import save_checkpoint
 from ivdr_deploy.datasets.lists import VideoList
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.environment import git_revision, instruction_sets, package_versions
-from ivdr_deploy.errors import FolderError
+from ivdr_deploy.errors import ConfigError, DataError, FolderError
 from ivdr_deploy.models.network import VideoModel
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.torch_runtime import require_device
 from ivdr_deploy.spec import CheckpointInfo, Provenance, TrainingState
 from ivdr_deploy.video.reader import VideoLimits
-from train.augment import Changes
 from train.cache import CachedVideos, cache_videos
-from train.config import OptimConfig, RunConfig
+from train.config import RunConfig
 from train.config_file import changed_settings, settings_toml
-from train.data import Batch, epoch_batches, steps_per_epoch
-from train.dual import LossAndMetrics
-from train.log import METRICS_NAME, RunLog
-from train.optim import build_optimizer, learning_rate, take_step
-from train.state import STATE_NAME, TrainState, run_digest
+from train.data import steps_per_epoch
+from train.distributed import first_alone, rank, synchronise_norms, world_size
+from train.log import METRICS_NAME
+from train.optim import build_optimizer
+from train.state import TrainState, keep_state, load_newest, run_digest, saved_states
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 SETTINGS_NAME = "settings.toml"
 
-SAVE_SECONDS = 300.0
-"""The training state is saved with the first line of the log after this time: about what a run that dies loses."""
 
-DrawBatch = Callable[[Batch], Mapping[str, Tensor | Changes]]
-"""The videos of a step -> the arguments of the step's ``forward``, on the CPU."""
-
-
-class Step(Protocol):
-    """One of the modules of ``train.step``, or what wraps it."""
-
-    def __call__(self, **batch: Any) -> LossAndMetrics:
-        """Return loss and metrics of a batch."""
-
-
-def start_run(config: RunConfig) -> torch.device:
-    """Show the settings, seed every source of randomness, and return the device.
+def start_run(config: RunConfig) -> None:
+    """Show the settings, and seed every source of randomness.
 
     Raises:
+        ConfigError: if the processes that train together cannot share a batch.
         DeviceError: if the device is not there.
     """
     require_device(config.device)
+    share = config.optim.accumulate * world_size()
+    if config.optim.batch_size % share or config.optim.batch_size < 2 * share:
+        raise ConfigError(
+            f"optim.batch_size {config.optim.batch_size} does not make two videos or more for each of "
+            f"{world_size()} processes in {config.optim.accumulate} parts",
+            hint="change optim.batch_size, optim.accumulate or the number of processes",
+        )
     console.print(shlex.join(changed_settings(config)), style="dim", markup=False)
     console.print(f"all settings: {Path(config.out) / SETTINGS_NAME}", style="dim", markup=False)
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
-    return torch.device(config.device)
 
 
 def runs_bf16(config: RunConfig) -> bool:
@@ -97,6 +88,9 @@ def run_folder(config: RunConfig) -> Iterator[None]:
         OSError: if the folder cannot be made; a full disk is named by this folder in the whole block.
     """
     folder = Path(config.out)
+    if rank() > 0:  # the first process has claimed it
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with naming_full_disk(folder):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -105,11 +99,11 @@ def run_folder(config: RunConfig) -> Iterator[None]:
                 raise FolderError(
                     f"another process is training into {folder}", hint="wait for it, or give another out="
                 )
-            if not (folder / STATE_NAME).exists():
+            if not saved_states(folder):
                 for name in (CHECKPOINT_NAME, METRICS_NAME):
                     if (folder / name).exists():
                         raise FolderError(
-                            f"{folder} is used: it holds {name}, and no {STATE_NAME} to go on from",
+                            f"{folder} is used: it holds {name}, and no training state to go on from",
                             hint="give another out=, or move what is there",
                         )
             remove_left_over(folder)
@@ -126,19 +120,20 @@ def begin_or_resume(config: RunConfig, state: TrainState) -> None:
         CheckpointError: if it is damaged.
     """
     folder = Path(config.out)
-    path = folder / STATE_NAME
-    if not path.exists():
-        keep_settings(config)
-        state.save(path)
-        return
-    state.load(path)
+    with first_alone() as first:
+        if first and not saved_states(folder):
+            keep_settings(config)
+            keep_state(state, folder, keep=config.keep_states)
+            return
+        path = load_newest(state, folder)
     total = state.epoch_steps * config.optim.epochs
     if state.step >= total and (folder / CHECKPOINT_NAME).exists():
         raise FolderError(
             f"the run in {folder} has ended: {total} steps are taken and {CHECKPOINT_NAME} is written",
             hint="give another out= to train again",
         )
-    console.print(f"going on after step {state.step} of {total}, from {path}", markup=False)
+    if state.step:
+        console.print(f"going on after step {state.step} of {total}, from {path}", markup=False)
 
 
 def keep_settings(config: RunConfig) -> None:
@@ -148,16 +143,27 @@ def keep_settings(config: RunConfig) -> None:
 
 
 def open_videos(config: RunConfig, videos: VideoList) -> CachedVideos:
-    """Decode the training videos into the cache, and say which were skipped."""
+    """Decode the training videos into the cache, and say which were skipped.
+
+    Raises:
+        DataError: if too many are unusable, or there are too few for the processes that train together.
+    """
     say_left_out(videos.left_out)
-    cached = cache_videos(
-        videos,
-        config.clip,
-        config.cache_dir,
-        decode=decode_options(config),
-        limits=VideoLimits.allowing(config.data.allow_containers),
-        max_bad_share=config.data.max_bad_share,
-    )
+    with first_alone():
+        cached = cache_videos(
+            videos,
+            config.clip,
+            config.cache_dir,
+            decode=decode_options(config),
+            limits=VideoLimits.allowing(config.data.allow_containers),
+            max_bad_share=config.data.max_bad_share,
+        )
+    share = 2 * config.optim.accumulate * world_size()
+    if len(cached) < share and share > 2:
+        raise DataError(
+            f"{videos.source}: {len(cached)} videos for {world_size()} processes in {config.optim.accumulate} parts",
+            hint=f"training so needs at least {share}",
+        )
     for item, error in cached.skipped:
         console.print(f"skipped {item.uri}: {error}", style="yellow", markup=False)
     console.print(f"{len(cached)} training videos, {len(cached.skipped)} skipped", markup=False)
@@ -167,6 +173,19 @@ def open_videos(config: RunConfig, videos: VideoList) -> CachedVideos:
 def decode_options(config: RunConfig) -> DecodeOptions:
     """Return how a run decodes videos."""
     return DecodeOptions(workers=config.data.decode_workers)
+
+
+def prepare(config: RunConfig, step: nn.Module, device: torch.device) -> nn.Module:
+    """Bring a step to its device, in training mode, as the settings and the processes that train together want it."""
+    step.to(device).train()
+    synchronise_norms(step, device)
+    for part in step.modules():
+        if isinstance(part, VideoModel):
+            if config.channels_last:
+                part.backbone.to(memory_format=torch.channels_last_3d)
+            if config.compile:
+                part.backbone.compile()
+    return step
 
 
 def open_state(config: RunConfig, module: nn.Module, cached: CachedVideos) -> TrainState:
@@ -181,74 +200,6 @@ def open_state(config: RunConfig, module: nn.Module, cached: CachedVideos) -> Tr
     )
 
 
-def run_steps(
-    config: RunConfig, step: Step, state: TrainState, draw: DrawBatch, *, count: int, description: str
-) -> dict[str, float]:
-    """Train from the state's step to the end of the last epoch.
-
-    The state is saved into the run folder now and then, and at the end. A run that is stopped by whatever loses what
-    came after the last saved state.
-
-    Args:
-        config: The settings.
-        step: Computes the loss; in training mode, on the device.
-        state: Of the same network.
-        draw: Makes the batch of a step.
-        count: Training videos.
-        description: For the progress bar.
-
-    Returns:
-        The latest metrics.
-
-    Raises:
-        TrainingError: if the loss or a weight is not finite.
-    """
-    folder, device = Path(config.out), torch.device(config.device)
-    total = state.epoch_steps * config.optim.epochs
-    steps = training_steps(config.optim, count=count, seed=config.seed, start=state.step)
-    watched = progress(steps, total=total - state.step, description=description)
-    if state.step == total:  # it ended between its last step and its checkpoint
-        return state.metrics
-    with RunLog(folder, total_steps=total, every=config.log_every, position=state.log_bytes) as log:
-        saved = time.monotonic()
-        for batch in watched:
-            loss, metrics = step(**_on_device(draw(batch), device))
-            lr = learning_rate(config.optim, step=batch.step, epoch_steps=state.epoch_steps)
-            take_step(state.optimizer, loss, lr=lr)
-            state.step = batch.step + 1
-            written = log.add(batch.step, {"loss": loss, **metrics, "lr": lr})
-            if written and (state.step == total or time.monotonic() - saved >= SAVE_SECONDS):
-                state.log_bytes, state.metrics = log.position, log.last
-                state.save(folder / STATE_NAME)
-                saved = time.monotonic()
-        return state.metrics
-
-
-def _on_device(batch: Mapping[str, Tensor | Changes], device: torch.device) -> dict[str, Tensor | Changes]:
-    def move(value: Tensor | Changes) -> Tensor | Changes:
-        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
-
-    return {name: move(value) for name, value in batch.items()}
-
-
-def training_steps(config: OptimConfig, *, count: int, seed: int, start: int = 0) -> Iterator[Batch]:
-    """Yield the batch of each step, which depends on seed and step alone.
-
-    Args:
-        config: Epochs and batch size.
-        count: Training videos.
-        seed: Of the run.
-        start: The first step; those before it were taken.
-    """
-    epoch_steps = steps_per_epoch(count, batch_size=config.batch_size)
-    for epoch in range(start // epoch_steps, config.epochs):
-        order = np.random.default_rng([seed, 0, epoch])
-        for place, rows in enumerate(epoch_batches(count, batch_size=config.batch_size, rng=order)):
-            step = epoch * epoch_steps + place
-            if step >= start:
-                yield Batch(rows=rows, places=np.arange(len(rows)), seed=seed, step=step)
-
-
 def write_checkpoint(
     config: RunConfig,
     *,
@@ -260,7 +211,10 @@ def write_checkpoint(
     metrics: Mapping[str, float],
     origin: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the checkpoint of a finished run into its folder and return its path."""
+    """Write the checkpoint of a finished run into its folder and return its path; one process of several does."""
+    path = Path(config.out) / CHECKPOINT_NAME
+    if rank() > 0:
+        return path
     provenance = Provenance(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         git_revision=git_revision(),
@@ -279,6 +233,5 @@ def write_checkpoint(
         training=training,
         provenance=provenance,
     )
-    path = Path(config.out) / CHECKPOINT_NAME
     save_checkpoint(path, model=model, info=info, golden=golden)
     return path

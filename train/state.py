@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ivdr_deploy._console import console
 from ivdr_deploy._files import atomic_path
 from ivdr_deploy.errors import CheckpointError, FolderError, TrainingError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import canonical_json
 from train.cache import CachedVideos
 from train.config import RunConfig
+from train.distributed import rank
 
-STATE_NAME = "state.pt"
 _FORMAT = 2
+_STATE = re.compile(r"state-(\d+)\.pt")
 
 
 @dataclass(kw_only=True)
 class TrainState:
     """The changing parts of a run, and what they belong to.
 
-    Batches, clips, augmentation and segment orders of a step are drawn from ``seed`` and the step's number alone;
-    torch's own generators, which dropout uses, are saved as they are.
+    Batches, clips, augmentation and segment orders of a step are drawn from ``seed`` and the step's number alone, and
+    torch's own generators, which dropout uses, are seeded with them.
     """
 
     module: nn.Module
@@ -51,6 +54,15 @@ class TrainState:
     metrics: dict[str, float] = field(default_factory=dict)
     """The latest line of the log."""
 
+    validation: dict[str, float] = field(default_factory=dict)
+    """What was measured after the latest epoch."""
+
+    averages: dict[str, float] = field(default_factory=dict)
+    """Moving averages, and the first loss; see ``train.health``."""
+
+    alarms: list[dict[str, str]] = field(default_factory=list)
+    """Those raised so far in a run that goes on."""
+
     @property
     def epoch_position(self) -> tuple[int, int]:
         """The epoch that the next step belongs to, and its place in it."""
@@ -68,11 +80,13 @@ class TrainState:
             "metrics": dict(self.metrics),
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generators": _generators(self._device),
+            "validation": dict(self.validation),
+            "averages": dict(self.averages),
+            "alarms": [dict(alarm) for alarm in self.alarms],
         }
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
-        """Take over a state of the same run, torch's generators included.
+        """Take over a state of the same run.
 
         Raises:
             CheckpointError: if it does not fit.
@@ -90,9 +104,10 @@ class TrainState:
                     )
             self.module.load_state_dict(values["module"])
             self.optimizer.load_state_dict(values["optimizer"])
-            _set_generators(self._device, values["generators"])
             self.step, self.log_bytes = int(values["step"]), int(values["log_bytes"])
-            self.metrics = {str(name): float(value) for name, value in values["metrics"].items()}
+            for name in ("metrics", "validation", "averages"):
+                setattr(self, name, {str(key): float(value) for key, value in values[name].items()})
+            self.alarms = [{str(key): str(text) for key, text in one.items()} for one in values["alarms"]]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"the training state does not fit this run ({reason})") from error
@@ -134,27 +149,76 @@ class TrainState:
         self.load_state_dict(values)
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.module.parameters()).device
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """Return the states in a run folder, the newest first."""
+    found = [
+        (int(name[1]), path) for path in folder.glob("state-*.pt") if (name := _STATE.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def keep_state(state: TrainState, folder: Path, *, keep: int) -> None:
+    """Save a state beside the ones before it, of which the newest are kept; for one process of several.
+
+    Args:
+        state: What to save.
+        folder: The run folder.
+        keep: How many states stay.
+
+    Raises:
+        TrainingError: if a weight is not finite; those before stay.
+        OSError: if it cannot be written; those before stay.
+    """
+    if rank() > 0:
+        return
+    before = saved_states(folder)
+    for path in before[
+        max(1, keep - 1) :
+    ]:  # first, so that no more space is needed than for ``keep`` of them
+        path.unlink()
+    try:
+        state.save(folder / f"state-{state.step:08d}.pt")
+    except (OSError, TrainingError):
+        if before:
+            console.print(
+                f"step {state.step} could not be saved; {before[0]} is kept, and the same command goes on from it",
+                style="yellow",
+                markup=False,
+            )
+        raise
+    for path in saved_states(folder)[keep:]:
+        path.unlink()
+
+
+def load_newest(state: TrainState, folder: Path) -> Path:
+    """Take over the newest state of a run folder that is whole, and say which are not; return its path.
+
+    Raises:
+        CheckpointError: if there is none that can be read.
+        FolderError: if it is of another run.
+    """
+    paths = saved_states(folder)
+    for path in paths:
+        try:
+            state.load(path)
+        except CheckpointError as error:
+            if path == paths[-1]:
+                raise
+            console.print(f"{error.message}; going on from the one before", style="yellow", markup=False)
+        else:
+            return path
+    raise CheckpointError(f"no training state in {folder}")
 
 
 def run_digest(config: RunConfig, cached: CachedVideos) -> str:
     """Return the SHA-256 (hex) over the settings that shape the weights, and the usable videos in their order."""
-    without = {"out", "log_every", "data"}
+    without = {"out", "log_every", "data", "on_alarm", "keep_states"}
     settings = {name: value for name, value in to_dict(config).items() if name not in without}
     videos = [[item.uri, item.label] for item in cached.items]
     text = canonical_json({"config": settings, "videos": videos})
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _generators(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_generators(device: torch.device, states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -42,7 +42,9 @@ def test_named_optimizer_gets_its_settings(name: str, cls: type) -> None:
 def test_step_uses_the_given_rate() -> None:
     weight = torch.nn.Parameter(torch.zeros(2))
     optimizer = build_optimizer([weight], OptimConfig(lr=9.0, momentum=0.0, weight_decay=0.0))
-    take_step(optimizer, (weight * torch.tensor([30.0, 40.0])).sum(), lr=0.5)
+    take_step(optimizer, [(weight * torch.tensor([30.0, 40.0])).sum()], lr=0.5)
     torch.testing.assert_close(weight.data, torch.tensor([-15.0, -20.0]))
-    take_step(optimizer, weight.sum(), lr=1.0)  # gradients do not pile up
+    take_step(optimizer, [weight.sum()], lr=1.0)  # gradients do not pile up
     torch.testing.assert_close(weight.data, torch.tensor([-16.0, -21.0]))
+    take_step(optimizer, (part * weight.sum() for part in (0.25, 0.75)), lr=1.0)  # those of one step do
+    torch.testing.assert_close(weight.data, torch.tensor([-17.0, -22.0]))

@@ -5,7 +5,7 @@ import pytest
 
 from train.config import OptimConfig
 from train.data import Batch
-from train.run import training_steps
+from train.loop import training_steps
 
 OPTIM = OptimConfig(epochs=3, batch_size=4)
 

@@ -16,10 +16,12 @@ from runs import equal, finetune_config, pretrain_config, state
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.errors import CheckpointError, FolderError
 from train import finetune as finetuning
-from train import run
+from train import loop, run
+from train.__main__ import main
 from train.config import DataConfig
 from train.finetune import finetune
 from train.pretrain import pretrain
+from train.state import saved_states
 
 
 class StoppedError(Exception):
@@ -29,7 +31,7 @@ class StoppedError(Exception):
 @contextmanager
 def stopping_after(steps: int) -> Iterator[None]:
     """Let a run end before it takes one more step."""
-    take_step, taken = run.take_step, []
+    take_step, taken = loop.take_step, []
 
     def counted(*arguments: object, **options: object) -> None:
         if len(taken) == steps:
@@ -38,8 +40,8 @@ def stopping_after(steps: int) -> Iterator[None]:
         take_step(*arguments, **options)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "take_step", counted)
-        patch.setattr(run, "SAVE_SECONDS", 0.0)
+        patch.setattr(loop, "take_step", counted)
+        patch.setattr(loop, "SAVE_SECONDS", 0.0)
         yield
 
 
@@ -93,6 +95,36 @@ def test_a_run_stopped_after_its_last_step_takes_none_again(
     assert (tmp_path / "metrics.csv").read_text() == log
 
 
+def test_resume_refuses_to_begin(data: DataConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = Path(__file__).parents[2] / "train" / "configs" / "demo_pretrain.toml"
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "--resume", "--config", str(config), f"out={tmp_path}", f"data.train={data.train}"])
+    assert ended.value.code
+    assert "holds no training state to go on from" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_newest_state_is_named_and_the_one_before_is_taken(
+    pretrained: Path, data: DataConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = pretrain_config(tmp_path, data)
+    with pytest.raises(StoppedError), stopping_after(3):
+        pretrain(config)
+    newest, before = saved_states(tmp_path)
+    newest.write_bytes(newest.read_bytes()[:1000])
+    again = pretrain(config)
+    said = capfd.readouterr().err
+    assert f"{newest} is not a readable training state" in said
+    assert f"going on after step 2 of 4, from {before}" in said
+    assert equal(state(pretrained, "backbone"), state(again, "backbone"))
+
+
+def test_as_many_states_are_kept_as_wanted(data: DataConfig, tmp_path: Path) -> None:
+    with stopping_after(4):
+        pretrain(pretrain_config(tmp_path, data, keep_states=3))
+    assert [path.name for path in saved_states(tmp_path)] == [f"state-{step:08d}.pt" for step in (4, 3, 2)]
+
+
 def test_a_run_that_has_ended_is_kept(data: DataConfig, tmp_path: Path) -> None:
     config = pretrain_config(tmp_path, data)
     pretrain(config)
@@ -127,10 +159,10 @@ def test_a_folder_with_the_files_of_some_run_is_kept(data: DataConfig, tmp_path:
 
 
 def test_a_damaged_state_is_kept(data: DataConfig, tmp_path: Path) -> None:
-    (tmp_path / "state.pt").write_bytes(b"damaged")
+    (tmp_path / "state-00000003.pt").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="not a readable training state"):
         pretrain(pretrain_config(tmp_path, data))
-    assert contents(tmp_path) == {"state.pt": b"damaged"}
+    assert contents(tmp_path) == {"state-00000003.pt": b"damaged"}
 
 
 def test_two_runs_at_once_are_refused(data: DataConfig, tmp_path: Path) -> None:
@@ -144,14 +176,15 @@ import resource, signal, sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from runs import pretrain_config
-from train import run
+from train import loop, state
 from train.config import DataConfig
 from train.pretrain import pretrain
 from ivdr_deploy._console import exiting
 
 torch.set_num_threads(1)
-run.SAVE_SECONDS = 0.0
-write_checkpoint, save = run.write_checkpoint, run.TrainState.save
+import train.pretrain
+loop.SAVE_SECONDS = 0.0
+write_checkpoint, save = train.pretrain.write_checkpoint, state.TrainState.save
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 def full(function):
@@ -163,11 +196,10 @@ def full(function):
 def full_later(self, path):
     return (full(save) if self.step == 2 else save)(self, path)
 
-import train.pretrain
 if sys.argv[4] == "checkpoint":
     train.pretrain.write_checkpoint = full(write_checkpoint)
 else:
-    run.TrainState.save = full_later
+    state.TrainState.save = full_later
 data = DataConfig(train=sys.argv[2], cache=sys.argv[3])
 with exiting("train"):
     pretrain(pretrain_config(Path("out"), data))
@@ -191,7 +223,11 @@ def test_a_full_disk_ends_the_run_with_its_folder_named_and_the_last_state_kept(
     last = done.stderr.strip().splitlines()[-1]
     assert (done.returncode, last) == (9, "train: out: File too large"), done.stderr
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {"metrics.csv", "settings.toml", "state.pt", "tensorboard"}
-    assert torch.load(tmp_path / "out" / "state.pt", weights_only=True)["step"] == step
+    states = {f"state-{kept:08d}.pt" for kept in ((3, 4) if what == "checkpoint" else (1,))}
+    assert left == {"metrics.csv", "settings.toml", "tensorboard"} | states
+    newest = tmp_path / "out" / f"state-{step:08d}.pt"
+    assert torch.load(newest, weights_only=True)["step"] == step
+    said = f"step {step + 1} could not be saved; out/{newest.name} is kept"
+    assert (said in done.stderr) == (what == "state"), done.stderr
     again = pretrain(pretrain_config(tmp_path / "out", data))  # with space again
     assert equal(state(pretrained, "backbone"), state(again, "backbone"))

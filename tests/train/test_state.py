@@ -17,14 +17,15 @@ from ivdr_deploy.errors import CheckpointError, FolderError, TrainingError
 from ivdr_deploy.models.network import build_model
 from ivdr_deploy.spec import ClipSpec, ModelSpec
 from ivdr_deploy.video.sampling import random_centre_clip
-from train import run
+from train import loop
 from train.cache import CachedVideos, cache_videos
 from train.config import AugmentConfig, DataConfig, FinetuneConfig, OptimConfig, PretrainConfig, RunConfig
 from train.data import Batch, draw_dual_batch
 from train.finetune import _batches, _build_step
+from train.loop import DrawBatch, run_steps
 from train.method import DualConfig
-from train.run import DrawBatch, open_state, run_steps
-from train.state import STATE_NAME, TrainState
+from train.run import open_state
+from train.state import TrainState, load_newest, saved_states
 from train.step import DualStep, MocoStep
 
 CLIP = ClipSpec(num_frames=4, frame_stride=3, short_side=36, crop_size=32)
@@ -46,7 +47,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> CachedVideos:
 
 @pytest.fixture(autouse=True)
 def saved_at_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
 
 
 def pretraining(out: Path, cached: CachedVideos, **changes: object):  # type: ignore[no-untyped-def]
@@ -130,7 +131,7 @@ def test_resumed_run_ends_bitwise_like_the_uninterrupted_one(
     begun = begin(tmp_path / "cut", cached)
     state = begun[2]
     assert not same(state, whole)
-    state.load(tmp_path / "cut" / STATE_NAME)
+    load_newest(state, tmp_path / "cut")
     assert state.step == stop_after
     assert state.epoch_position == divmod(stop_after, 2)
     assert same(go(begun), whole)
@@ -144,7 +145,7 @@ def test_lines_of_steps_that_are_taken_again_are_dropped(cached: CachedVideos, t
     with (tmp_path / "metrics.csv").open("a") as log:
         log.write("4,half a li")
     begun = pretraining(tmp_path, cached)
-    begun[2].load(tmp_path / STATE_NAME)
+    load_newest(begun[2], tmp_path)
     go(begun)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert [row["step"] for row in rows] == list("123456")
@@ -153,18 +154,18 @@ def test_lines_of_steps_that_are_taken_again_are_dropped(cached: CachedVideos, t
 def test_state_is_saved_at_the_end_whatever_the_time(
     cached: CachedVideos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "SAVE_SECONDS", 1e9)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 1e9)
     with pytest.raises(StoppedError):
         go(pretraining(tmp_path, cached), stop_after=5)
-    assert not (tmp_path / STATE_NAME).exists()
+    assert not saved_states(tmp_path)
     done = go(pretraining(tmp_path, cached))
     again = pretraining(tmp_path, cached)[2]
-    again.load(tmp_path / STATE_NAME)
+    load_newest(again, tmp_path)
     assert (again.step, same(again, done)) == (6, True)
 
 
 def test_state_of_another_run_is_refused(cached: CachedVideos, tmp_path: Path) -> None:
-    path = tmp_path / STATE_NAME
+    path = tmp_path / "state.pt"
     pretraining(tmp_path, cached)[2].save(path)
     others = [
         pretraining(tmp_path, cached, optim=replace(OPTIM, lr=2e-3)),
@@ -180,7 +181,7 @@ def test_state_of_another_run_is_refused(cached: CachedVideos, tmp_path: Path) -
 
 
 def test_weights_that_are_not_finite_never_replace_a_good_state(cached: CachedVideos, tmp_path: Path) -> None:
-    path = tmp_path / STATE_NAME
+    path = tmp_path / "state.pt"
     state = pretraining(tmp_path, cached)[2]
     state.save(path)
     good = path.read_bytes()
@@ -188,7 +189,7 @@ def test_weights_that_are_not_finite_never_replace_a_good_state(cached: CachedVi
     with pytest.raises(TrainingError, match="not finite"):
         state.save(path)
     assert path.read_bytes() == good
-    assert [file.name for file in tmp_path.iterdir()] == [STATE_NAME]
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
 
 
 class Command:
@@ -204,7 +205,7 @@ class Command:
 def test_damaged_and_hostile_files_are_refused_and_nothing_in_them_runs(
     cached: CachedVideos, tmp_path: Path
 ) -> None:
-    path, proof = tmp_path / STATE_NAME, tmp_path / "ran"
+    path, proof = tmp_path / "state.pt", tmp_path / "ran"
     state = pretraining(tmp_path, cached)[2]
     state.save(path)
     whole = path.read_bytes()

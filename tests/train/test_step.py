@@ -355,7 +355,7 @@ def test_training_learns_to_tell_videos_apart() -> None:
     for _ in range(25):
         permutation = torch.from_numpy(draw_permutations(12, 3, rng=rng))
         loss, metrics = step(random_crops(shown, rng), changes, permutation)
-        take_step(optimizer, loss, lr=3e-3)
+        take_step(optimizer, [loss], lr=3e-3)
     assert metrics["clip_top1"] > 0.8
     assert metrics["loss_clip"] < 0.5 * math.log(2 * 12 - 1)
 
@@ -370,6 +370,6 @@ def test_training_learns_which_slot_belongs_to_which_segment() -> None:
     for _ in range(50):
         permutation = torch.from_numpy(draw_permutations(8, 2, rng=rng))
         loss, metrics = step(views, changes, permutation)
-        take_step(optimizer, loss, lr=1e-3)
+        take_step(optimizer, [loss], lr=1e-3)
         accuracies.append(float(metrics["rank_accuracy"]))
     assert np.mean(accuracies[-10:]) > 0.9

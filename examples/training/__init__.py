@@ -1,0 +1,1 @@
+"""What pre-training is worth, measured: ``python -m examples.training``."""

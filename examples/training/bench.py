@@ -1,0 +1,197 @@
+"""``python -m examples.training.bench``: how fast training runs. Needs a machine on which nothing else runs.
+
+Turns of what is compared alternate, and the medians of their times are divided.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from examples.demo.figures import make_figures
+from examples.training.methods import CONFIGS
+from ivdr_deploy._console import console, exiting
+from ivdr_deploy._files import atomic_path, scratch_folder
+from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.environment import environment_facts, instruction_sets
+from ivdr_deploy.errors import TrainingError
+from ivdr_deploy.models.network import build_model
+from ivdr_deploy.spec import ClipSpec, ModelSpec
+from ivdr_deploy.video.sampling import random_centre_clip
+from train.cache import CachedVideos, cache_videos
+from train.config import PretrainConfig
+from train.config_file import load_config
+from train.data import Batch, draw_dual_batch
+from train.distributed import joined, rank, shared
+from train.loop import Step, _on_device
+from train.optim import build_optimizer, take_step
+from train.run import prepare
+from train.step import DualStep
+
+ROOT = Path(__file__).resolve().parents[2]
+TURNS = 5
+DDP_STEPS = 12
+
+Drawn = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure, write the report."""
+    parser = argparse.ArgumentParser(prog="python -m examples.training.bench", description=__doc__)
+    parser.add_argument("--backbone", default="r2plus1d_10")
+    parser.add_argument("--batch", type=int, default=2, help="videos in a step")
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--out", type=Path, default=Path("build/bench/training.json"))
+    parser.add_argument("--processes-of", type=Path, help=argparse.SUPPRESS)  # a share of ``ddp2_over_1``
+    given = parser.parse_args(arguments)
+    with exiting("bench-training"):
+        if given.processes_of:
+            _share(given.processes_of)
+            return
+        with scratch_folder("ivdr-bench-training-") as scratch:
+            make_figures(scratch / "videos", train_actors=4, test_actors=1)
+            report = measure(scratch, backbone=given.backbone, batch=given.batch, turns=given.turns)
+        with atomic_path(given.out) as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        console.print(f"report: {given.out}", markup=False)
+
+
+def measure(scratch: Path, *, backbone: str, batch: int, turns: int) -> dict[str, Any]:
+    """Measure everything; returns the report."""
+    facts = environment_facts()  # its load is that from before
+    config = _config(scratch)
+    clip = ClipSpec() if backbone != "tiny" else config.clip
+    config = replace(config, clip=clip, model=replace(config.model, backbone=backbone))
+    cached = cache_videos(read_video_list(config.data.train), clip, config.cache_dir)
+    times: dict[str, list[float]] = {name: [] for name in ("step", "fwd_bwd", "draw", "whole")}
+    step, work = _step(config, bf16=False), _batch(config, cached, batch)
+    held = draw_dual_batch(cached, work, config, draw=random_centre_clip)
+    optimizer = build_optimizer(step.parameters(), config.optim)
+    parts: dict[str, Callable[[], object]] = {
+        "fwd_bwd": lambda: _forward_backward(step, batch),
+        "step": lambda: _whole(step, optimizer, held),
+        "draw": lambda: draw_dual_batch(cached, work, config, draw=random_centre_clip),
+        "whole": lambda: _whole(
+            step, optimizer, draw_dual_batch(cached, work, config, draw=random_centre_clip)
+        ),
+    }
+    for turn in range(turns + 1):  # the first warms up
+        for name, call in parts.items():
+            seconds = _timed(call)
+            if turn:
+                times[name].append(seconds)
+    found = {name: median(values) for name, values in times.items()}
+    return {
+        "step_over_fwd_bwd": found["step"] / found["fwd_bwd"],
+        "loader_over_step": found["step"] / found["draw"],
+        "headspace": found["whole"] / found["step"],
+        "bf16_over_fp32": _bf16_gain(config, held, found["step"], turns=turns),
+        "ddp2_over_1": _rate(scratch, processes=2) / _rate(scratch, processes=1),
+        "seconds": found,
+        "settings": {"backbone": backbone, "clip": list(clip.clip_shape), "videos": batch, "turns": turns},
+        "environment": facts,
+    }
+
+
+def _config(scratch: Path) -> PretrainConfig:
+    given = [f"out={scratch / 'run'}", f"data.train={scratch / 'videos' / 'train.csv'}"]
+    return load_config(PretrainConfig, CONFIGS / "demo_pretrain.toml", given)
+
+
+def _step(config: PretrainConfig, *, bf16: bool) -> DualStep:
+    torch.manual_seed(0)
+    step = DualStep(build_model(config.model, config.clip), config.dual, bf16=bf16)
+    prepare(config, step, torch.device("cpu"))
+    return step
+
+
+def _batch(config: PretrainConfig, cached: CachedVideos, count: int) -> Batch:
+    rows = np.arange(count) % len(cached)
+    return Batch(rows=rows, places=np.arange(count), seed=config.seed, step=0)
+
+
+def _whole(step: Step, optimizer: torch.optim.Optimizer, drawn: Drawn) -> None:
+    loss, _ = step(**_on_device(drawn, torch.device("cpu")))
+    take_step(optimizer, [loss], lr=1e-4)
+
+
+def _forward_backward(step: DualStep, batch: int) -> None:
+    """Run the backbone alone on as many clips as a step encodes, forth and back."""
+    shape = (batch * step.config.clips_per_video, *_shape(step.model.spec))
+    feature = step.model.encode(torch.randint(0, 256, shape, dtype=torch.uint8))
+    step.zero_grad(set_to_none=True)
+    feature.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _shape(spec: ModelSpec) -> tuple[int, ...]:
+    return ClipSpec().clip_shape if spec.backbone != "tiny" else (8, 56, 56, 3)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _bf16_gain(config: PretrainConfig, held: Drawn, fp32: float, *, turns: int) -> float | str:
+    """Return how many times as fast a step is in bfloat16, or why that is not measured."""
+    if "bf16" not in instruction_sets():
+        return "not measured: this processor does not multiply bfloat16"
+    step = _step(config, bf16=True)
+    optimizer = build_optimizer(step.parameters(), config.optim)
+    _whole(step, optimizer, held)
+    return fp32 / median(_timed(lambda: _whole(step, optimizer, held)) for _ in range(turns))
+
+
+def _rate(scratch: Path, *, processes: int) -> float:
+    """Return steps a second of ``tiny`` with 16 videos a step, in processes of one thread each."""
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
+    command += [
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "examples.training.bench",
+        "--processes-of",
+        str(scratch),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TrainingError(f"{processes} processes did not train together: {done.stderr[-2000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def _share(scratch: Path) -> None:
+    """Take steps as one of the processes that ``torchrun`` started; the first prints the rate."""
+    torch.set_num_threads(1)
+    config = _config(scratch)
+    cached = cache_videos(
+        read_video_list(config.data.train), config.clip, scratch / "cache" / str(os.getpid())
+    )
+    with joined("cpu"):
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        step: Any = shared(_step(config, bf16=False))
+        optimizer = build_optimizer(step.parameters(), config.optim)
+        work = _batch(config, cached, config.optim.batch_size).part(0, 1, rank=rank(), ranks=ranks)
+        for number in range(DDP_STEPS + 2):
+            if number == 2:
+                start = time.perf_counter()
+            _whole(step, optimizer, draw_dual_batch(cached, work, config, draw=random_centre_clip))
+        if rank() == 0:
+            print(DDP_STEPS / (time.perf_counter() - start))
+
+
+if __name__ == "__main__":
+    main()

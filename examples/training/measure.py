@@ -1,0 +1,163 @@
+"""One backbone under every protocol: retrieval, linear probe, order-only pairs, ranking, fine-tuning."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from examples.training.methods import DataSet, Method, finetune_config, pretrain_config
+from ivdr_deploy._files import atomic_path
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint, read_checkpoint_info
+from ivdr_deploy.datasets.lists import VideoList, read_video_list
+from ivdr_deploy.errors import FolderError
+from ivdr_deploy.evaluation.metrics import retrieval_recall
+from ivdr_deploy.models.network import VideoModel, build_model
+from ivdr_deploy.spec import ClipSpec, ViewPlan
+from train.cache import CachedVideos, cache_videos
+from train.config import PretrainConfig
+from train.config_file import changed_settings
+from train.finetune import finetune
+from train.losses import calibrate, ranking_accuracy, shuffle_segments
+from train.pretrain import pretrain
+from train.regression import fit
+from train.run import CHECKPOINT_NAME
+
+PLAN = ViewPlan(num_clips=10)
+_PENALTY = 0.01
+_CALL = 16
+
+
+def measure(name: str, method: Method, data: DataSet, folder: Path, *, seed: int) -> dict[str, float]:
+    """Train one backbone and measure it; what was finished before under the same folder is not done again.
+
+    Args:
+        name: Of the method.
+        method: How to get the backbone.
+        data: The videos.
+        folder: Of this method and seed; ``results.json`` in it holds what is returned.
+        seed: Of the training.
+
+    Returns:
+        By protocol a share from 0 to 1.
+
+    Raises:
+        FolderError: if what was finished had other settings.
+    """
+    path = folder / "results.json"
+    config = pretrain_config(method, data, folder, seed=seed)
+    made_with = [str(data.test), *changed_settings(config)]
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["made_with"] != made_with:
+            raise FolderError(
+                f"{path} was made with other settings", hint="give another --work, or remove it"
+            )
+        measured: dict[str, float] = kept["values"]
+        return measured
+    model, checkpoint = _trained(method, data, config, folder, seed)
+    found = features_and_order(model, data, config)
+    if method.kind == "supervised":
+        assert checkpoint is not None
+        found["fine-tune"] = read_checkpoint_info(checkpoint).provenance.metrics["video_accuracy"]
+    else:
+        start = [f"init={checkpoint}"] if checkpoint else []
+        tuned = _finished(folder / "finetune") or finetune(
+            finetune_config(data, folder / "finetune", seed=seed, overrides=start)
+        )
+        found["fine-tune"] = read_checkpoint_info(tuned).provenance.metrics["video_accuracy"]
+    with atomic_path(path) as temporary:
+        kept = {"made_with": made_with, "values": found}
+        temporary.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    for part in ("pretrain", "finetune", "supervised"):
+        shutil.rmtree(folder / part, ignore_errors=True)  # some MB each
+    return found
+
+
+def _trained(
+    method: Method, data: DataSet, config: PretrainConfig, folder: Path, seed: int
+) -> tuple[VideoModel, Path | None]:
+    if method.kind == "random":
+        torch.manual_seed(seed)
+        return build_model(config.model, config.clip).eval(), None
+    if method.kind == "supervised":
+        longer = [f"optim.epochs={config.optim.epochs}"]
+        path = _finished(folder / "supervised") or finetune(
+            finetune_config(data, folder / "supervised", seed=seed, overrides=longer)
+        )
+    else:
+        path = _finished(folder / "pretrain") or pretrain(config)
+    return load_checkpoint(path).model, path
+
+
+def _finished(folder: Path) -> Path | None:
+    path = folder / CHECKPOINT_NAME
+    return path if path.is_file() else None
+
+
+def features_and_order(model: VideoModel, data: DataSet, config: PretrainConfig) -> dict[str, float]:
+    """Measure what a frozen backbone, and its series head where the method trained one to rank, can tell."""
+    lists = [read_video_list(path) for path in (data.train, data.test)]
+    labels = lists[0].labels
+    cached = [cache_videos(videos, config.clip, config.cache_dir) for videos in lists]
+    gallery, queries = (_features(model, videos, config.clip) for videos in cached)
+    truth = [
+        VideoList(one.source, part.items).targets(labels) for one, part in zip(lists, cached, strict=True)
+    ]
+    recall = retrieval_recall(
+        np.stack([feature.mean(axis=0) for feature in gallery]),
+        np.stack([feature.mean(axis=0) for feature in queries]),
+        gallery_labels=truth[0],
+        query_labels=truth[1],
+        ks=(1,),
+    )
+    linear = fit(gallery, truth[0], num_classes=len(labels), penalty=_PENALTY)
+    logits = np.stack([linear.logits(feature).mean(axis=0) for feature in queries])
+    wanted = np.array(truth[1])
+    found = {"R@1": recall[1].value, "probe": float((logits.argmax(axis=1) == wanted).mean())}
+    if data.pairs:
+        found["order pairs"] = _pairs(logits, wanted, [tuple(map(labels.index, pair)) for pair in data.pairs])
+    if model.series_head is not None and config.dual.ranks and "-sr" in config.dual.mode:
+        found |= _ranking(model, cached[1], config.clip)
+    return found
+
+
+def _pairs(logits: np.ndarray, truth: np.ndarray, pairs: list[tuple[int, ...]]) -> float:
+    """Return the share of the videos of order-only pairs whose class is told from the other of its pair."""
+    right = []
+    for one, two in pairs:
+        for mine, other in ((one, two), (two, one)):
+            rows = truth == mine
+            right.append(logits[rows, mine] > logits[rows, other])
+    return float(np.concatenate(right).mean())
+
+
+@torch.inference_mode()
+def _features(model: VideoModel, videos: CachedVideos, clip: ClipSpec) -> list[np.ndarray]:
+    return [
+        model.encode(torch.from_numpy(videos.eval_clips(row, clip, PLAN))).numpy()
+        for row in range(len(videos))
+    ]
+
+
+@torch.inference_mode()
+def _ranking(model: VideoModel, videos: CachedVideos, clip: ClipSpec) -> dict[str, float]:
+    """Return the ranking accuracy of unseen videos, over all orders and over those that are truly shuffled."""
+    assert model.series_head is not None
+    slots = model.series_head.num_slots
+    orders = list(itertools.permutations(range(slots)))
+    right = np.zeros((len(orders), len(videos)))
+    for start in range(0, len(videos), _CALL):
+        rows = range(start, min(start + _CALL, len(videos)))
+        clips = np.concatenate([videos.eval_clips(row, clip, ViewPlan(num_clips=1)) for row in rows])
+        video = torch.from_numpy(clips)
+        q = model.series_head(model.encode(video))
+        for number, order in enumerate(orders):
+            permutation = torch.tensor([order]).expand(len(video), -1)
+            given = model.series_head(model.encode(shuffle_segments(video, permutation)))
+            right[number, rows.start : rows.stop] = ranking_accuracy(q, calibrate(given, permutation)).numpy()
+    return {"ranking": float(right.mean()), "ranking, shuffled": float(right[1:].mean())}

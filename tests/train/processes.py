@@ -1,0 +1,58 @@
+"""Training in processes of its own, one or several, on the loopback interface."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def start(code: str, *arguments: str, processes: int = 1) -> list[subprocess.Popen[str]]:
+    """Start Python code in processes that train together; it finds what lies beside the tests of training."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE), str(HERE.parent)]),
+            "OMP_NUM_THREADS": "1",
+        }
+        if processes > 1:
+            environment |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "GLOO_SOCKET_IFNAME": "lo",
+            }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-P", "-c", code, *arguments],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return started
+
+
+def finish(started: Sequence[subprocess.Popen[str]], *, seconds: float = 120.0) -> list[tuple[int, str]]:
+    """Wait for processes; return exit code and stderr of each. Where one fails the others are killed as well."""
+    deadline = time.monotonic() + seconds
+    while any(process.poll() is None for process in started):
+        if any(process.poll() for process in started) or time.monotonic() > deadline:
+            for process in started:
+                process.kill()
+        time.sleep(0.05)
+    errors = [process.communicate()[1] for process in started]
+    return [(process.returncode, error) for process, error in zip(started, errors, strict=True)]

@@ -1,0 +1,87 @@
+"""A run that is killed at any moment, and started again by the same command, ends as if nothing had been."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from processes import finish, start
+from runs import HEADS, equal, state
+
+from train.config import DataConfig
+from train.state import saved_states
+
+RUN = """
+import sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from runs import pretrain_config
+from ivdr_deploy._console import exiting
+from train import loop
+from train.config import DataConfig, OptimConfig
+from train.method import DualConfig
+from train.pretrain import pretrain
+loop.SAVE_SECONDS = 0.0
+out, train, cache, form = sys.argv[1:]
+optim = OptimConfig(name="adamw", lr=1e-3, epochs=8, batch_size=8, schedule="cosine")
+config = pretrain_config(
+    Path(out), DataConfig(train=train, cache=cache), optim=optim, dual=DualConfig(form=form, queue_length=20)
+)
+with exiting("train"):
+    pretrain(config)
+"""
+STEPS = 16
+
+
+def run(out: Path, data: DataConfig, form: str, processes: int) -> None:
+    for code, error in finish(start(RUN, str(out), data.train, data.cache, form, processes=processes)):
+        assert code == 0, error
+
+
+def run_and_kill(out: Path, data: DataConfig, form: str, processes: int, *, after: int, late: float) -> int:
+    """Kill every process some time after a step was saved; return the newest step that is left."""
+    started = start(RUN, str(out), data.train, data.cache, form, processes=processes)
+    deadline = time.monotonic() + 120.0
+    while newest(out) < after and time.monotonic() < deadline:
+        assert all(process.poll() is None for process in started), finish(started)
+        time.sleep(0.002)
+    time.sleep(late)  # into whatever it is at
+    for process in started:
+        process.kill()
+    finish(started)
+    return newest(out)
+
+
+def newest(out: Path) -> int:
+    found = saved_states(out)
+    return int(found[0].stem.partition("-")[2]) if found else -1
+
+
+@pytest.mark.parametrize(
+    ("form", "processes", "kills"),
+    [
+        ("simclr", 1, 2),
+        pytest.param("simclr", 1, 5, marks=pytest.mark.exhaustive),
+        pytest.param("moco", 1, 5, marks=pytest.mark.exhaustive),
+        pytest.param("moco", 2, 5, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_killed_runs_end_bitwise_like_one_that_was_not(
+    data: DataConfig, tmp_path: Path, form: str, processes: int, kills: int
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(whole, data, form, processes)
+    chance = random.Random()
+    seen = []
+    for kill in range(kills):
+        after = kill * (STEPS - 4) // kills + chance.randint(0, 2)
+        late = chance.uniform(0.0, 0.1)
+        seen.append(run_and_kill(cut, data, form, processes, after=after, late=late))
+    assert max(seen) < STEPS, f"it ended before it was killed: {seen}"
+    run(cut, data, form, processes)
+    for part in ("backbone", *HEADS[:2]):
+        one, two = (state(folder / "checkpoint.safetensors", part) for folder in (whole, cut))
+        assert equal(one, two), f"{part} after kills at {seen}"
+    assert (whole / "metrics.csv").read_text() == (cut / "metrics.csv").read_text()
+    assert newest(cut) == STEPS
+    assert len(saved_states(cut)) == 2

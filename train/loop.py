@@ -1,0 +1,153 @@
+"""The loop over the steps of a run: batches, gradients, log, alarms, validation and saved states."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ivdr_deploy._console import progress
+from train.augment import Changes
+from train.config import OptimConfig, RunConfig
+from train.data import Batch, epoch_batches, steps_per_epoch
+from train.distributed import rank, shared, world_size
+from train.dual import LossAndMetrics
+from train.health import Watch
+from train.log import RunLog
+from train.optim import learning_rate, take_step
+from train.state import TrainState, keep_state
+
+SAVE_SECONDS = 300.0
+"""The training state is saved with the first line of the log after this time: about what a run that dies loses."""
+
+DrawBatch = Callable[[Batch], Mapping[str, Tensor | Changes]]
+"""The videos of a step -> the arguments of the step's ``forward``, on the CPU."""
+
+Validate = Callable[[], dict[str, float]]
+"""Measures the network as it is; leaves its mode and every generator alone."""
+
+
+class Step(Protocol):
+    """One of the modules of ``train.step``, or what wraps it."""
+
+    def __call__(self, **batch: Any) -> LossAndMetrics:
+        """Return loss and metrics of a batch."""
+
+
+def run_steps(
+    config: RunConfig,
+    step: nn.Module,
+    state: TrainState,
+    draw: DrawBatch,
+    *,
+    count: int,
+    description: str,
+    validate: Validate | None = None,
+) -> dict[str, float]:
+    """Train from the state's step to the end of the last epoch.
+
+    The state is saved into the run folder now and then, and at the end. A run that is stopped by whatever loses what
+    came after the last saved state.
+
+    Args:
+        config: The settings.
+        step: Computes the loss; in training mode, on the device.
+        state: Of the same network.
+        draw: Makes the batch of a step.
+        count: Training videos.
+        description: For the progress bar.
+        validate: Called before the first step and after every epoch; its metrics stand in the lines that follow.
+
+    Returns:
+        The latest metrics.
+
+    Raises:
+        TrainingError: if the loss or a weight is not finite, or an alarm is to stop the run.
+        OSError: if a state cannot be saved; the one before is kept.
+    """
+    folder = Path(config.out)
+    total = state.epoch_steps * config.optim.epochs
+    if state.step == total:  # it ended between its last step and its checkpoint
+        return state.metrics
+    steps = training_steps(config.optim, count=count, seed=config.seed, start=state.step)
+    watched = progress(steps, total=total - state.step, description=description)
+    forward = cast(Step, shared(step))
+    watch = Watch(state, folder, total_steps=total, stops=config.on_alarm == "stop")
+    with RunLog(folder, total_steps=total, every=config.log_every, position=state.log_bytes) as log:
+        if validate is not None and not state.validation:
+            state.validation = validate()
+        saved = time.monotonic()
+        for batch in watched:
+            metrics = _train(config, forward, state, draw, batch)
+            state.step = batch.step + 1
+            if validate is not None and state.step % state.epoch_steps == 0:
+                state.validation = validate()
+            if not log.add(batch.step, metrics | state.validation):
+                continue
+            state.log_bytes, state.metrics = log.position, log.last
+            alarm = watch.look()
+            if alarm or state.step == total or time.monotonic() - saved >= SAVE_SECONDS:
+                keep_state(state, folder, keep=config.keep_states)
+                saved = time.monotonic()
+            if alarm:
+                raise alarm
+    return state.metrics
+
+
+def _train(
+    config: RunConfig, forward: Step, state: TrainState, draw: DrawBatch, batch: Batch
+) -> dict[str, Tensor | float]:
+    """Take one step, in the parts that the settings ask for; return the means of its metrics."""
+    parts, device = config.optim.accumulate, state.device
+    torch.manual_seed(batch.torch_seed(rank()))  # for dropout
+    seen: list[dict[str, Tensor]] = []
+
+    def losses() -> Iterator[Tensor]:
+        for number in range(parts):
+            share = batch.part(number, parts, rank=rank(), ranks=world_size())
+            waits = number + 1 < parts and isinstance(forward, DistributedDataParallel)
+            # Its gradient is computed before this goes on, so still within.
+            with cast(DistributedDataParallel, forward).no_sync() if waits else nullcontext():
+                loss, metrics = forward(**_on_device(draw(share), device))
+                seen.append({"loss": loss.detach(), **metrics})
+                yield loss / parts
+
+    lr = learning_rate(config.optim, step=batch.step, epoch_steps=state.epoch_steps)
+    take_step(state.optimizer, losses(), lr=lr)
+    return {
+        name: sum((part[name] for part in seen), torch.zeros((), device=device)) / parts for name in seen[0]
+    } | {"lr": lr}
+
+
+def _on_device(batch: Mapping[str, Tensor | Changes], device: torch.device) -> dict[str, Tensor | Changes]:
+    def move(value: Tensor | Changes) -> Tensor | Changes:
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
+
+    return {name: move(value) for name, value in batch.items()}
+
+
+def training_steps(config: OptimConfig, *, count: int, seed: int, start: int = 0) -> Iterator[Batch]:
+    """Yield the batch of each step, which depends on seed and step alone.
+
+    Args:
+        config: Epochs and batch size.
+        count: Training videos.
+        seed: Of the run.
+        start: The first step; those before it were taken.
+    """
+    epoch_steps = steps_per_epoch(count, batch_size=config.batch_size)
+    multiple = config.accumulate * world_size()
+    for epoch in range(start // epoch_steps, config.epochs):
+        order = np.random.default_rng([seed, 0, epoch])
+        batches = epoch_batches(count, batch_size=config.batch_size, rng=order, multiple=multiple)
+        for place, rows in enumerate(batches):
+            step = epoch * epoch_steps + place
+            if step >= start:
+                yield Batch(rows=rows, places=np.arange(len(rows)), seed=seed, step=step)
