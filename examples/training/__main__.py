@@ -31,14 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--methods", default=";".join(METHODS), help="names, parted by ';'")
     parser.add_argument("--epochs", type=int, default=24, help="of the whole method on the figures")
-    parser.add_argument("--test-actors", type=int, default=40)
+    parser.add_argument("--actors", type=int, nargs=2, default=(20, 40), help="to train on, and unseen ones")
     parser.add_argument("--work", type=Path, default=Path("build/results-training"), help="runs in progress")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where page and values go")
     given = parser.parse_args(arguments)
     let_threads_sleep()
     with exiting("results-training"):
-        made = figures(given.work / "figures" / "videos", test_actors=given.test_actors, epochs=given.epochs)
-        real = weizmann(given.work / "weizmann" / "lists", epochs=3 * given.epochs)
+        train_actors, test_actors = given.actors
+        made = figures(
+            given.work / "figures" / "videos",
+            epochs=given.epochs,
+            train_actors=train_actors,
+            test_actors=test_actors,
+        )
+        real = weizmann(given.work / "weizmann" / "lists", epochs=given.epochs)
         if real is None:
             console.print(
                 "IVDR_TEST_DATA names no actions-mini: the Weizmann clips are left out", style="yellow"

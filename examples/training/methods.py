@@ -13,6 +13,7 @@ from ivdr_deploy._files import atomic_path
 from ivdr_deploy.datasets.lists import read_video_list
 from train.config import FinetuneConfig, PretrainConfig
 from train.config_file import load_config
+from train.init import load_finetune_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
 
@@ -56,6 +57,7 @@ class DataSet:
     epochs: int
     """Of the whole method."""
 
+    finetune_epochs: int
     pairs: tuple[tuple[str, str], ...] = ()
     """Classes that differ in the order of their frames alone."""
 
@@ -63,19 +65,20 @@ class DataSet:
     """Settings of every training on it."""
 
 
-def figures(folder: Path, *, test_actors: int, epochs: int) -> DataSet:
+def figures(folder: Path, *, epochs: int, train_actors: int = 20, test_actors: int = 40) -> DataSet:
     """Return the demo's drawn figures, with more unseen actors than the demo has; made where they are absent.
 
     Difficulty was fixed by the baseline: 20 actors to train on, 56 pixels, eight frames, at which plain clip contrast
     is well above chance and far below all.
     """
     if not folder.exists():
-        make_figures(folder, train_actors=20, test_actors=test_actors, seed=1)
+        make_figures(folder, train_actors=train_actors, test_actors=test_actors, seed=1)
     return DataSet(
         name="figures",
         train=folder / "train.csv",
         test=folder / "test.csv",
         epochs=epochs,
+        finetune_epochs=2 * epochs,
         pairs=(("raise_arms", "lower_arms"), ("sit_down", "stand_up")),
     )
 
@@ -100,7 +103,8 @@ def weizmann(folder: Path, *, epochs: int) -> DataSet | None:
         name="weizmann",
         train=folder / "train.csv",
         test=folder / "test.csv",
-        epochs=epochs,
+        epochs=3 * epochs,  # it has a third of the videos, or about
+        finetune_epochs=3 * epochs,
         overrides=("clip.frame_stride=4", "clip.short_side=72", "clip.crop_size=64"),
     )
 
@@ -116,8 +120,14 @@ def finetune_config(
     data: DataSet, folder: Path, *, seed: int, overrides: Sequence[str] = ()
 ) -> FinetuneConfig:
     """Return the settings of a fine-tuning: the demo's."""
-    given = [*_given(data, folder, seed), f"data.test={data.test}", "view_plan.num_clips=10", *overrides]
-    return load_config(FinetuneConfig, CONFIGS / "demo_finetune.toml", given)
+    given = [
+        *_given(data, folder, seed),
+        f"data.test={data.test}",
+        "view_plan.num_clips=10",
+        f"optim.epochs={data.finetune_epochs}",
+        *overrides,
+    ]
+    return load_finetune_config(CONFIGS / "demo_finetune.toml", given)
 
 
 def _given(data: DataSet, out: Path, seed: int) -> list[str]:

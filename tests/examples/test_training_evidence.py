@@ -14,7 +14,9 @@ from ivdr_deploy.errors import FolderError
 
 
 def data_set(folder: Path) -> DataSet:
-    return DataSet(name="x", train=folder / "train.csv", test=folder / "test.csv", epochs=6)
+    return DataSet(
+        name="x", train=folder / "train.csv", test=folder / "test.csv", epochs=6, finetune_epochs=2
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -62,7 +64,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
 def test_a_seed_is_measured_once_and_what_is_written_is_what_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = figures(tmp_path / "figures" / "videos", test_actors=2, epochs=1)
+    data = figures(tmp_path / "figures" / "videos", epochs=1, train_actors=3, test_actors=2)
     names = ["random", "clip, norm", "clip-sr-tc (ivdr)"]
     harness.run([data], names, seeds=1, work=tmp_path, out=tmp_path / "out")
     values = json.loads((tmp_path / "out" / "training.json").read_text())["figures"]
@@ -79,6 +81,6 @@ def test_a_seed_is_measured_once_and_what_is_written_is_what_was_found(
     harness.run([data], names, seeds=1, work=tmp_path, out=tmp_path / "again")
     again = json.loads((tmp_path / "again" / "training.json").read_text())
     assert again["figures"] == values
-    other = figures(tmp_path / "figures" / "videos", test_actors=2, epochs=2)
+    other = figures(tmp_path / "figures" / "videos", epochs=2)
     with pytest.raises(FolderError, match="other settings"):
         measure("random", METHODS["random"], other, tmp_path / "figures" / "random" / "0", seed=0)

@@ -46,7 +46,7 @@ def start(code: str, *arguments: str, processes: int = 1) -> list[subprocess.Pop
     return started
 
 
-def finish(started: Sequence[subprocess.Popen[str]], *, seconds: float = 120.0) -> list[tuple[int, str]]:
+def finish(started: Sequence[subprocess.Popen[str]], *, seconds: float = 400.0) -> list[tuple[int, str]]:
     """Wait for processes; return exit code and stderr of each. Where one fails the others are killed as well."""
     deadline = time.monotonic() + seconds
     while any(process.poll() is None for process in started):

@@ -1,6 +1,7 @@
 """Pre-training, run for real on small videos."""
 
 import csv
+import shutil
 import sys
 from dataclasses import replace
 from importlib import metadata
@@ -116,6 +117,19 @@ def test_bf16_runs_only_where_the_processor_multiplies_it(
         assert dtype is torch.bfloat16
     assert seen == {dtype}
     assert ("computes in float32" in capfd.readouterr().err) == (dtype is torch.float32)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_backbone_learns_what_one_that_is_not_does(
+    pretrained: Path, data: DataConfig, tmp_path: Path
+) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    compiled = pretrain(pretrain_config(tmp_path, data, compile=True))
+    assert state(compiled, "backbone").keys() == state(pretrained, "backbone").keys()
+    one, two = (load_checkpoint(path).info.provenance.metrics["loss"] for path in (pretrained, compiled))
+    assert two == pytest.approx(one, rel=0.02)
 
 
 def test_training_that_diverges_stops_with_an_error_and_no_checkpoint(

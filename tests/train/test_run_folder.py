@@ -119,10 +119,12 @@ def test_a_damaged_newest_state_is_named_and_the_one_before_is_taken(
     assert equal(state(pretrained, "backbone"), state(again, "backbone"))
 
 
-def test_as_many_states_are_kept_as_wanted(data: DataConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", [1, 3])
+def test_as_many_states_are_kept_as_wanted(data: DataConfig, tmp_path: Path, keep: int) -> None:
     with stopping_after(4):
-        pretrain(pretrain_config(tmp_path, data, keep_states=3))
-    assert [path.name for path in saved_states(tmp_path)] == [f"state-{step:08d}.pt" for step in (4, 3, 2)]
+        pretrain(pretrain_config(tmp_path, data, keep_states=keep))
+    newest_first = [f"state-{step:08d}.pt" for step in (4, 3, 2)]
+    assert [path.name for path in saved_states(tmp_path)] == newest_first[:keep]
 
 
 def test_a_run_that_has_ended_is_kept(data: DataConfig, tmp_path: Path) -> None:
