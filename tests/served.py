@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -114,3 +117,107 @@ def client_of(process: subprocess.Popen[str]) -> EndpointClient:
                 metrics_url=said["metrics_url"],
             )
     pytest.fail("it ended without a word")
+
+
+@contextmanager
+def serving_command(bundle: Path, run_dir: Path, *options: str) -> Iterator[ServingCommand]:
+    """`ivdr serve --server http` in a process of its own, ready; killed when the block ends, if it still runs."""
+    code = "from ivdr_deploy.cli import main; main()"
+    command = [sys.executable, "-P", "-c", code, "serve", str(bundle), "--server", "http", "--json"]
+    command += ["--port", "0", "--run-dir", str(run_dir), *options]
+    log = run_dir.with_suffix(".log")
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        try:
+            yield ServingCommand(process, client_of(process), run_dir, log)
+        finally:
+            process.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class ServingCommand:
+    """A running `ivdr serve --server http`."""
+
+    process: subprocess.Popen[str]
+    client: EndpointClient
+    run_dir: Path
+    log: Path
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The processes that hold HTTP and the network, of all versions."""
+        return psutil.Process(self.process.pid).children()
+
+    @property
+    def version(self) -> str:
+        """The version that the management port says is served."""
+        return str(self.client.describe()["modelVersion"])
+
+    def order(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run `ivdr serve` with `--update` or `--rollback` against it."""
+        code = "from ivdr_deploy.cli import main; main()"
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            code,
+            "serve",
+            "--run-dir",
+            str(self.run_dir),
+            *map(str, options),
+        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+class Senders:
+    """Threads that send a video again and again, and note what came back. A context manager.
+
+    Args:
+        client: Of the server.
+        video: What is sent.
+        options: With it.
+        threads: How many.
+    """
+
+    def __init__(
+        self, client: EndpointClient, video: Path, *, threads: int, options: dict[str, Any] | None = None
+    ) -> None:
+        self._client, self._video, self._options = client, video.read_bytes(), options
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._send) for _ in range(threads)]
+        self.answers: list[tuple[float, int, dict[str, Any]]] = []
+        """Of each request that was answered: when, status, body."""
+
+        self.lost: list[str] = []
+        """Of each that was not: why."""
+
+    def __enter__(self) -> Senders:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_more(self, count: int, *, seconds: float = 60.0) -> None:
+        """Wait until so many more have been answered."""
+        have = len(self.answers)
+        wait_for(lambda: len(self.answers) >= have + count, seconds=seconds)
+
+    def longest_gap(self) -> float:
+        """The longest time in which nothing was answered 200."""
+        times = sorted(when for when, status, _ in self.answers if status == 200)
+        return max(after - before for before, after in itertools.pairwise(times))
+
+    def _send(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                status, body = self._client.predict(self._video, options=self._options)
+            except ServerError as error:
+                self.lost.append(str(error))
+            else:
+                self.answers.append((time.monotonic(), status, body))

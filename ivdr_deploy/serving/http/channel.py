@@ -52,7 +52,8 @@ class Channel:
     def close(self) -> None:
         """Let the other end see that this one is gone."""
         with suppress(OSError):
-            self._stream.shutdown(socket.SHUT_RDWR)
+            self._stream.shutdown(socket.SHUT_RDWR)  # ends a wait for the next message
+        self._lines.close()
         self._stream.close()
 
 

@@ -62,7 +62,11 @@ class Listening:
     @property
     def closed(self) -> bool:
         """Whether it accepts no more connections."""
-        return self._outgoing.leaving or self._ended.is_set()
+        return self._outgoing.leaving.is_set()
+
+    def wait_closed(self) -> None:
+        """Wait until it accepts no more connections, which it soon does after ``stop``."""
+        self._outgoing.leaving.wait()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until it has ended; False after ``seconds``. A signal's handler may interrupt it and it be called again.
@@ -83,6 +87,7 @@ class Listening:
             self._failure = f"{type(error).__name__}: {str(error)[:200]}"
             raise
         finally:
+            self._outgoing.leaving.set()
             self._ended.set()
 
 
@@ -90,7 +95,7 @@ class _Outgoing:
     """Puts headers on every answer, and when the server leaves the word that the connection ends with it."""
 
     def __init__(self, app: ASGIApp, headers: dict[str, str]) -> None:
-        self.leaving = False
+        self.leaving = threading.Event()
         self._app = app
         self._headers = [
             (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
@@ -100,7 +105,7 @@ class _Outgoing:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                ends = [(b"connection", b"close")] if self.leaving else []
+                ends = [(b"connection", b"close")] if self.leaving.is_set() else []
                 message = {**message, "headers": [*message.get("headers", ()), *self._headers, *ends]}
             await send(message)
 
@@ -116,7 +121,7 @@ class _Server(uvicorn.Server):
         """Refuse connections, wait for those that may have sent something already, then leave as uvicorn does."""
         for server in self.servers:
             server.close()
-        self._outgoing.leaving = True
+        self._outgoing.leaving.set()
         loop = asyncio.get_running_loop()
         until = loop.time() + _LINGER_SECONDS
         await asyncio.sleep(

@@ -150,8 +150,9 @@ def ask_server(folder: Path, question: Message) -> Iterator[Message]:
         while (message := channel.receive()) is not None:
             if "error" in message:
                 raise error_from(message["error"])
+            last = "last" in message
             yield message
-            if message.get("last"):
+            if last:
                 return
     raise ServerError("the server ended before it had done what was asked", hint="its log says more")
 

@@ -102,6 +102,8 @@ class HttpServer:
         """Accept no more connections, but keep the ports and the model, so that ``start`` can be called again."""
         for listening in self._listening:
             listening.stop()
+        for listening in self._listening:
+            listening.wait_closed()
 
     def stop(self) -> None:
         """Refuse new connections, and let ``wait`` return when all requests that were taken are answered."""
@@ -203,9 +205,13 @@ def client_of(model: str, host: str, inference: int, management: int) -> Endpoin
 def _listen(host: str, port: int, purpose: str) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listening = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:  # also a name that nobody knows
         raise ServerError(
             f"port {port} ({purpose}) of {host[:100]} cannot be used: {error.strerror}",
             hint="stop what listens there, or choose two other ports in a row with --port FIRST",
         ) from error
+    # For good: whether a call waits is a property of the socket itself, which all processes that accept from it share.
+    # ``socket.dup`` of one that waits would let all wait, and a worker that comes too late for a connection would hang.
+    listening.setblocking(False)
+    return listening

@@ -109,6 +109,7 @@ def main(control: int, listening: int) -> int:
     keep_freed_memory(_KEPT_BYTES, large_bytes=_LARGE_BYTES)
     channel = Channel(socket.socket(fileno=control))
     inherited = socket.socket(fileno=listening)
+    inherited.setblocking(False)  # as it is; what Python believes of it must agree, see `server.open_ports`
     first = channel.receive()
     if first is None:
         return 1

@@ -1,0 +1,280 @@
+"""`ivdr serve --server http` when its processes are killed, and when it changes from one version to another."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import psutil
+import pytest
+from bundles import make_tiny_bundle, reseal
+from served import Senders, ServingCommand, serving_command, wait_for
+from videos import numbered_video
+
+from ivdr_deploy.artifacts.golden import GOLDEN_FILE
+from ivdr_deploy.errors import ArtifactError, GoldenMismatchError
+from ivdr_deploy.serving.http.run_folder import ask_server
+
+pytestmark = pytest.mark.slow
+
+CONFIG = """
+max_requests = 16
+workers = 2
+[service]
+threads = 1
+device = "cpu"
+decode_workers = 2
+"""
+
+DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+
+
+@pytest.fixture(scope="module")
+def serving(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingCommand]:
+    folder = tmp_path_factory.mktemp("serving")
+    (folder / "serve.toml").write_text(CONFIG)
+    with serving_command(tiny_bundle, folder / "run", "--config", str(folder / "serve.toml")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def slow_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video that takes a while to decode."""
+    return numbered_video(tmp_path_factory.mktemp("slow") / "slow.mp4", num_frames=600, size=(640, 480))
+
+
+@pytest.fixture(scope="module")
+def second(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network as another version."""
+    return reseal(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("second") / "b"), version="2.0")
+
+
+def restarts(serving: ServingCommand) -> float:
+    return serving.client.metrics()["ivdr_worker_restarts_total"]
+
+
+def wait_until_whole(serving: ServingCommand) -> None:
+    wait_for(lambda: serving.client.metrics()["ivdr_workers"] == 2 and serving.client.ready())
+
+
+@contextmanager
+def begun(serving: ServingCommand, video: Path) -> Iterator[HTTPConnection]:
+    """A request of which the last bytes have not been sent: a worker has taken it and cannot answer yet."""
+    body = video.read_bytes()
+    with closing(HTTPConnection(urlsplit(serving.client.inference_url).netloc, timeout=60)) as connection:
+        connection.putrequest("POST", "/predictions/tiny")
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body[:-10])
+        yield connection
+
+
+def finished(connection: HTTPConnection, video: Path) -> int | None:
+    """The status of a begun request whose last bytes are sent now; None if it was lost."""
+    try:
+        connection.send(video.read_bytes()[-10:])
+        return connection.getresponse().status
+    except (OSError, HTTPException):
+        return None
+
+
+def held_by(worker: psutil.Process) -> int:
+    """How many requests a worker has taken."""
+    return sum(each.status == psutil.CONN_ESTABLISHED for each in worker.net_connections("tcp"))
+
+
+def update(serving: ServingCommand, bundle: Path, videos: list[Path]) -> dict[str, Any]:
+    """Give the order that `ivdr serve --update` gives; return the answer."""
+    order = {"do": "update", "bundle": str(bundle), "videos": list(map(str, videos)), "min_agreement": 0.9}
+    *_, answer = ask_server(serving.run_dir, order)
+    return answer
+
+
+def test_a_worker_that_is_killed_costs_what_it_was_answering_and_is_replaced(
+    serving: ServingCommand, videos: list[Path]
+) -> None:
+    wait_until_whole(serving)
+    assert serving.client.predict(videos[0])[0] == 200
+    before, counted = restarts(serving), serving.client.metrics()["ivdr_clips_total"]
+    victim, other = serving.workers
+    with ExitStack() as held:
+        connections = []
+        while min(held_by(victim), held_by(other)) < 2:
+            assert len(connections) < 16, "one worker takes no requests"
+            connections.append(held.enter_context(begun(serving, videos[0])))
+            wait_for(lambda: held_by(victim) + held_by(other) == len(connections))
+        in_flight = held_by(victim)
+        with Senders(serving.client, videos[0], threads=2) as quiet:
+            quiet.wait_for_more(20)
+        with Senders(serving.client, videos[0], threads=2) as quick:
+            quick.wait_for_more(5)
+            victim.kill()
+            killed = time.monotonic()
+            wait_for(lambda: restarts(serving) == before + 1)
+            wait_until_whole(serving)
+            replaced = time.monotonic()
+            quick.wait_for_more(5)
+        statuses = [finished(connection, videos[0]) for connection in connections]
+    assert victim.pid not in [worker.pid for worker in serving.workers]
+    assert statuses.count(None) == in_flight, "what the other had taken must be answered"
+    assert set(statuses) == {200, None}
+    assert len(quick.lost) <= 2, quick.lost  # those that it was just answering
+    assert {status for _, status, _ in quick.answers} == {200}
+    assert [when for when, _, _ in quick.answers if killed < when < replaced]
+    assert quick.longest_gap() < quiet.longest_gap() + 1.0
+    assert serving.client.metrics()["ivdr_clips_total"] > counted, "counters must not fall"
+
+
+def test_a_decoder_that_is_killed_costs_its_request_alone(
+    serving: ServingCommand, videos: list[Path], slow_video: Path
+) -> None:
+    wait_until_whole(serving)
+    pids = {worker.pid for worker in serving.workers}
+    before = restarts(serving)
+    with Senders(serving.client, videos[0], threads=1) as quick:
+        quick.wait_for_more(3)
+        with Senders(serving.client, slow_video, threads=2, options={"num_clips": 64}) as held:
+            wait_for(lambda: kill_busy_decoder(serving) and any(s == 422 for _, s, _ in held.answers))
+        quick.wait_for_more(3)
+    crashed = [body["code"] for _, status, body in held.answers if status != 200]
+    assert set(crashed) == {"crashed"}
+    assert {status for _, status, _ in quick.answers} <= {200, 422}  # 422: it was this one's decoder
+    assert not quick.lost
+    assert not held.lost
+    assert {worker.pid for worker in serving.workers} == pids
+    assert restarts(serving) == before
+
+
+def kill_busy_decoder(serving: ServingCommand) -> bool:
+    """Kill the decoder that has computed most of a slow video; False where none has."""
+    decoders = [
+        decoder
+        for worker in serving.workers
+        for decoder in worker.children(recursive=True)
+        if "forkserver" in " ".join(decoder.cmdline()) and decoder.ppid() != worker.pid
+    ]
+    busy = []
+    for decoder in decoders:
+        with suppress(psutil.Error):
+            decoder.cpu_percent()
+            busy.append(decoder)
+    time.sleep(0.1)  # what a share of the CPU is measured over
+    shares = {decoder: decoder.cpu_percent() for decoder in busy if decoder.is_running()}
+    if not shares or max(shares.values()) < 10:
+        return False
+    max(shares, key=lambda decoder: shares[decoder]).kill()
+    return True
+
+
+def test_an_update_under_load_fails_no_request_and_can_be_rolled_back(
+    serving: ServingCommand, second: Path, videos: list[Path]
+) -> None:
+    wait_until_whole(serving)
+    assert serving.client.predict(videos[0])[0] == 200
+    counted = serving.client.metrics()["ivdr_clips_total"]
+    with Senders(serving.client, videos[0], threads=4) as senders:
+        senders.wait_for_more(5)
+        updated = serving.order("--update", second, "--videos", videos[0].parent)
+        assert updated.returncode == 0, updated.stderr
+        assert "agreement 100.0%" in updated.stderr
+        switched = time.monotonic()
+        senders.wait_for_more(20)
+        assert serving.version == "2.0"
+        victim = serving.workers[-1]
+        rolled_back = serving.order("--rollback")
+        assert rolled_back.returncode == 0, rolled_back.stderr
+        back = time.monotonic()
+        senders.wait_for_more(20)
+    assert not senders.lost
+    assert {status for _, status, _ in senders.answers} == {200}
+    told = [(when, body["model"]["version"]) for when, _, body in senders.answers]
+    assert {version for _, version in told} == {"1.0", "2.0"}
+    assert told[0][1] == told[-1][1] == "1.0"
+    # One that was taken by the old version just before may be answered a moment after.
+    assert {version for when, version in told if switched + 1 < when < back - 1} <= {"2.0"}
+    assert {version for when, version in told if when > back + 1} <= {"1.0"}
+    wait_for(lambda: serving.client.metrics()["ivdr_clips_total"] >= counted + 2 * len(senders.answers))
+    assert victim.is_running(), "the version that was left is kept"
+
+
+def test_a_worker_that_follows_one_after_an_update_is_of_the_new_version(
+    serving: ServingCommand, second: Path, videos: list[Path]
+) -> None:
+    assert update(serving, second, videos)["switched"]
+    wait_until_whole(serving)
+    before = restarts(serving)
+    for worker in serving.workers:
+        worker.kill()
+    wait_for(lambda: restarts(serving) >= before + 2)
+    wait_until_whole(serving)
+    versions = {serving.client.predict(videos[0])[1]["model"]["version"] for _ in range(8)}
+    assert versions == {"2.0"}
+    *_, answer = ask_server(serving.run_dir, {"do": "rollback"})
+    assert answer["serving"] == "tiny 1.0"
+    assert serving.client.predict(videos[0])[1]["model"]["version"] == "1.0"
+
+
+def test_a_bundle_that_is_no_replacement_is_refused_and_leaves_nothing(
+    serving: ServingCommand, tiny_bundle: Path, tmp_path: Path, videos: list[Path]
+) -> None:
+    wait_until_whole(serving)
+    version = serving.version
+    count = len(serving.workers)
+
+    wrong = shutil.copytree(tiny_bundle, tmp_path / "wrong")
+    with np.load(wrong / GOLDEN_FILE) as kept:
+        changed = {name: value + 1 if name == "logits" else value for name, value in kept.items()}
+    np.savez(wrong / GOLDEN_FILE, **changed)
+    reseal(wrong, version="3.0")
+    for bundle, error, said in (
+        (tiny_bundle, ArtifactError, "both bundles say that they are version"),
+        (wrong, GoldenMismatchError, "golden"),
+        (tmp_path, ArtifactError, "manifest.json"),
+    ):
+        with pytest.raises(error, match=said):
+            update(serving, bundle, videos)
+    assert serving.version == version
+    assert serving.client.predict(videos[0])[0] == 200
+    wait_for(lambda: len(serving.workers) == count)
+
+
+def test_a_network_that_answers_otherwise_is_not_switched_to(
+    serving: ServingCommand, tmp_path: Path, videos: list[Path]
+) -> None:
+    other = make_tiny_bundle(
+        tmp_path / "other", version="4.0", seed=7
+    )  # it proves itself: its golden clips agree
+    version = serving.version
+    refused = serving.order("--update", other, "--videos", videos[0].parent, "--json")
+    assert refused.returncode == 1, refused.stderr
+    assert "FAIL" in refused.stderr
+    assert '"switched": false' in refused.stdout
+    assert "another label" in refused.stderr
+    assert serving.version == version
+
+
+def test_what_it_takes_to_give_an_order(serving: ServingCommand, tiny_bundle: Path, tmp_path: Path) -> None:
+    mode = (serving.run_dir / "control.sock").stat().st_mode
+    assert not mode & 0o077, "others could give orders"
+    nobody = ServingCommand(serving.process, serving.client, tmp_path, tmp_path)
+    refused = nobody.order("--rollback")
+    assert (refused.returncode, "no server answers at" in refused.stderr) == (8, True)
+    without = serving.order("--update", tiny_bundle)
+    assert (without.returncode, "--videos" in without.stderr) == (2, True)
+
+
+def test_a_command_that_is_killed_leaves_no_process(serving: ServingCommand, videos: list[Path]) -> None:
+    """The last one here: it ends the server that the tests share."""
+    family = psutil.Process(serving.process.pid).children(recursive=True)
+    assert len(family) >= 6  # two workers, and what decodes for them
+    os.kill(serving.process.pid, signal.SIGKILL)
+    _, left = psutil.wait_procs(family, timeout=5)
+    assert not [process for process in left if process.status() not in DEAD]
