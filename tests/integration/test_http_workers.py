@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -14,15 +16,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import onnx
 import psutil
 import pytest
-from bundles import make_tiny_bundle, reseal
-from served import Senders, ServingCommand, serving_command, wait_for
+from bundles import reseal
+from served import SETTINGS, Senders, ServingCommand, serving_command, wait_for
 from videos import numbered_video
 
+from ivdr_deploy._console import exit_code
 from ivdr_deploy.artifacts.golden import GOLDEN_FILE
-from ivdr_deploy.errors import ArtifactError, GoldenMismatchError
-from ivdr_deploy.serving.http.run_folder import ask_server
+from ivdr_deploy.errors import ArtifactError, FolderError, GoldenMismatchError, ServerError
+from ivdr_deploy.serving.http import workers
+from ivdr_deploy.serving.http.deployment import Deployment
+from ivdr_deploy.serving.http.run_folder import RunFolder, ask_server
+from ivdr_deploy.serving.http.settings import HttpSettings
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +56,7 @@ def serving(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="module")
 def slow_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A video that takes a while to decode."""
-    return numbered_video(tmp_path_factory.mktemp("slow") / "slow.mp4", num_frames=600, size=(640, 480))
+    return numbered_video(tmp_path_factory.mktemp("slow") / "slow.mp4", num_frames=150, size=(640, 480))
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +103,16 @@ def update(serving: ServingCommand, bundle: Path, videos: list[Path]) -> dict[st
     order = {"do": "update", "bundle": str(bundle), "videos": list(map(str, videos)), "min_agreement": 0.9}
     *_, answer = ask_server(serving.run_dir, order)
     return answer
+
+
+def let_second_serve(serving: ServingCommand, second: Path, videos: list[Path]) -> None:
+    """Change over to the other version, which another test may have left loaded."""
+    if serving.client.describe()["previousVersion"] == "2.0":
+        *_, answer = ask_server(serving.run_dir, {"do": "rollback"})
+    else:
+        answer = update(serving, second, videos)
+    assert answer["switched"]
+    assert serving.version == "2.0"
 
 
 def test_a_worker_that_is_killed_costs_what_it_was_answering_and_is_replaced(
@@ -208,7 +225,7 @@ def test_an_update_under_load_fails_no_request_and_can_be_rolled_back(
 def test_a_worker_that_follows_one_after_an_update_is_of_the_new_version(
     serving: ServingCommand, second: Path, videos: list[Path]
 ) -> None:
-    assert update(serving, second, videos)["switched"]
+    let_second_serve(serving, second, videos)
     wait_until_whole(serving)
     before = restarts(serving)
     for worker in serving.workers:
@@ -230,14 +247,12 @@ def test_a_bundle_that_is_no_replacement_is_refused_and_leaves_nothing(
     count = len(serving.workers)
 
     wrong = shutil.copytree(tiny_bundle, tmp_path / "wrong")
-    with np.load(wrong / GOLDEN_FILE) as kept:
-        changed = {name: value + 1 if name == "logits" else value for name, value in kept.items()}
-    np.savez(wrong / GOLDEN_FILE, **changed)
+    change_golden(wrong, lambda logits: logits + 1)
     reseal(wrong, version="3.0")
     for bundle, error, said in (
         (tiny_bundle, ArtifactError, "both bundles say that they are version"),
         (wrong, GoldenMismatchError, "golden"),
-        (tmp_path, ArtifactError, "manifest.json"),
+        (tmp_path, ArtifactError, "is not a bundle"),
     ):
         with pytest.raises(error, match=said):
             update(serving, bundle, videos)
@@ -247,11 +262,17 @@ def test_a_bundle_that_is_no_replacement_is_refused_and_leaves_nothing(
 
 
 def test_a_network_that_answers_otherwise_is_not_switched_to(
-    serving: ServingCommand, tmp_path: Path, videos: list[Path]
+    serving: ServingCommand, tiny_bundle: Path, tmp_path: Path, videos: list[Path]
 ) -> None:
-    other = make_tiny_bundle(
-        tmp_path / "other", version="4.0", seed=7
-    )  # it proves itself: its golden clips agree
+    other = shutil.copytree(tiny_bundle, tmp_path / "other")
+    model = onnx.load(other / "model.onnx")
+    (weights,) = [each for each in model.graph.initializer if each.name.endswith("classifier.linear.weight")]
+    weights.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights)[::-1].copy(), weights.name)
+    )
+    onnx.save(model, other / "model.onnx")
+    change_golden(other, lambda logits: logits[:, ::-1])  # it proves itself, and is another network
+    reseal(other, version="4.0")
     version = serving.version
     refused = serving.order("--update", other, "--videos", videos[0].parent, "--json")
     assert refused.returncode == 1, refused.stderr
@@ -259,6 +280,13 @@ def test_a_network_that_answers_otherwise_is_not_switched_to(
     assert '"switched": false' in refused.stdout
     assert "another label" in refused.stderr
     assert serving.version == version
+
+
+def change_golden(bundle: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Change the logits that a bundle says its golden clips give."""
+    with np.load(bundle / GOLDEN_FILE) as kept:
+        changed = {name: change(value) if name == "logits" else value for name, value in kept.items()}
+    np.savez(bundle / GOLDEN_FILE, **changed)
 
 
 def test_what_it_takes_to_give_an_order(serving: ServingCommand, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -271,10 +299,113 @@ def test_what_it_takes_to_give_an_order(serving: ServingCommand, tiny_bundle: Pa
     assert (without.returncode, "--videos" in without.stderr) == (2, True)
 
 
-def test_a_command_that_is_killed_leaves_no_process(serving: ServingCommand, videos: list[Path]) -> None:
+def test_a_command_that_is_killed_leaves_no_process_and_serves_the_same_when_it_is_started_again(
+    serving: ServingCommand, tiny_bundle: Path, second: Path, videos: list[Path]
+) -> None:
     """The last one here: it ends the server that the tests share."""
+    let_second_serve(serving, second, videos)
     family = psutil.Process(serving.process.pid).children(recursive=True)
-    assert len(family) >= 6  # two workers, and what decodes for them
+    assert len(family) >= 8  # two workers of each version, and what decodes for them
     os.kill(serving.process.pid, signal.SIGKILL)
     _, left = psutil.wait_procs(family, timeout=5)
     assert not [process for process in left if process.status() not in DEAD]
+    with serving_command(tiny_bundle, serving.run_dir) as again:
+        assert again.version == "2.0"
+        assert "an update is why" in again.log.read_text()
+        assert again.order("--rollback").returncode == 0  # it is loaded for this
+        assert again.client.predict(videos[0])[1]["model"]["version"] == "1.0"
+        with pytest.raises(FolderError, match="another server uses the run folder"):
+            RunFolder(serving.run_dir).__enter__()
+
+
+def test_a_kept_connection_gets_an_answer_to_all_that_it_sent_before_the_end(
+    tiny_bundle: Path, tmp_path: Path, videos: list[Path]
+) -> None:
+    body = videos[0].read_bytes()
+    answered: list[tuple[int, bool]] = []
+    broken: list[str] = []
+
+    def send_until_told_to_leave(address: str) -> None:
+        with closing(HTTPConnection(address, timeout=60)) as connection:
+            try:
+                while True:
+                    connection.request("POST", "/predictions/tiny", body=body)
+                    answer = connection.getresponse()
+                    answer.read()
+                    answered.append((answer.status, answer.will_close))
+                    if answer.will_close:
+                        return
+            except (OSError, HTTPException) as error:
+                broken.append(f"{type(error).__name__}: {error}")
+
+    with serving_command(tiny_bundle, tmp_path / "run") as running:
+        address = urlsplit(running.client.inference_url).netloc
+        threads = [threading.Thread(target=send_until_told_to_leave, args=(address,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(answered) >= 12)
+        running.process.terminate()
+        for thread in threads:
+            thread.join()
+        assert running.process.wait(60) == 0, running.log.read_text()
+    assert not broken
+    assert {status for status, _ in answered} == {200}
+    assert sum(ended for _, ended in answered) == 4, "each was told that its connection ends"
+
+
+_FAULT = """
+import os, sys
+if "ivdr_deploy.serving.http.worker" in " ".join(sys.orig_argv):
+    from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
+    right = OrtRuntime.infer
+    def infer(runtime, video):
+        return {name: value + os.path.exists(FLAG) for name, value in right(runtime, video).items()}
+    OrtRuntime.infer = infer
+"""
+
+
+def test_a_worker_that_answers_wrong_or_not_at_all_is_replaced(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, videos: list[Path]
+) -> None:
+    flag = tmp_path / "wrong"
+    (tmp_path / "sitecustomize.py").write_text(_FAULT.replace("FLAG", repr(str(flag))))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(workers, "ANSWER_SECONDS", 1.0)
+    settings = HttpSettings(service=SETTINGS.service, canary_seconds=0.1)
+    with Deployment(
+        tiny_bundle, settings, host="127.0.0.1", port=0, run_dir=tmp_path / "run", auth=False
+    ) as running:
+        (wrong,) = running.current.ready
+        flag.touch()
+        wait_for(lambda: wrong not in running.current.ready)
+        assert not psutil.pid_exists(wrong.pid) or psutil.Process(wrong.pid).status() in DEAD
+        wait_for(lambda: running.current.restarts >= 2)  # the one that followed was wrong from the beginning
+        assert not running.current.ready
+        flag.unlink()
+        wait_for(lambda: running.current.ready)
+        assert running.client.predict(videos[0])[0] == 200
+        (stopped,) = running.current.ready
+        os.kill(stopped.pid, signal.SIGSTOP)
+        wait_for(lambda: running.current.ready not in ([], [stopped]))
+        assert running.client.predict(videos[0])[0] == 200
+
+
+def test_a_worker_that_cannot_be_kept_running_ends_the_server_with_the_reason(
+    tiny_bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "MOST_FAILURES", 1)
+    before = set(psutil.Process().children())
+    settings = HttpSettings(service=SETTINGS.service)
+    with Deployment(
+        tiny_bundle_copy, settings, host="127.0.0.1", port=0, run_dir=tmp_path / "run", auth=False
+    ) as running:
+        (tiny_bundle_copy / "model.onnx").write_bytes(b"damaged since it was loaded")
+        os.kill(running.current.ready[0].pid, signal.SIGKILL)
+        with pytest.raises(
+            ServerError, match=r"failed 2 times in a row, the last time: .*model\.onnx"
+        ) as caught:
+            running.wait()
+        assert exit_code(caught.value) == 8
+        with socket.create_connection(("127.0.0.1", urlsplit(running.client.inference_url).port or 0)):
+            pass  # it was open all the time
+    assert set(psutil.Process().children()) <= before

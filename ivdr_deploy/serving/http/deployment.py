@@ -28,7 +28,7 @@ from ivdr_deploy.serving.http.listening import Listening
 from ivdr_deploy.serving.http.run_folder import Record, RunFolder, Say
 from ivdr_deploy.serving.http.server import check_port, client_of, open_ports
 from ivdr_deploy.serving.http.settings import HttpSettings
-from ivdr_deploy.serving.http.shadow import check_replacement, compare_answers
+from ivdr_deploy.serving.http.shadow import check_replacement, compare_answers, described
 from ivdr_deploy.serving.http.workers import Launch
 
 logger = logging.getLogger(__name__)
@@ -185,10 +185,10 @@ class Deployment:
                 "there is no video to compare the two versions on", hint="name some with --videos"
             )
         with self._change():
+            check_replacement(self.current.facts, described(bundle))
             say({"say": f"loading {bundle} beside {self.current.label}"})
             candidate = self._start(bundle)
             try:
-                check_replacement(self.current.facts, candidate.facts)
                 say({"say": f"comparing {candidate.label} with {self.current.label}"})
                 seconds = float(self._settings.stop_seconds)
                 shadow = compare_answers(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.errors import ArtifactError, ContractMismatchError
 from ivdr_deploy.serving.http.channel import Message
 
@@ -98,6 +99,22 @@ class Shadow:
             "flips": [_row(pair) for pair in self.flips],
             "lost": [_row(pair) for pair in self.lost],
         }
+
+
+def described(bundle: Path) -> Message:
+    """Return of a bundle what ``check_replacement`` looks at, as ``InferenceService.describe`` says it.
+
+    Raises:
+        ArtifactError: if it is none, or damaged.
+    """
+    manifest = open_bundle(bundle).manifest
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "contract_hash": manifest.contract_hash,
+        "labels": list(manifest.labels),
+        "outputs": [output.name for output in manifest.outputs],
+    }
 
 
 def check_replacement(old: Message, new: Message) -> None:

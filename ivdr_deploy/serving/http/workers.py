@@ -97,9 +97,9 @@ class WorkerProcess:
         facts: Message = self._questions.greeting.result()["facts"]
         return facts
 
-    def ask(self, do: str, *, seconds: float = ANSWER_SECONDS, **fields: Any) -> Message:
+    def ask(self, do: str, *, seconds: float | None = None, **fields: Any) -> Message:
         """Ask it; see ``Questions.ask``."""
-        return self._questions.ask(do, seconds=seconds, **fields)
+        return self._questions.ask(do, seconds=ANSWER_SECONDS if seconds is None else seconds, **fields)
 
     def end(self, seconds: float) -> Message | None:
         """Let it answer what it has taken, for so long at most, and end it; return the last it says about itself."""
@@ -289,7 +289,7 @@ class Slot:
                 )
             self._wake.clear()
 
-    def _look(self, worker: WorkerProcess, *, seconds: float = ANSWER_SECONDS) -> None:
+    def _look(self, worker: WorkerProcess, *, seconds: float | None = None) -> None:
         """Ask a worker how it is.
 
         Raises:
