@@ -38,6 +38,9 @@ SETTINGS = EndpointSettings(
 )
 
 
+DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+
+
 def wait_for(condition: Callable[[], Any], *, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

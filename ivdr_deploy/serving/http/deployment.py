@@ -29,7 +29,7 @@ from ivdr_deploy.serving.http.run_folder import Record, RunFolder, Say
 from ivdr_deploy.serving.http.server import check_port, client_of, open_ports
 from ivdr_deploy.serving.http.settings import HttpSettings
 from ivdr_deploy.serving.http.shadow import check_replacement, compare_answers, described
-from ivdr_deploy.serving.http.workers import Launch
+from ivdr_deploy.serving.http.worker_process import Launch
 
 logger = logging.getLogger(__name__)
 

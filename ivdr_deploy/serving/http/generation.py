@@ -10,7 +10,8 @@ from typing import Any
 from ivdr_deploy.errors import IvdrError, ServerError
 from ivdr_deploy.serving.core.metrics import Series
 from ivdr_deploy.serving.http.channel import Message
-from ivdr_deploy.serving.http.workers import Launch, Slot, WorkerProcess
+from ivdr_deploy.serving.http.slot import Slot
+from ivdr_deploy.serving.http.worker_process import Launch, WorkerProcess
 
 
 class Generation:

@@ -1,4 +1,4 @@
-"""A process that holds HTTP and the network. It is started by ``workers.WorkerProcess`` and never by hand.
+"""A process that holds HTTP and the network. It is started by ``worker_process.WorkerProcess`` and never by hand.
 
 ``python -m ivdr_deploy.serving.http.worker CONTROL LISTENING``: the numbers of two open sockets. The first word on the
 control socket says what to serve; then come questions. When the other end is gone, so is this process.

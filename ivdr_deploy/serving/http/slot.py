@@ -1,35 +1,24 @@
-"""A worker process as the process that started it sees it, and one that is started again when it dies."""
+"""A place for a worker, in which there is a new one whenever one has died."""
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
+import math
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ivdr_deploy.errors import IvdrError, ServerError
-from ivdr_deploy.records import to_dict
 from ivdr_deploy.serving.core.metrics import METRICS, Series
-from ivdr_deploy.serving.http.auth import VARIABLE
-from ivdr_deploy.serving.http.channel import Channel, Message, Questions
-from ivdr_deploy.serving.http.settings import HttpSettings
+from ivdr_deploy.serving.http.channel import Message
+from ivdr_deploy.serving.http.worker_process import Launch, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 """How often a worker is asked how it is. That it has ended is seen at once."""
-
-ANSWER_SECONDS = 30.0
-"""For a worker to say how it is, which it does however busy it is; one that says nothing is replaced."""
 
 STEADY_SECONDS = 30.0
 """A worker that has answered this long counts as sound: what happens to it later is counted anew."""
@@ -38,103 +27,6 @@ MOST_FAILURES = 5
 """In a row, after which a worker is not started again unless others serve meanwhile."""
 
 _LONGEST_PAUSE_SECONDS = 30.0
-
-_EXIT_SECONDS = 10.0
-"""For a worker to end when it has answered everything."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Launch:
-    """How a worker is started."""
-
-    bundle: Path
-    settings: HttpSettings
-    token: str | None
-    listening: socket.socket
-    """The socket of the port. Whoever started the workers keeps it open, so that connections wait and are not refused
-    while there is none; all workers accept from it, so that none waits for one that is dead."""
-
-
-class WorkerProcess:
-    """One process with HTTP and the network, in a process group of its own.
-
-    Args:
-        launch: How it is started.
-        name: For messages.
-        on_news: Called when ``facts`` can be read, and when it has ended.
-
-    Raises:
-        ServerError: if the system starts no process.
-    """
-
-    def __init__(self, launch: Launch, name: str, *, on_news: Callable[[], None]) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = _start(theirs, launch.listening)
-        self._channel = Channel(ours)
-        self._questions = Questions(self._channel, name, on_gone=on_news)
-        self._questions.greeting.add_done_callback(lambda _: on_news())
-        first = {"bundle": str(launch.bundle), "settings": to_dict(launch.settings), "token": launch.token}
-        with suppress(OSError):  # it has ended already, which the first question finds
-            self._channel.send(first)
-
-    @property
-    def pid(self) -> int:
-        """Of the process, and its process group."""
-        return self._process.pid
-
-    @property
-    def loaded(self) -> bool:
-        """Whether it has loaded the model, or failed to."""
-        return self._questions.greeting.done()
-
-    def facts(self) -> Message:
-        """Return what ``InferenceService.describe`` says: its golden clips and videos agree. Only when ``loaded``.
-
-        Raises:
-            IvdrError: that it met when it loaded the model.
-        """
-        facts: Message = self._questions.greeting.result()["facts"]
-        return facts
-
-    def ask(self, do: str, *, seconds: float | None = None, **fields: Any) -> Message:
-        """Ask it; see ``Questions.ask``."""
-        return self._questions.ask(do, seconds=ANSWER_SECONDS if seconds is None else seconds, **fields)
-
-    def end(self, seconds: float) -> Message | None:
-        """Let it answer what it has taken, for so long at most, and end it; return the last it says about itself."""
-        last = None
-        try:
-            last = self.ask("end", seconds=seconds)
-            self._process.wait(_EXIT_SECONDS)
-        except (ServerError, subprocess.TimeoutExpired):
-            logger.warning("worker process %d had to be killed", self.pid)
-        self.kill()
-        return last
-
-    def kill(self) -> str:
-        """End it and its decoders at once; return how it ended, by itself or so."""
-        if self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-        code = self._process.wait()
-        self._channel.close()
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
-
-def _start(control: socket.socket, listening: socket.socket) -> subprocess.Popen[bytes]:
-    numbers = control.fileno(), listening.fileno()
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "ivdr_deploy.serving.http.worker", *map(str, numbers)],
-            pass_fds=numbers,
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # ours is for results
-            env={name: value for name, value in os.environ.items() if name != VARIABLE},
-            start_new_session=True,  # Ctrl-C must reach us alone, so that requests can be finished first
-        )
-    except OSError as error:
-        raise ServerError(f"no process can be started ({error.strerror})") from error
 
 
 class Slot:
@@ -162,6 +54,7 @@ class Slot:
         self._first = threading.Event()
         self._failure: Exception | None = None
         self._serving = False
+        self._proved_at = math.inf
         self._proved: WorkerProcess | None = None
         self._counted: dict[Series, float] = {}
         self._kept: dict[Series, float] = {}
@@ -219,11 +112,11 @@ class Slot:
     def _run(self) -> None:
         failures = 0
         while not self._closing.is_set():
-            begun = time.monotonic()
+            self._proved_at = math.inf
             reason = self._one_worker()
             if self._closing.is_set() or not self._first.is_set():
                 break
-            failures = 1 if time.monotonic() - begun >= STEADY_SECONDS else failures + 1
+            failures = 1 if time.monotonic() - self._proved_at >= STEADY_SECONDS else failures + 1
             logger.error("%s has failed: %s", self._name, reason)
             if failures > MOST_FAILURES and self._may_give_up():
                 self._on_given_up(f"{self._name} failed {failures} times in a row, the last time: {reason}")
@@ -273,6 +166,7 @@ class Slot:
             if self._serving:
                 worker.ask("serve")
         self._first.set()
+        self._proved_at = time.monotonic()
         while not self._closing.is_set():
             self._wake.clear()
             self._look(worker)

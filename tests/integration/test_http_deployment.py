@@ -1,0 +1,117 @@
+"""The HTTP server with its workers, seen from the process that looks after them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from served import DEAD, SETTINGS, serving_command, wait_for
+
+from ivdr_deploy._console import exit_code
+from ivdr_deploy.errors import ServerError
+from ivdr_deploy.serving.http import slot, worker_process
+from ivdr_deploy.serving.http.deployment import Deployment
+from ivdr_deploy.serving.http.settings import HttpSettings
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_kept_connection_gets_an_answer_to_all_that_it_sent_before_the_end(
+    tiny_bundle: Path, tmp_path: Path, videos: list[Path]
+) -> None:
+    body = videos[0].read_bytes()
+    answered: list[tuple[int, bool]] = []
+    broken: list[str] = []
+
+    def send_until_told_to_leave(address: str) -> None:
+        with closing(HTTPConnection(address, timeout=60)) as connection:
+            try:
+                while True:
+                    connection.request("POST", "/predictions/tiny", body=body)
+                    answer = connection.getresponse()
+                    answer.read()
+                    answered.append((answer.status, answer.will_close))
+                    if answer.will_close:
+                        return
+            except (OSError, HTTPException) as error:
+                broken.append(f"{type(error).__name__}: {error}")
+
+    with serving_command(tiny_bundle, tmp_path / "run") as running:
+        address = urlsplit(running.client.inference_url).netloc
+        threads = [threading.Thread(target=send_until_told_to_leave, args=(address,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(answered) >= 12)
+        running.process.terminate()
+        for thread in threads:
+            thread.join()
+        assert running.process.wait(60) == 0, running.log.read_text()
+    assert not broken
+    assert {status for status, _ in answered} == {200}
+    assert sum(ended for _, ended in answered) == 4, "each was told that its connection ends"
+
+
+_FAULT = """
+import os, sys
+if "ivdr_deploy.serving.http.worker" in " ".join(sys.orig_argv):
+    from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
+    right = OrtRuntime.infer
+    def infer(runtime, video):
+        return {name: value + os.path.exists(FLAG) for name, value in right(runtime, video).items()}
+    OrtRuntime.infer = infer
+"""
+
+
+def test_a_worker_that_answers_wrong_or_not_at_all_is_replaced(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, videos: list[Path]
+) -> None:
+    flag = tmp_path / "wrong"
+    (tmp_path / "sitecustomize.py").write_text(_FAULT.replace("FLAG", repr(str(flag))))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(worker_process, "ANSWER_SECONDS", 1.0)
+    settings = HttpSettings(service=SETTINGS.service, canary_seconds=0.1)
+    with Deployment(
+        tiny_bundle, settings, host="127.0.0.1", port=0, run_dir=tmp_path / "run", auth=False
+    ) as running:
+        (wrong,) = running.current.ready
+        flag.touch()
+        wait_for(lambda: wrong not in running.current.ready)
+        assert not psutil.pid_exists(wrong.pid) or psutil.Process(wrong.pid).status() in DEAD
+        wait_for(lambda: running.current.restarts >= 2)  # the one that followed was wrong from the beginning
+        assert not running.current.ready
+        flag.unlink()
+        wait_for(lambda: running.current.ready)
+        assert running.client.predict(videos[0])[0] == 200
+        (stopped,) = running.current.ready
+        os.kill(stopped.pid, signal.SIGSTOP)
+        wait_for(lambda: running.current.ready not in ([], [stopped]))
+        assert running.client.predict(videos[0])[0] == 200
+
+
+def test_a_worker_that_cannot_be_kept_running_ends_the_server_with_the_reason(
+    tiny_bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot, "MOST_FAILURES", 1)
+    before = set(psutil.Process().children())
+    settings = HttpSettings(service=SETTINGS.service)
+    with Deployment(
+        tiny_bundle_copy, settings, host="127.0.0.1", port=0, run_dir=tmp_path / "run", auth=False
+    ) as running:
+        (tiny_bundle_copy / "model.onnx").write_bytes(b"damaged since it was loaded")
+        os.kill(running.current.ready[0].pid, signal.SIGKILL)
+        with pytest.raises(
+            ServerError, match=r"failed 2 times in a row, the last time: .*model\.onnx"
+        ) as caught:
+            running.wait()
+        assert exit_code(caught.value) == 8
+        with socket.create_connection(("127.0.0.1", urlsplit(running.client.inference_url).port or 0)):
+            pass  # it was open all the time
+    assert set(psutil.Process().children()) <= before
