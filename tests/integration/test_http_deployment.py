@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import threading
-from contextlib import closing
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from served import DEAD, SETTINGS, serving_command, wait_for
+from served import DEAD, SETTINGS, wait_for
 
 from ivdr_deploy._console import exit_code
 from ivdr_deploy.errors import ServerError
@@ -22,41 +19,6 @@ from ivdr_deploy.serving.http.deployment import Deployment
 from ivdr_deploy.serving.http.settings import HttpSettings
 
 pytestmark = pytest.mark.slow
-
-
-def test_a_kept_connection_gets_an_answer_to_all_that_it_sent_before_the_end(
-    tiny_bundle: Path, tmp_path: Path, videos: list[Path]
-) -> None:
-    body = videos[0].read_bytes()
-    answered: list[tuple[int, bool]] = []
-    broken: list[str] = []
-
-    def send_until_told_to_leave(address: str) -> None:
-        with closing(HTTPConnection(address, timeout=60)) as connection:
-            try:
-                while True:
-                    connection.request("POST", "/predictions/tiny", body=body)
-                    answer = connection.getresponse()
-                    answer.read()
-                    answered.append((answer.status, answer.will_close))
-                    if answer.will_close:
-                        return
-            except (OSError, HTTPException) as error:
-                broken.append(f"{type(error).__name__}: {error}")
-
-    with serving_command(tiny_bundle, tmp_path / "run") as running:
-        address = urlsplit(running.client.inference_url).netloc
-        threads = [threading.Thread(target=send_until_told_to_leave, args=(address,)) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        wait_for(lambda: len(answered) >= 12)
-        running.process.terminate()
-        for thread in threads:
-            thread.join()
-        assert running.process.wait(60) == 0, running.log.read_text()
-    assert not broken
-    assert {status for status, _ in answered} == {200}
-    assert sum(ended for _, ended in answered) == 4, "each was told that its connection ends"
 
 
 _FAULT = """

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -27,6 +28,7 @@ from ivdr_deploy.errors import ConfigError, ServerError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
 from ivdr_deploy.serving.client import EndpointClient
+from ivdr_deploy.serving.http import listening
 from ivdr_deploy.serving.http.server import HttpServer
 from ivdr_deploy.serving.http.settings import HttpSettings
 
@@ -164,6 +166,28 @@ def test_32_at_a_time_get_each_its_own_answer(
         assert status == 200
         scores = {entry["label"]: entry["score"] for entry in answer["predictions"]}
         assert scores == pytest.approx(expected[i % 3], abs=1e-6)
+
+
+def test_a_connection_that_is_kept_may_send_once_more_and_is_told_that_it_ends(
+    tiny_bundle: Path, videos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "_LINGER_SECONDS", 60.0)
+    body = videos[0].read_bytes()
+    with running_http(tiny_bundle, HTTP) as running:
+        address = urlsplit(running.client.inference_url)
+        with closing(HTTPConnection(address.netloc, timeout=60)) as connection:
+            for leaving in (False, True):
+                if leaving:
+                    running.pause()  # no connections are accepted when this returns
+                    begun = time.monotonic()
+                connection.request("POST", "/predictions/tiny", body=body)
+                answer = connection.getresponse()
+                answer.read()
+                assert (answer.status, answer.will_close) == (200, leaving)
+        assert running.wait(60)
+        assert time.monotonic() - begun < 30, "it waited although nobody was there"
+        running.start()  # the port and the model are still there
+        assert running.client.predict(videos[0])[0] == 200
 
 
 def test_a_port_that_is_taken_is_named(tiny_bundle: Path) -> None:

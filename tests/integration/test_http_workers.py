@@ -22,7 +22,7 @@ from served import DEAD, Senders, ServingCommand, serving_command, wait_for
 from videos import numbered_video
 
 from ivdr_deploy.artifacts.golden import GOLDEN_FILE
-from ivdr_deploy.errors import ArtifactError, FolderError, GoldenMismatchError
+from ivdr_deploy.errors import ArtifactError, FolderError, GoldenMismatchError, ServerError
 from ivdr_deploy.serving.http.run_folder import RunFolder, ask_server
 
 pytestmark = pytest.mark.slow
@@ -219,11 +219,12 @@ def test_a_worker_that_follows_one_after_an_update_is_of_the_new_version(
 ) -> None:
     let_second_serve(serving, second, videos)
     wait_until_whole(serving)
-    before = restarts(serving)
+    before, counted = restarts(serving), serving.client.metrics()["ivdr_clips_total"]
     for worker in serving.workers:
         worker.kill()
     wait_for(lambda: restarts(serving) >= before + 2)
     wait_until_whole(serving)
+    assert serving.client.metrics()["ivdr_clips_total"] == counted, "what the dead have counted stays"
     versions = {serving.client.predict(videos[0])[1]["model"]["version"] for _ in range(8)}
     assert versions == {"2.0"}
     *_, answer = ask_server(serving.run_dir, {"do": "rollback"})
@@ -232,7 +233,7 @@ def test_a_worker_that_follows_one_after_an_update_is_of_the_new_version(
 
 
 def test_a_bundle_that_is_no_replacement_is_refused_and_leaves_nothing(
-    serving: ServingCommand, tiny_bundle: Path, tmp_path: Path, videos: list[Path]
+    serving: ServingCommand, tiny_bundle: Path, second: Path, tmp_path: Path, videos: list[Path]
 ) -> None:
     wait_until_whole(serving)
     version = serving.version
@@ -248,9 +249,16 @@ def test_a_bundle_that_is_no_replacement_is_refused_and_leaves_nothing(
     ):
         with pytest.raises(error, match=said):
             update(serving, bundle, videos)
+    order = {"do": "update", "bundle": str(second), "videos": [str(videos[0])], "min_agreement": 0.9}
+    given_up = ask_server(serving.run_dir, order)
+    assert "loading" in next(given_up)["say"]
+    with pytest.raises(ServerError, match="another change of version is under way"):
+        next(ask_server(serving.run_dir, {"do": "rollback"}))
+    given_up.close()  # as Ctrl-C does
+    wait_for(lambda: "was given up" in serving.log.read_text())
+    wait_for(lambda: len(serving.workers) == count)
     assert serving.version == version
     assert serving.client.predict(videos[0])[0] == 200
-    wait_for(lambda: len(serving.workers) == count)
 
 
 def test_a_network_that_answers_otherwise_is_not_switched_to(
@@ -298,6 +306,7 @@ def test_a_command_that_is_killed_leaves_no_process_and_serves_the_same_when_it_
     let_second_serve(serving, second, videos)
     family = psutil.Process(serving.process.pid).children(recursive=True)
     assert len(family) >= 8  # two workers of each version, and what decodes for them
+    serving.workers[0].suspend()  # it cannot even see that the command is gone
     os.kill(serving.process.pid, signal.SIGKILL)
     _, left = psutil.wait_procs(family, timeout=5)
     assert not [process for process in left if process.status() not in DEAD]

@@ -6,6 +6,7 @@ control socket says what to serve; then come questions. When the other end is go
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import queue
@@ -107,6 +108,7 @@ def main(control: int, listening: int) -> int:
     access.propagate = False
     let_threads_sleep()
     keep_freed_memory(_KEPT_BYTES, large_bytes=_LARGE_BYTES)
+    _end_with_starter()
     channel = Channel(socket.socket(fileno=control))
     inherited = socket.socket(fileno=listening)
     inherited.setblocking(False)  # as it is; what Python believes of it must agree, see `server.open_ports`
@@ -131,6 +133,16 @@ def main(control: int, listening: int) -> int:
         channel.send({"facts": server.service.describe()})
         Worker(server, channel).run(questions)
     return 0
+
+
+def _end_with_starter() -> None:
+    """Have the system end this process with the thread that started it, where it can: also if it hangs or is stopped.
+
+    ``_receive`` does the same everywhere, for a process that still runs.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _receive(channel: Channel, questions: queue.SimpleQueue[Message]) -> None:
