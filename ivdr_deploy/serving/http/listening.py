@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,12 +20,27 @@ connection ends. Without it, what a client has just sent on a connection of befo
 _LOOK_SECONDS = 0.02
 
 
+class SharedSocket(socket.socket):
+    """A socket that listens already, and from which other processes accept as well.
+
+    It never waits: whether a call does is a property of the socket itself, which all processes share. ``dup`` of one
+    that waits would let all of them wait, and a worker that comes too late for a connection would hang.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.setblocking(False)
+
+    def listen(self, backlog: int = 0, /) -> None:
+        """Leave the queue as whoever opened the socket made it."""
+
+
 class Listening:
     """Answers requests on some sockets, from ``start`` until ``stop``.
 
     Args:
         app: What answers.
-        sockets: Open, and closed when it leaves. The sockets may be others' too, who then go on accepting.
+        sockets: Open, and closed when it leaves; others that accept from them go on.
         stop_seconds: Longest time that requests which were taken may need.
         headers: That every answer bears.
     """
@@ -32,16 +48,20 @@ class Listening:
     def __init__(
         self,
         app: ASGIApp,
-        sockets: Sequence[socket.socket],
+        sockets: Sequence[SharedSocket],
         *,
         stop_seconds: int,
         headers: dict[str, str] | None = None,
     ) -> None:
-        self._sockets = list(sockets)
+        self._sockets: list[socket.socket] = list(sockets)
         self._outgoing = _Outgoing(app, headers or {})
         config = uvicorn.Config(
             self._outgoing,
             lifespan="off",
+            # The event loop accepts so many connections at a time. It would take all that wait, and refuse most of them
+            # as too many, while another worker has nothing to do. Another loop might shorten the socket's queue to it.
+            loop="asyncio",
+            backlog=1,
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -15,7 +15,7 @@ from ivdr_deploy.serving.core.metrics import exposition
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.http.app import ByPort, admin_app, inference_app
 from ivdr_deploy.serving.http.auth import Guarded
-from ivdr_deploy.serving.http.listening import Listening
+from ivdr_deploy.serving.http.listening import Listening, SharedSocket
 from ivdr_deploy.serving.http.settings import MAX_SECONDS_PER_CLIP, HttpSettings
 
 LOOPBACK = "127.0.0.1"
@@ -45,13 +45,13 @@ class HttpServer:
         host: str = LOOPBACK,
         port: int = 8080,
         token: str | None = None,
-        inherited: socket.socket | None = None,
+        inherited: SharedSocket | None = None,
     ) -> None:
         check_port(port)
         self.settings = settings
         self._bundle, self._host, self._port, self._token = bundle, host, port, token
         self._inherited = inherited
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[SharedSocket] = []
         self._listening: list[Listening] = []
         """The one that accepts connections is the last; those before it answer what they have taken."""
 
@@ -173,7 +173,7 @@ def check_port(port: int) -> None:
         raise ConfigError(f"port must be between 0 and 65534, found {port}")
 
 
-def open_ports(host: str, port: int) -> list[socket.socket]:
+def open_ports(host: str, port: int) -> list[SharedSocket]:
     """Listen on the inference port of an address, and on the next one of this machine alone.
 
     Args:
@@ -202,7 +202,7 @@ def client_of(model: str, host: str, inference: int, management: int) -> Endpoin
     )
 
 
-def _listen(host: str, port: int, purpose: str) -> socket.socket:
+def _listen(host: str, port: int, purpose: str) -> SharedSocket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family, backlog=2048)
@@ -211,7 +211,4 @@ def _listen(host: str, port: int, purpose: str) -> socket.socket:
             f"port {port} ({purpose}) of {host[:100]} cannot be used: {error.strerror}",
             hint="stop what listens there, or choose two other ports in a row with --port FIRST",
         ) from error
-    # For good: whether a call waits is a property of the socket itself, which all processes that accept from it share.
-    # ``socket.dup`` of one that waits would let all wait, and a worker that comes too late for a connection would hang.
-    listening.setblocking(False)
-    return listening
+    return SharedSocket(fileno=listening.detach())

@@ -27,6 +27,7 @@ from ivdr_deploy.errors import IvdrError
 from ivdr_deploy.records import from_dict
 from ivdr_deploy.serving.core import schema
 from ivdr_deploy.serving.http.channel import Channel, Message, error_message
+from ivdr_deploy.serving.http.listening import SharedSocket
 from ivdr_deploy.serving.http.server import HttpServer
 from ivdr_deploy.serving.http.settings import HttpSettings
 
@@ -110,8 +111,7 @@ def main(control: int, listening: int) -> int:
     keep_freed_memory(_KEPT_BYTES, large_bytes=_LARGE_BYTES)
     _end_with_starter()
     channel = Channel(socket.socket(fileno=control))
-    inherited = socket.socket(fileno=listening)
-    inherited.setblocking(False)  # as it is; what Python believes of it must agree, see `server.open_ports`
+    inherited = SharedSocket(fileno=listening)
     first = channel.receive()
     if first is None:
         return 1
