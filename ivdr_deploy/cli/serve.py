@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -163,7 +164,7 @@ def _serve_http(
     settings = HttpSettings() if config is None else read_settings(config, HttpSettings)
     if workers is not None:
         settings = replace(settings, workers=workers)
-    asked = (auth or ("none" if is_loopback(host) else "token")) == "token"
+    asked = not is_loopback(host) if auth is None else auth == "token"
     with ExitStack() as opened:
         if run_dir is None and port == 0:  # no other command could find it by its port
             run_dir = opened.enter_context(scratch_folder("ivdr-http-"))
@@ -187,11 +188,8 @@ def _http_run_dir(port: int) -> Path:
 
 
 def _announce_http(running: Deployment, *, as_json: bool) -> None:
-    asked = (
-        f"who asks must show the token in {running.token_source}"
-        if running.token_source
-        else "all are answered"
-    )
+    source = running.token_source
+    asked = f"who asks must show the token in {source}" if source else "all are answered"
     console.print(f"run folder {running.folder.path}; {asked}", markup=False)
     if running.moved:
         console.print(
@@ -199,16 +197,22 @@ def _announce_http(running: Deployment, *, as_json: bool) -> None:
             markup=False,
         )
     facts = {**running.current.facts, "run_dir": str(running.folder.path)}
-    _announce(running.client, facts, logs="standard error", as_json=as_json)
+    credentials = ""
+    if source:
+        shown = f"$(cat {shlex.quote(source)})" if Path(source).is_file() else "$IVDR_TOKEN"
+        credentials = f'-H "Authorization: Bearer {shown}" '
+    _announce(running.client, facts, logs="standard error", as_json=as_json, credentials=credentials)
 
 
-def _announce(client: EndpointClient, facts: dict[str, Any], *, logs: str, as_json: bool) -> None:
+def _announce(
+    client: EndpointClient, facts: dict[str, Any], *, logs: str, as_json: bool, credentials: str = ""
+) -> None:
     if as_json:
         addresses = {"management_url": client.management_url, "metrics_url": client.metrics_url}
         print_json({"url": client.predict_url, **addresses, **facts})
     console.print(
         f"READY: {facts['name']} {facts['version']}, {facts['variant']} on {facts['runtime']}; {_proof(facts)}\n"
-        f"try:     curl -T video.mp4 {client.predict_url}\n"
+        f"try:     curl {credentials}-T video.mp4 {client.predict_url}\n"
         f"metrics: {client.metrics_url}/metrics\n"
         f"logs:    {logs}\n"
         "stop it with Ctrl-C",

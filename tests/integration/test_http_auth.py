@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
@@ -85,6 +86,13 @@ def test_with_the_token_everything_is_answered(
     assert fetch(management, "/models/tiny", f"Bearer {token}")[0] == 200
     metrics = fetch(management, "/metrics", f"Bearer {token}")[1].decode()
     assert 'ivdr_requests_total{outcome="unauthorized"}' in metrics
+
+
+def test_the_line_that_is_printed_is_answered(guarded: ServingCommand, videos: list[Path]) -> None:
+    (line,) = [line for line in guarded.log.read_text().splitlines() if line.startswith("try: ")]
+    words = line.removeprefix("try:").replace("video.mp4", str(videos[0]))
+    answer = subprocess.run(f"{words} --silent", shell=True, capture_output=True, text=True)
+    assert "predictions" in json.loads(answer.stdout), (words, answer)
 
 
 def test_the_token_is_for_its_owner_alone(guarded: ServingCommand, token: str) -> None:

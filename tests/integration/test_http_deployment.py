@@ -10,11 +10,13 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from bundles import reseal
 from served import DEAD, SETTINGS, wait_for
 
 from ivdr_deploy._console import exit_code
 from ivdr_deploy.errors import ServerError
 from ivdr_deploy.serving.http import slot, worker_process
+from ivdr_deploy.serving.http.auth import VARIABLE
 from ivdr_deploy.serving.http.deployment import Deployment
 from ivdr_deploy.serving.http.settings import HttpSettings
 
@@ -62,15 +64,20 @@ def test_a_worker_that_cannot_be_kept_running_ends_the_server_with_the_reason(
     tiny_bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slot, "MOST_FAILURES", 1)
+    monkeypatch.setenv(VARIABLE, "a-token-of-the-environment")
     before = set(psutil.Process().children())
     settings = HttpSettings(service=SETTINGS.service)
     with Deployment(
-        tiny_bundle_copy, settings, host="127.0.0.1", port=0, run_dir=tmp_path / "run", auth=False
+        tiny_bundle_copy, settings, host="127.0.0.1", port=0, run_dir=tmp_path / "run", auth=True
     ) as running:
-        (tiny_bundle_copy / "model.onnx").write_bytes(b"damaged since it was loaded")
+        family = psutil.Process(running.current.ready[0].pid)
+        for process in (family, *family.children(recursive=True)):
+            assert VARIABLE not in process.environ(), "what decodes videos needs no token"
+        reseal(tiny_bundle_copy, version="9.0")  # in its place, as a second export would
         os.kill(running.current.ready[0].pid, signal.SIGKILL)
         with pytest.raises(
-            ServerError, match=r"failed 2 times in a row, the last time: .*model\.onnx"
+            ServerError,
+            match=r"failed 2 times in a row, the last time: .* its version is '9\.0', and '1\.0' serves",
         ) as caught:
             running.wait()
         assert exit_code(caught.value) == 8

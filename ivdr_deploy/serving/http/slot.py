@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import IvdrError, ServerError
 from ivdr_deploy.serving.core.metrics import METRICS, Series
 from ivdr_deploy.serving.http.channel import Message
@@ -27,6 +29,9 @@ MOST_FAILURES = 5
 """In a row, after which a worker is not started again unless others serve meanwhile."""
 
 _LONGEST_PAUSE_SECONDS = 30.0
+
+_SAME = ("name", "version", "contract_hash", "labels", "outputs")
+"""What every worker of a slot must say of its model as the first did; see ``InferenceService.describe``."""
 
 
 class Slot:
@@ -161,6 +166,7 @@ class Slot:
         if self._closing.is_set():
             return
         facts = worker.facts()
+        self._require_same(facts)
         with self._lock:
             self.facts, self._proved = facts, worker
             if self._serving:
@@ -172,6 +178,26 @@ class Slot:
             self._look(worker)
             if not self._closing.is_set():
                 self._wake.wait(LOOK_SECONDS)
+
+    def _require_same(self, facts: Message) -> None:
+        """Refuse a worker that found another model in the folder than the first one, whose place it is to take.
+
+        Raises:
+            ServerError: if it did.
+        """
+        if not self.facts:
+            service = replace(
+                self._launch.settings.service, variant=facts["variant"]
+            )  # also if another is best later
+            self._launch = replace(self._launch, settings=replace(self._launch.settings, service=service))
+            return
+        if changed := [name for name in _SAME if facts[name] != self.facts[name]]:
+            name = changed[0]
+            raise ServerError(
+                f"{self._launch.bundle} is another bundle now than when it was loaded: its {name} is "
+                f"{quoted(facts[name])}, and {quoted(self.facts[name])} serves",
+                hint="put the former one back, and another one beside it for `ivdr serve --update`",
+            )
 
     def _await_loaded(self, worker: WorkerProcess) -> None:
         seconds = self._launch.settings.startup_seconds

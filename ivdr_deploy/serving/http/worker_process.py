@@ -119,5 +119,8 @@ def _start(control: socket.socket, listening: socket.socket) -> subprocess.Popen
             env={name: value for name, value in os.environ.items() if name != VARIABLE},
             start_new_session=True,  # Ctrl-C must reach us alone, so that requests can be finished first
         )
-    except OSError as error:
-        raise ServerError(f"no process can be started ({error.strerror})") from error
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: the socket was closed just now, since the server stops
+        raise ServerError(f"no process can be started ({error})") from error

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ivdr_deploy.cli import main
 from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.serving.http import deployment as deployment_module
 from ivdr_deploy.serving.http.auth import VARIABLE, find_token, is_loopback
 
 
@@ -45,3 +47,28 @@ def test_a_token_that_protects_nothing_is_refused(
 def test_an_address_is_loopback_or_not() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.8.0.1", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "")))
+
+
+@pytest.mark.parametrize(
+    ("options", "auth"),
+    [
+        ([], False),
+        (["--host", "0.0.0.0"], True),
+        (["--host", "0.0.0.0", "--auth", "none"], False),
+        (["--auth", "token"], True),
+    ],
+    ids=["loopback", "all", "all-none", "loopback-token"],
+)
+def test_the_token_is_asked_for_unless_only_this_machine_can_ask(
+    options: list[str], auth: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ChosenError(Exception):
+        pass
+
+    def deployment(*_: object, **given: object) -> None:
+        assert given["auth"] is auth
+        raise ChosenError
+
+    monkeypatch.setattr(deployment_module, "Deployment", deployment)
+    with pytest.raises(ChosenError):
+        main(["serve", str(tmp_path), "--server", "http", *options])
