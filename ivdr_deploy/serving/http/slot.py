@@ -115,6 +115,18 @@ class Slot:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._keep_one()
+        except Exception as error:
+            self._failure = ServerError(f"unexpected {type(error).__name__} ({str(error)[:200]})")
+            self._on_given_up(f"{self._name} is no longer looked after: {self._failure.message}")
+            raise  # a defect of ours: its traceback belongs into the log
+        finally:
+            if not self._first.is_set():
+                self._failure = self._failure or ServerError("the server is stopping")
+                self._first.set()
+
+    def _keep_one(self) -> None:
         failures = 0
         while not self._closing.is_set():
             self._proved_at = math.inf
@@ -128,9 +140,6 @@ class Slot:
                 break
             self.restarts += 1
             self._closing.wait(pause_seconds(failures))
-        if not self._first.is_set():
-            self._failure = self._failure or ServerError("the server is stopping")
-            self._first.set()
 
     def _one_worker(self) -> str:
         """Start a worker and look after it until it has ended; return why."""
@@ -153,7 +162,8 @@ class Slot:
             self._kept, self._counted = _sum(self._kept, _lasting(counted)), {}
         if isinstance(reason, ServerError):
             reason = ServerError(f"{reason.message}; its process {ended}", hint=reason.hint)
-        self._failure = reason
+        if not self._first.is_set():
+            self._failure = reason
         return str(reason)
 
     def _watch(self, worker: WorkerProcess) -> None:
@@ -186,9 +196,8 @@ class Slot:
             ServerError: if it did.
         """
         if not self.facts:
-            service = replace(
-                self._launch.settings.service, variant=facts["variant"]
-            )  # also if another is best later
+            # Those that follow take the same, also if another one is the best by then.
+            service = replace(self._launch.settings.service, variant=facts["variant"])
             self._launch = replace(self._launch, settings=replace(self._launch.settings, service=service))
             return
         if changed := [name for name in _SAME if facts[name] != self.facts[name]]:
