@@ -11,8 +11,9 @@ from ivdr_deploy.errors import NoVideoStreamError, VideoOpenError
 HEAD_BYTES = 1024
 """How much of a file ``sniff_container`` needs."""
 
-DEFAULT_CONTAINERS = ("mov", "matroska", "avi", "gif", "mpeg", "mpegts")
-"""Opened unless the limits say otherwise: those that were tortured with damaged files."""
+DEFAULT_CONTAINERS = ("mov", "matroska", "avi", "gif", "mpeg", "mpegts", "npz")
+"""Opened unless the limits say otherwise: those that were tortured with damaged files. ``npz`` is no container of
+FFmpeg but frames and their times, see ``frame_array``."""
 
 CONTAINER_NAMES = (*DEFAULT_CONTAINERS, "flv", "asf", "ogg", "h264", "hevc", "mpegvideo", "m4v")
 """Every container that can be allowed, by FFmpeg's name. ``mov`` is also mp4, ``matroska`` also webm, ``asf`` also wmv,
@@ -28,6 +29,7 @@ _PREFIXES = (
     (b"FLV\x01", "flv"),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
     (b"OggS", "ogg"),
+    (b"PK\x03\x04", "npz"),
     (b"\x00\x00\x01\xb3", "mpegvideo"),
     (b"\x00\x00\x01\xb0", "m4v"),
     (b"\x00\x00\x01\x00", "m4v"),

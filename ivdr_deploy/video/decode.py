@@ -8,6 +8,7 @@ from ivdr_deploy._optional import require
 from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import DecoderName
+from ivdr_deploy.video import frame_array
 from ivdr_deploy.video._source import check_source
 from ivdr_deploy.video.reader import VideoLimits, VideoReader
 from ivdr_deploy.video.source import VideoSource
@@ -19,7 +20,7 @@ def open_video(
     """Open a video for reading.
 
     Args:
-        source: Path of a local file, or its bytes.
+        source: Path of a local file, or its bytes: a video, or frames and times that ``frame_array`` describes.
         limits: What the video may cost; the defaults when None.
         decoder: ``pyav``, or ``opencv``, which reads paths only. Nothing switches from one to the other by
             itself, as decoders need not agree on every pixel.
@@ -35,9 +36,12 @@ def open_video(
     """
     limits = limits or VideoLimits()
     if decoder == "pyav":
+        checked = check_source(source, limits)
+        if checked.container == frame_array.CONTAINER:
+            return frame_array.FrameArrayReader(checked, limits)
         from ivdr_deploy.video._pyav import PyAvReader
 
-        return PyAvReader(check_source(source, limits), limits)
+        return PyAvReader(checked, limits)
     if decoder == "opencv":
         require("cv2", extra="opencv")
         from ivdr_deploy.video._opencv import OpenCvReader

@@ -27,6 +27,7 @@ TS_PACKET = b"\x47" + bytes(187)
         (b"\x00\x00\x00\x01\x40\x01\x0c", "hevc"),
         (b"\x00\x00\x01\xb3\x06", "mpegvideo"),
         (b"\x00\x00\x01\xb0\x01", "m4v"),
+        (b"PK\x03\x04\x2d\x00", "npz"),
     ],
 )
 def test_a_container_is_known_by_its_first_bytes(head: bytes, container: str) -> None:

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from videos import numbered_video
+
+from ivdr_deploy.errors import ClipShapeError, ConfigError, VideoError, VideoLimitError
+from ivdr_deploy.spec import ClipSpec, ViewPlan
+from ivdr_deploy.video.clips import load_clips
+from ivdr_deploy.video.decode import open_video
+from ivdr_deploy.video.frame_array import pack_frames
+from ivdr_deploy.video.reader import VideoLimits
+
+SPEC, PLAN = ClipSpec(num_frames=4, frame_stride=2, short_side=36, crop_size=32), ViewPlan(num_clips=3)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return numbered_video(tmp_path_factory.mktemp("videos") / "a.mp4", num_frames=25, size=(64, 48))
+
+
+def test_clips_are_those_of_the_encoded_file_but_for_rounding(video: Path, tmp_path: Path) -> None:
+    with open_video(video) as reader:
+        frames, times = reader.read(range(25)), reader.pts_seconds
+    packed = pack_frames(frames, times + 7.0)
+    (tmp_path / "a.npz").write_bytes(packed)
+    encoded = load_clips(video, SPEC, PLAN)
+    for source in (packed, tmp_path / "a.npz"):
+        clips = load_clips(source, SPEC, PLAN)
+        np.testing.assert_allclose(clips.seconds, encoded.seconds, atol=1e-9)
+        assert np.abs(clips.video.astype(int) - encoded.video.astype(int)).mean() < 2.0
+        assert (clips.info.num_frames, clips.info.fps) == (25, pytest.approx(encoded.info.fps))
+        assert (clips.info.container, clips.info.codec) == ("npz", "rawvideo")
+
+
+def test_frames_of_the_right_size_stay_as_they_are() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (9, 8, 10, 3), np.uint8)
+    spec = ClipSpec(num_frames=9, frame_stride=1, short_side=0, exact_size=(8, 10), crop_size=8)
+    clips = load_clips(pack_frames(frames, np.arange(9) / 25), spec, ViewPlan(num_clips=1))
+    np.testing.assert_array_equal(clips.video[0], frames[:, :, 1:9])
+
+
+def test_uneven_times_decide_which_frames_are_seen() -> None:
+    frames = np.repeat(np.arange(6, dtype=np.uint8) * 40, 8 * 8 * 3).reshape(6, 8, 8, 3)
+    times = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 2.0])
+    spec = ClipSpec(num_frames=4, frame_stride=1, target_fps=2.0, short_side=8, crop_size=8)
+    clips = load_clips(pack_frames(frames, times), spec, ViewPlan(num_clips=1))
+    assert [int(level) for level in clips.video[0, :, 0, 0, 0]] == [0, 160, 160, 160]
+
+
+@pytest.mark.parametrize(
+    ("frames", "times", "words"),
+    [
+        (np.zeros((3, 4, 4, 3), np.float32), np.arange(3.0), "dtype float32"),
+        (np.zeros((3, 4, 4), np.uint8), np.arange(3.0), r"shape \(3, 4, 4\)"),
+        (np.zeros((0, 4, 4, 3), np.uint8), np.arange(0.0), "expected uint8"),
+        (np.zeros((3, 4, 4, 3), np.uint8), np.arange(4.0), "one for each frame"),
+        (np.zeros((3, 4, 4, 3), np.uint8), np.array([0.0, 1.0, 1.0]), "does not rise"),
+        (np.zeros((3, 4, 4, 3), np.uint8), np.array([0.0, np.nan, 1.0]), "does not rise"),
+    ],
+)
+def test_something_else_is_refused_by_name(frames: np.ndarray, times: np.ndarray, words: str) -> None:
+    with pytest.raises(ClipShapeError, match=words):
+        pack_frames(frames, times)
+    packed = io.BytesIO()
+    np.savez(packed, frames=frames, timestamps=times)
+    with pytest.raises(VideoError, match=words):
+        open_video(packed.getvalue())
+
+
+def zipped(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return packed.getvalue()
+
+
+def npy(value: Any, **changed: Any) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.asarray(value), **changed)
+    return stream.getvalue()
+
+
+FRAMES, TIMES = npy(np.zeros((2, 4, 4, 3), np.uint8)), npy(np.arange(2.0))
+HUGE = FRAMES.replace(b"(2, 4, 4, 3)", b"(9**9, 4, 3)").replace(b"9**9", b"9999")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (zipped(a=b"x"), "a zip file with a.npy"),
+        (zipped(frames=FRAMES), "a zip file with frames.npy"),
+        (zipped(zipfile.ZIP_DEFLATED, frames=FRAMES, timestamps=TIMES), "compressed"),
+        (zipped(frames=FRAMES[:-1], timestamps=TIMES), "needs others"),
+        (zipped(frames=HUGE, timestamps=TIMES), "needs others"),
+        (zipped(frames=npy(np.array([{}], object)), timestamps=TIMES), "holds object"),
+        (zipped(frames=b"\x93NUMPY\x09\x00", timestamps=TIMES), "cannot be read"),
+        (zipped(frames=b"", timestamps=TIMES), "cannot be read"),
+        (zipped(frames=FRAMES, timestamps=TIMES)[:-30], "cannot be read"),
+        (zipped(frames=FRAMES, timestamps=TIMES)[:60], "cannot be read"),
+        (zipped(frames=FRAMES, timestamps=TIMES).replace(bytes(20), bytes(19) + b"\1", 1), "cannot be read"),
+    ],
+)
+def test_damage_is_told_apart(data: bytes, words: str) -> None:
+    with pytest.raises(VideoError, match=words):
+        open_video(data)
+
+
+def test_every_single_flipped_byte_is_an_error_of_the_video_or_harmless() -> None:
+    data = pack_frames(np.zeros((2, 4, 4, 3), np.uint8), np.arange(2.0))
+    for place in range(4, len(data)):
+        changed = data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+        try:
+            with open_video(changed) as reader:
+                reader.read([0, 1])
+        except VideoError:
+            continue
+
+
+def test_limits_hold() -> None:
+    data = pack_frames(np.zeros((8, 4, 6, 3), np.uint8), np.arange(8.0))
+    for limits, words in (
+        (VideoLimits(max_bytes=500), "bytes"),
+        (VideoLimits(max_frames=7), "frames"),
+        (VideoLimits(max_seconds=7.0), "lasts"),
+        (VideoLimits(max_pixels=23), "pixels"),
+    ):
+        with pytest.raises(VideoLimitError, match=words):
+            open_video(data, limits=limits)
+    with pytest.raises(VideoError, match="not allowed here"):
+        open_video(data, limits=VideoLimits(containers=("mov",)))
+
+
+def test_opencv_does_not_read_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(pack_frames(np.zeros((2, 4, 4, 3), np.uint8), np.arange(2.0)))
+    with pytest.raises((VideoError, ConfigError)):
+        open_video(path, decoder="opencv")
