@@ -67,6 +67,43 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
 
 
+def json_schema(cls: type) -> dict[str, Any]:
+    """Describe in JSON Schema what ``from_dict`` takes for a dataclass, ranges that it checks itself excepted."""
+    hints = typing.get_type_hints(cls)
+    fields = dataclasses.fields(cls)
+    missing = dataclasses.MISSING
+    return {
+        "type": "object",
+        "properties": {field.name: _schema_of(hints[field.name]) for field in fields},
+        "required": [
+            field.name for field in fields if field.default is missing and field.default_factory is missing
+        ],
+        "additionalProperties": False,
+    }
+
+
+_JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
+
+
+def _schema_of(kind: Any) -> dict[str, Any]:
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return {}
+    if origin in (Union, types.UnionType):
+        (inner,) = [arg for arg in args if arg is not type(None)]
+        return {"anyOf": [_schema_of(inner), {"type": "null"}]} if type(None) in args else _schema_of(inner)
+    if origin is Literal:
+        return {"enum": list(args)}
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return {"type": "array", "items": _schema_of(args[0])}
+        items = [_schema_of(arg) for arg in args]
+        return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema_of(args[1])}
+    return json_schema(kind) if dataclasses.is_dataclass(kind) else {"type": _JSON_TYPES[kind]}  # type: ignore[arg-type]
+
+
 def _convert(kind: Any, value: Any, where: str) -> Any:
     """Return ``value`` as ``kind``: lists become tuples and ints floats where asked for, nothing else changes."""
     origin, args = get_origin(kind), get_args(kind)

@@ -96,30 +96,37 @@ def ask(
 
 
 @contextmanager
-def running_http(bundle: Path, settings: HttpSettings) -> Iterator[HttpServer]:
+def running_http(
+    bundle: Path, settings: HttpSettings, *, grpc_port: int | None = None, token: str | None = None
+) -> Iterator[HttpServer]:
     """Run the HTTP server in this process, on ports that are free."""
-    with HttpServer(bundle, settings, port=0) as running:
+    with HttpServer(bundle, settings, port=0, grpc_port=grpc_port, token=token) as running:
         running.start()
         yield running
         running.stop()
         assert running.wait(60)
 
 
-def client_of(process: subprocess.Popen[str]) -> EndpointClient:
-    """Wait for `ivdr serve --json` to print its addresses; return a client of what it serves."""
+def announced(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait for `ivdr serve --json` to say that it is ready; return what it says."""
     assert process.stdout is not None
     text = ""
     for line in process.stdout:
         text += line
         with suppress(ValueError):  # not all of it yet
-            said = json.loads(text)
-            return EndpointClient(
-                model=said["name"],
-                inference_url=said["url"].partition("/predictions")[0],
-                management_url=said["management_url"],
-                metrics_url=said["metrics_url"],
-            )
+            return dict(json.loads(text))
     pytest.fail("it ended without a word")
+
+
+def client_of(process: subprocess.Popen[str]) -> EndpointClient:
+    """Wait for `ivdr serve --json` to print its addresses; return a client of what it serves."""
+    said = announced(process)
+    return EndpointClient(
+        model=said["name"],
+        inference_url=said["url"].partition("/predictions")[0],
+        management_url=said["management_url"],
+        metrics_url=said["metrics_url"],
+    )
 
 
 @contextmanager

@@ -41,6 +41,10 @@ def serve(
             help="First of the ports in a row: inference, then management and metrics; TorchServe takes five."
         ),
     ] = 8080,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(help="Also answer the Open Inference Protocol over gRPC here, with --server http."),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -105,6 +109,7 @@ def serve(
             source,
             host=host,
             port=port,
+            grpc_port=grpc_port,
             workers=workers,
             auth=auth,
             config=config,
@@ -112,9 +117,9 @@ def serve(
             as_json=as_json,
         )
         return
-    if config is not None or host != "127.0.0.1" or workers is not None or auth is not None:
+    if host != "127.0.0.1" or any(given is not None for given in (config, workers, auth, grpc_port)):
         raise ConfigError(
-            "--config, --host, --workers and --auth are for --server http",
+            "--config, --host, --workers, --auth and --grpc-port are for --server http",
             hint="settings of TorchServe are packed with the archive: `ivdr archive --config`",
         )
     from ivdr_deploy.serving.torchserve import process as servers
@@ -144,6 +149,7 @@ def _serve_http(
     *,
     host: str,
     port: int,
+    grpc_port: int | None,
     workers: int | None,
     auth: AuthChoice | None,
     config: Path | None,
@@ -170,7 +176,13 @@ def _serve_http(
             run_dir = opened.enter_context(scratch_folder("ivdr-http-"))
         running = opened.enter_context(
             Deployment(
-                source, settings, host=host, port=port, run_dir=run_dir or _http_run_dir(port), auth=asked
+                source,
+                settings,
+                host=host,
+                port=port,
+                run_dir=run_dir or _http_run_dir(port),
+                auth=asked,
+                grpc_port=grpc_port,
             )
         )
         _interrupt_once()
@@ -197,6 +209,8 @@ def _announce_http(running: Deployment, *, as_json: bool) -> None:
             markup=False,
         )
     facts = {**running.current.facts, "run_dir": str(running.folder.path)}
+    if running.grpc_address is not None:
+        facts["grpc_address"] = running.grpc_address
     credentials = ""
     if source:
         shown = f"$(cat {shlex.quote(source)})" if Path(source).is_file() else "$IVDR_TOKEN"
@@ -213,7 +227,8 @@ def _announce(
     console.print(
         f"READY: {facts['name']} {facts['version']}, {facts['variant']} on {facts['runtime']}; {_proof(facts)}\n"
         f"try:     curl {credentials}-T video.mp4 {client.predict_url}\n"
-        f"metrics: {client.metrics_url}/metrics\n"
+        + (f"gRPC:    {facts['grpc_address']}\n" if "grpc_address" in facts else "")
+        + f"metrics: {client.metrics_url}/metrics\n"
         f"logs:    {logs}\n"
         "stop it with Ctrl-C",
         markup=False,

@@ -84,6 +84,10 @@ class FrameArrayReader(VideoReader):
         with self._budget.charged():
             return resize_frame(av.VideoFrame.from_ndarray(frame, format="rgb24"), size)
 
+    def renew_time(self) -> None:
+        """See ``VideoReader.renew_time``."""
+        self._budget.renew()
+
     def close(self) -> None:
         """Free the frames; calling it twice is allowed."""
         self._frames = None

@@ -94,6 +94,8 @@ class Response:
     """HTTP status."""
 
     body: dict[str, Any]
+    """What goes out as JSON; of an answer in tensors (``core.oip``) its arrays by name."""
+
     headers: dict[str, str] = field(default_factory=dict)
     """HTTP headers that belong to the status."""
 
@@ -105,7 +107,9 @@ class Response:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _JsonBody:
+class JsonBody:
+    """A request as JSON: one of ``video`` (base64) and ``video_url``."""
+
     video: str | None = None
     video_url: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -263,7 +267,7 @@ def _parse_body(body: object) -> tuple[bytes | bytearray, str | None, dict[str, 
     if isinstance(body, bytes | bytearray | str):
         body = _parse_json(body, what="the body")
     try:
-        values = from_dict(_JsonBody, body, where="the request")  # type: ignore[arg-type]  # it checks that itself
+        values = from_dict(JsonBody, body, where="the request")  # type: ignore[arg-type]  # it checks that itself
     except ConfigError as error:
         raise RequestError(error.message, hint=error.hint or _FORMS) from error
     if (values.video is None) == (values.video_url is None):
@@ -271,12 +275,16 @@ def _parse_body(body: object) -> tuple[bytes | bytearray, str | None, dict[str, 
             f"the request has {'both' if values.video else 'none'} of video and video_url, expected one",
             hint=_FORMS,
         )
-    video = b"" if values.video is None else _parse_base64(values.video)
+    video = b"" if values.video is None else parse_base64(values.video)
     return video, values.video_url, values.options
 
 
-def _parse_base64(text: str) -> bytes:
-    """Decode a video in base64: line breaks, the alphabet for URLs and the head of a data URL are allowed."""
+def parse_base64(text: str) -> bytes:
+    """Decode a video in base64: line breaks, the alphabet for URLs and the head of a data URL are allowed.
+
+    Raises:
+        RequestError: if it is none; says why.
+    """
     head = text[:_DATA_URL_HEAD]
     if head[:5].lower() == "data:":
         head, comma, _ = head.partition(",")

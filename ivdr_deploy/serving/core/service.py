@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +17,7 @@ from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, read_manifest
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.errors import ArtifactError, DrainingError, OptionError, VideoOpenError
 from ivdr_deploy.pipeline import VideoPredictor
-from ivdr_deploy.results import Outcome
+from ivdr_deploy.results import Outcome, VideoResult
 from ivdr_deploy.runtimes.base import LoadedModel, Runtime
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.serving.core import metrics as counted
@@ -38,6 +38,9 @@ from ivdr_deploy.serving.core.schema import (
 from ivdr_deploy.serving.core.settings import ServiceSettings
 from ivdr_deploy.serving.core.timelines import Found, Timelines, check_timeline
 from ivdr_deploy.spec import MAX_BATCH
+
+Render = Callable[[VideoResult, Options], Response]
+"""Makes an answer of what the network said."""
 
 
 class InferenceService:
@@ -120,10 +123,27 @@ class InferenceService:
             self._refuse_draining()
             request = self._checked(parse_request(parts, envelope or Envelope()))
             if request.video_url is None and request.options.timeline is None:
-                self._predict(request, answer)
+                self._predict(request, answer, self._described)
             else:
                 threading.Thread(target=self._take_time, args=(request, answer), daemon=True).start()
         except Exception as error:  # noqa: BLE001  # a defect of ours must not take other requests along
+            self._finish(answer, error)
+        return answer
+
+    def submit_video(self, request: PredictRequest, render: Render) -> Future[Response]:
+        """Answer a request that was taken apart already, in a form of the caller's; else as ``submit``.
+
+        Args:
+            request: The video itself, and what is asked about it; no timeline.
+            render: Makes the answer of what the network said; runs in a thread of the pipeline.
+        """
+        answer: Future[Response] = Future()
+        answer.set_running_or_notify_cancel()
+        self.metrics.add(counted.BUSY)
+        try:
+            self._refuse_draining()
+            self._predict(self._checked(request), answer, render)
+        except Exception as error:  # noqa: BLE001  # as in submit
             self._finish(answer, error)
         return answer
 
@@ -235,18 +255,24 @@ class InferenceService:
         try:
             request = self._fetched(request)
             if request.options.timeline is None:
-                self._predict(request, answer)
+                self._predict(request, answer, self._described)
             else:
                 self._finish(answer, bounded(self._timelines.whole(request)))
         except Exception as error:  # noqa: BLE001  # as in submit
             self._finish(answer, error)
 
-    def _predict(self, request: PredictRequest, answer: Future[Response]) -> None:
+    def _predict(self, request: PredictRequest, answer: Future[Response], render: Render) -> None:
         plan = chosen_plan(request.options, self.view_plan, max_clips=self.settings.max_clips)
         inferring = self._predictor.submit(request.video, plan=plan)
-        inferring.add_done_callback(lambda done: self._inferred(done, request.options, answer))
+        inferring.add_done_callback(lambda done: self._inferred(done, request.options, answer, render))
 
-    def _inferred(self, done: Future[Outcome], options: Options, answer: Future[Response]) -> None:
+    def _described(self, result: VideoResult, options: Options) -> Response:
+        """Make the answer of JSON."""
+        return bounded(describe_result(result, self.model, options=options, top_k=self.settings.top_k))
+
+    def _inferred(
+        self, done: Future[Outcome], options: Options, answer: Future[Response], render: Render
+    ) -> None:
         """Turn what the pipeline gave into an answer; runs in one of its threads."""
         try:
             outcome = done.result()
@@ -254,8 +280,7 @@ class InferenceService:
                 raise outcome.error
             result = outcome.result
             assert result is not None
-            body = describe_result(result, self.model, options=options, top_k=self.settings.top_k)
-            response = bounded(body)
+            response = render(result, options)
         except Exception as error:  # noqa: BLE001  # as in submit
             self._finish(answer, error)
             return

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
@@ -15,69 +14,29 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ivdr_deploy import __version__, errors
-from ivdr_deploy.errors import QueueFullError
 from ivdr_deploy.serving.core import schema
 from ivdr_deploy.serving.core.canary import Canary
 from ivdr_deploy.serving.core.service import InferenceService
+from ivdr_deploy.serving.http.admission import Admission
+from ivdr_deploy.serving.http.oip import TensorEndpoint, add_routes, in_both_forms
+from ivdr_deploy.serving.http.openapi import document
 from ivdr_deploy.serving.http.requests import envelope, log_access, read_parts, request_id
 from ivdr_deploy.serving.http.settings import HttpSettings
 from ivdr_deploy.serving.http.streaming import answer_in_events, wants_events
 
 logger = logging.getLogger(__name__)
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "video": {"type": "string", "contentEncoding": "base64"},
-                        "video_url": {"type": "string", "format": "uri"},
-                        "options": {"type": "object"},
-                    },
-                }
-            },
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["video"],
-                    "properties": {
-                        "video": {"type": "string", "format": "binary"},
-                        "options": {"type": "string"},
-                    },
-                }
-            },
-        },
-    }
-}
 
-
-def inference_app(service: InferenceService, settings: HttpSettings, canary: Canary | None) -> FastAPI:
-    """Make the application that clients see: ``/predictions/NAME``, ``/ping`` and ``/ready``."""
+def inference_app(
+    service: InferenceService, settings: HttpSettings, canary: Canary | None, admission: Admission
+) -> FastAPI:
+    """Make the application that clients see: ``/predictions/NAME``, ``/v2``, ``/ping`` and ``/ready``."""
     model = service.model
     app = FastAPI(title=f"ivdr: {model.name}", version=__version__, docs_url=None, redoc_url=None)
-    admitted = 0
-
-    @contextmanager
-    def taking() -> Iterator[None]:
-        nonlocal admitted
-        if admitted >= settings.max_requests:
-            raise QueueFullError(
-                f"{settings.max_requests} requests are being answered, no more are taken",
-                hint="send the request again after a while",
-            )
-        admitted += 1
-        try:
-            yield
-        finally:
-            admitted -= 1
 
     async def answer(request: Request) -> schema.Response:
         try:
-            with taking():
+            with admission.taking():
                 parts = await read_parts(
                     request, most=settings.service.max_request_bytes, seconds=settings.receive_seconds
                 )
@@ -92,15 +51,13 @@ def inference_app(service: InferenceService, settings: HttpSettings, canary: Can
         if not wants_events(request):
             return exchange.finish(await answer(request))
         streaming = await answer_in_events(
-            request, service, settings, taking=taking, finish=exchange.finish, log=exchange.log
+            request, service, settings, taking=admission.taking, finish=exchange.finish, log=exchange.log
         )
         streaming.headers["X-Request-Id"] = exchange.request_id
         return streaming
 
     for path in (f"/predictions/{model.name}", f"/predictions/{model.name}/{model.version}"):
-        app.add_api_route(path, predict, methods=list(schema.METHODS), include_in_schema=False)
-        # Only for the description: a route of several methods has one name there, and is warned about.
-        app.add_api_route(path, predict, methods=["POST"], openapi_extra=_BODY)
+        app.add_api_route(path, predict, methods=list(schema.METHODS))
 
     @app.get("/ping")
     async def ping() -> dict[str, str]:
@@ -117,6 +74,9 @@ def inference_app(service: InferenceService, settings: HttpSettings, canary: Can
             return JSONResponse(body, 503, headers={"Retry-After": "5"})
         return JSONResponse({"status": "Ready"})
 
+    described = document(model)
+    app.openapi = lambda: described  # type: ignore[method-assign]
+    add_routes(app, TensorEndpoint(service, admission, canary), settings)
     app.add_exception_handler(HTTPException, _refusing(f"videos are sent to /predictions/{model.name}"))
     return app
 
@@ -198,6 +158,8 @@ def _refusing(hint: str) -> Callable[[Request, Exception], Awaitable[Response]]:
             "message": f"{request.method[:40]} {request.url.path[:100]}: {error.detail}",
             "hint": hint,
         }
+        if request.url.path.startswith("/v2/"):
+            body = in_both_forms(body)
         return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
 
     return refused

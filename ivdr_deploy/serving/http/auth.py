@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import json
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ivdr_deploy.errors import ConfigError, UnauthorizedError
 from ivdr_deploy.serving.core import schema
+from ivdr_deploy.serving.http.oip import in_both_forms
 from ivdr_deploy.serving.http.requests import log_access, request_id
 
 VARIABLE = "IVDR_TOKEN"
@@ -80,7 +82,7 @@ class Guarded:
     """
 
     def __init__(self, app: ASGIApp, token: str, refuse: Callable[[Exception], schema.Response]) -> None:
-        self._app, self._expected, self._refuse = app, f"bearer {token}".encode("ascii"), refuse
+        self._app, self._token, self._refuse = app, token, refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a request on, or refuse it without reading its body."""
@@ -90,15 +92,10 @@ class Guarded:
             await self._app(scope, receive, send)
             return
         name = request_id(Request(scope))
-        found = self._refuse(
-            UnauthorizedError(
-                "this endpoint answers whoever shows its token, and this request shows none or another",
-                hint="send the header 'Authorization: Bearer TOKEN'",
-            )
-        )
+        found = self._refuse(no_token())
         log_access(request_id=name, path=scope["path"], status=found.status, code=found.body["code"])
         answer = Response(
-            found.json,
+            json.dumps(in_both_forms(found.body) if scope["path"].startswith("/v2") else found.body),
             found.status,
             headers={**found.headers, "X-Request-Id": name},
             media_type="application/json",
@@ -106,8 +103,20 @@ class Guarded:
         await answer(scope, receive, send)
 
     def _knows(self, scope: Scope) -> bool:
-        shown = [value for name, value in scope["headers"] if name == b"authorization"]
-        if len(shown) != 1:
-            return False
-        kind, _, token = shown[0].partition(b" ")
-        return hmac.compare_digest(kind.lower() + b" " + token.strip(), self._expected)
+        return shows([value for name, value in scope["headers"] if name == b"authorization"], self._token)
+
+
+def shows(authorization: Sequence[bytes], token: str) -> bool:
+    """Say whether the values of the header ``Authorization``, or of what another protocol has for it, are the token."""
+    if len(authorization) != 1:
+        return False
+    kind, _, shown = authorization[0].partition(b" ")
+    return hmac.compare_digest(kind.lower() + b" " + shown.strip(), f"bearer {token}".encode("ascii"))
+
+
+def no_token() -> UnauthorizedError:
+    """Return what whoever does not show the token is told."""
+    return UnauthorizedError(
+        "this endpoint answers whoever shows its token, and this request shows none or another",
+        hint="send the header 'Authorization: Bearer TOKEN'",
+    )

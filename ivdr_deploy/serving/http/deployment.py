@@ -26,7 +26,7 @@ from ivdr_deploy.serving.http.channel import Message
 from ivdr_deploy.serving.http.generation import Generation
 from ivdr_deploy.serving.http.listening import Listening
 from ivdr_deploy.serving.http.run_folder import Record, RunFolder, Say
-from ivdr_deploy.serving.http.server import check_port, client_of, open_ports
+from ivdr_deploy.serving.http.server import check_port, client_of, grpc_address, open_ports, reserve_grpc_port
 from ivdr_deploy.serving.http.settings import HttpSettings
 from ivdr_deploy.serving.http.shadow import check_replacement, compare_answers, described
 from ivdr_deploy.serving.http.worker_process import Launch
@@ -54,10 +54,19 @@ class Deployment:
         port: Of inference; management and metrics have the next one, on this machine alone. 0 takes two that are free.
         run_dir: Folder of this server alone; made when absent.
         auth: Whether whoever asks must show the token.
+        grpc_port: Of the Open Inference Protocol over gRPC; 0 takes a free one, None is none.
     """
 
     def __init__(
-        self, bundle: Path, settings: HttpSettings, *, host: str, port: int, run_dir: Path, auth: bool
+        self,
+        bundle: Path,
+        settings: HttpSettings,
+        *,
+        host: str,
+        port: int,
+        run_dir: Path,
+        auth: bool,
+        grpc_port: int | None = None,
     ) -> None:
         check_port(port)
         if settings.service.threads is None:  # the workers share the cores
@@ -65,6 +74,7 @@ class Deployment:
             settings = replace(settings, service=service)
         self._started_with, self._settings = bundle.resolve(), settings
         self._host, self._port, self._auth = host, port, auth
+        self._grpc_port = grpc_port
         self.folder = RunFolder(run_dir)
         self._lock = threading.Lock()
         self._changing = threading.Lock()
@@ -97,9 +107,18 @@ class Deployment:
                 token, self.token_source = find_token(self.folder.token_file)
             self._sockets = open_ports(self._host, self._port)
             opened.callback(self._close)
+            if self._grpc_port is not None:
+                reserved = opened.enter_context(reserve_grpc_port(self._host, self._grpc_port))
+                self._grpc_port = reserved.getsockname()[1]
+            self.grpc_address = grpc_address(self._host, self._grpc_port)
             record = self._record()
             self._launch = Launch(
-                bundle=Path(record.serving), settings=self._settings, token=token, listening=self._sockets[0]
+                bundle=Path(record.serving),
+                settings=self._settings,
+                token=token,
+                listening=self._sockets[0],
+                host=self._host,
+                grpc_port=self._grpc_port,
             )
             self._current = self._start(self._launch.bundle)
             self._current.serve()

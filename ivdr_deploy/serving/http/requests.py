@@ -30,12 +30,16 @@ _MOST_PARTS = 20
 
 def request_id(request: Request) -> str:
     """Return the caller's name for a request (``X-Request-Id``), or a new one where it has none that can be used."""
-    given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return usable_request_id(request.headers.get("x-request-id", "")) or uuid.uuid4().hex
+
+
+def usable_request_id(given: str) -> str:
+    """Return a caller's name for a request if it can be used as it is, else nothing."""
+    return given if _REQUEST_ID.fullmatch(given) else ""
 
 
 def log_access(*, request_id: str, path: str, **facts: Any) -> None:
-    """Write the line of one request."""
+    """Write the line of one request, whatever protocol it came by; ``status`` is that of HTTP."""
     access.info(json.dumps({"time": time.time(), "request_id": request_id, "path": path[:200], **facts}))
 
 
@@ -56,16 +60,7 @@ async def read_parts(request: Request, *, most: int, seconds: float) -> dict[str
         RequestError: if the client went away, or sent a form that is none.
         OptionError: if the query names an option twice.
     """
-    try:
-        async with asyncio.timeout(seconds):
-            body = await _read_body(request, most)
-    except TimeoutError as error:
-        raise RequestTimeoutError(
-            f"the request did not come whole within {seconds:g} s",
-            hint="send it again, or over a faster line",
-        ) from error
-    except ClientDisconnect as error:
-        raise RequestError("the client went away before the request was whole") from error
+    body = await read_body(request, most=most, seconds=seconds)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     parts: list[tuple[str, Any]] = [("body", body)]
     if content_type == "multipart/form-data":
@@ -78,6 +73,26 @@ async def read_parts(request: Request, *, most: int, seconds: float) -> dict[str
             raise OptionError(f"{quoted(name)} is given twice", hint="give each part and option once")
         found[name] = value
     return found
+
+
+async def read_body(request: Request, *, most: int, seconds: float) -> bytes:
+    """Read a request's body.
+
+    Raises:
+        VideoLimitError: if it has more than ``most`` bytes.
+        RequestTimeoutError: if it did not come within ``seconds``.
+        RequestError: if the client went away.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await _read_body(request, most)
+    except TimeoutError as error:
+        raise RequestTimeoutError(
+            f"the request did not come whole within {seconds:g} s",
+            hint="send it again, or over a faster line",
+        ) from error
+    except ClientDisconnect as error:
+        raise RequestError("the client went away before the request was whole") from error
 
 
 def envelope(request: Request) -> Envelope:

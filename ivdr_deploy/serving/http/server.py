@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from starlette.types import ASGIApp
 
+from ivdr_deploy._optional import require
 from ivdr_deploy.errors import ConfigError, ServerError
 from ivdr_deploy.serving.client import EndpointClient
 from ivdr_deploy.serving.core.metrics import exposition
 from ivdr_deploy.serving.core.service import InferenceService
+from ivdr_deploy.serving.http.admission import Admission
 from ivdr_deploy.serving.http.app import ByPort, admin_app, inference_app
 from ivdr_deploy.serving.http.auth import Guarded
 from ivdr_deploy.serving.http.listening import Listening, SharedSocket
+from ivdr_deploy.serving.http.oip import TensorEndpoint
 from ivdr_deploy.serving.http.settings import MAX_SECONDS_PER_CLIP, HttpSettings
+
+if TYPE_CHECKING:
+    from ivdr_deploy.serving.http.oip_grpc import GrpcListening
 
 LOOPBACK = "127.0.0.1"
 
@@ -32,9 +38,10 @@ class HttpServer:
         settings: What to do with it.
         host: Address of the inference port.
         port: Of inference; management and metrics have the next one, on this machine alone. 0 takes two that are free.
+        grpc_port: Of the Open Inference Protocol over gRPC, at the same address; 0 takes a free one, None is none.
         token: What whoever asks must show; None answers everyone who reaches the port.
         inherited: A listening socket of the process that started this one, which then has the management port too;
-            ``host`` and ``port`` are not looked at.
+            ``port`` is not looked at, and ``grpc_port`` is one that it has reserved.
     """
 
     def __init__(
@@ -44,16 +51,19 @@ class HttpServer:
         *,
         host: str = LOOPBACK,
         port: int = 8080,
+        grpc_port: int | None = None,
         token: str | None = None,
         inherited: SharedSocket | None = None,
     ) -> None:
         check_port(port)
         self.settings = settings
         self._bundle, self._host, self._port, self._token = bundle, host, port, token
-        self._inherited = inherited
+        self._grpc_port, self._inherited = grpc_port, inherited
+        self.admission = Admission(settings.max_requests)
         self._sockets: list[SharedSocket] = []
-        self._listening: list[Listening] = []
-        """The one that accepts connections is the last; those before it answer what they have taken."""
+        self._reserved: socket.socket | None = None
+        self._listening: list[Listening | GrpcListening] = []
+        """Those that accept connections are the last; those before them answer what they have taken."""
 
     def __enter__(self) -> Self:
         """Open the ports, then the model: golden clips and videos agree when this returns.
@@ -67,6 +77,9 @@ class HttpServer:
                 self._sockets = [self._inherited]
             else:
                 self._sockets = open_ports(self._host, self._port)
+                if self._grpc_port is not None:
+                    self._reserved = reserve_grpc_port(self._host, self._grpc_port)
+                    self._grpc_port = self._reserved.getsockname()[1]
             self.service = InferenceService.open(self._bundle, self.settings.service)
         except BaseException:
             self._close_sockets()
@@ -97,6 +110,9 @@ class HttpServer:
         self._listening = [earlier for earlier in self._listening if not earlier.wait(0)]
         self._listening.append(listening)
         listening.start()
+        if self._grpc_port is not None:
+            self._listening.append(self._grpc_listening(self._grpc_port))
+            self._listening[-1].start()
 
     def pause(self) -> None:
         """Accept no more connections, but keep the ports and the model, so that ``start`` can be called again."""
@@ -129,6 +145,11 @@ class HttpServer:
         return all(listening.wait(seconds) for listening in self._listening)
 
     @property
+    def grpc_address(self) -> str | None:
+        """Where gRPC is answered, as ``HOST:PORT``."""
+        return grpc_address(self._host, self._grpc_port)
+
+    @property
     def name(self) -> str:
         """Of the model."""
         return self.service.model.name
@@ -149,7 +170,7 @@ class HttpServer:
         return exposition(self.service.metrics.values())
 
     def _applications(self) -> ASGIApp:
-        apps: list[ASGIApp] = [inference_app(self.service, self.settings, self._canary)]
+        apps: list[ASGIApp] = [inference_app(self.service, self.settings, self._canary, self.admission)]
         if self._inherited is None:
             apps.append(admin_app(self))
         if self._token is not None:
@@ -158,9 +179,22 @@ class HttpServer:
             return apps[0]
         return ByPort({held.getsockname()[1]: app for held, app in zip(self._sockets, apps, strict=True)})
 
+    def _grpc_listening(self, port: int) -> GrpcListening:
+        from ivdr_deploy.serving.http.oip_grpc import GrpcListening
+
+        return GrpcListening(
+            TensorEndpoint(self.service, self.admission, self._canary),
+            self._host,
+            port,
+            settings=self.settings,
+            token=self._token,
+        )
+
     def _close_sockets(self) -> None:
         for held in self._sockets:
             held.close()
+        if self._reserved is not None:
+            self._reserved.close()
 
 
 def check_port(port: int) -> None:
@@ -189,6 +223,47 @@ def open_ports(host: str, port: int) -> list[SharedSocket]:
     except BaseException:
         sockets[0].close()
         raise
+
+
+def reserve_grpc_port(host: str, port: int) -> socket.socket:
+    """Take a port for gRPC without listening on it: each worker does that by itself.
+
+    Args:
+        host: Its address.
+        port: 0 takes one that is free.
+
+    Raises:
+        MissingDependencyError: if what gRPC needs is not installed.
+        ServerError: if somebody has the port.
+        ConfigError: if it is none.
+    """
+    for package in ("grpc", "grpc_health.v1", "tritonclient.grpc"):
+        require(package, extra="grpc")
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"grpc_port must be between 0 and 65535, found {port}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    reserved = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if port:  # sharing it with another server that shares its own would get half of each other's calls
+            with socket.socket(family, socket.SOCK_STREAM) as alone:
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                alone.bind((host, port))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((host, port))
+    except OSError as error:
+        reserved.close()
+        raise ServerError(
+            f"port {port} (gRPC) of {host[:100]} cannot be used: {error.strerror}",
+            hint="stop what listens there, or choose another one with --grpc-port",
+        ) from error
+    return reserved
+
+
+def grpc_address(host: str, port: int | None) -> str | None:
+    """Return where gRPC is answered, as ``HOST:PORT``; None where it is not."""
+    if port is None:
+        return None
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def client_of(model: str, host: str, inference: int, management: int) -> EndpointClient:

@@ -43,6 +43,8 @@ class Launch:
     bundle: str
     settings: HttpSettings
     token: str | None
+    host: str
+    grpc_port: int | None
 
 
 class Worker:
@@ -121,7 +123,14 @@ def main(control: int, listening: int) -> int:
         # Handlers, and not SIG_IGN, which the decode workers would inherit.
         signal.signal(number, lambda *_: questions.put({"do": "end"}))
     launch = from_dict(Launch, first, where="the control socket")
-    server = HttpServer(Path(launch.bundle), launch.settings, token=launch.token, inherited=inherited)
+    server = HttpServer(
+        Path(launch.bundle),
+        launch.settings,
+        host=launch.host,
+        grpc_port=launch.grpc_port,
+        token=launch.token,
+        inherited=inherited,
+    )
     with ExitStack() as opened:
         try:
             opened.enter_context(server)

@@ -40,6 +40,12 @@ class Launch:
     """The socket of the port. Whoever started the workers keeps it open, so that connections wait and are not refused
     while there is none; all workers accept from it, so that none waits for one that is dead."""
 
+    host: str = "127.0.0.1"
+    """Address of the port of gRPC."""
+
+    grpc_port: int | None = None
+    """Reserved by whoever started the workers, each of which listens on it; None is none."""
+
 
 class WorkerProcess:
     """One process with HTTP and the network, in a process group of its own.
@@ -61,6 +67,7 @@ class WorkerProcess:
         self._questions = Questions(self._channel, name, on_gone=on_news)
         self._questions.greeting.add_done_callback(lambda _: on_news())
         first = {"bundle": str(launch.bundle), "settings": to_dict(launch.settings), "token": launch.token}
+        first |= {"host": launch.host, "grpc_port": launch.grpc_port}
         with suppress(OSError):  # it has ended already, which the first question finds
             self._channel.send(first)
 
