@@ -30,8 +30,10 @@ if TYPE_CHECKING:
         VideoError,
     )
     from ivdr_deploy.events import Event, TimelinePlan
-    from ivdr_deploy.results import Outcome, VideoResult
+    from ivdr_deploy.results import Outcome, RemoteResult, VideoResult
     from ivdr_deploy.scoring import ScoreSummary, read_scores
+    from ivdr_deploy.serving.remote.client import AsyncClient, Client
+    from ivdr_deploy.serving.remote.retrying import Retry
     from ivdr_deploy.spec import ClipSpec, ViewPlan
     from ivdr_deploy.timeline import TimelineEnd, Window
     from ivdr_deploy.video.reader import VideoInfo, VideoLimits
@@ -52,8 +54,10 @@ _HOMES = {
         "VideoError",
     ),
     "events": ("Event", "TimelinePlan"),
-    "results": ("Outcome", "VideoResult"),
+    "results": ("Outcome", "RemoteResult", "VideoResult"),
     "scoring": ("ScoreSummary", "read_scores"),
+    "serving.remote.client": ("AsyncClient", "Client"),
+    "serving.remote.retrying": ("Retry",),
     "spec": ("ClipSpec", "ViewPlan"),
     "timeline": ("TimelineEnd", "Window"),
     "video.reader": ("VideoInfo", "VideoLimits"),
@@ -64,7 +68,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ArtifactError",
+    "AsyncClient",
     "CheckpointError",
+    "Client",
     "ClipSpec",
     "ConfigError",
     "DataError",
@@ -74,6 +80,8 @@ __all__ = [
     "MissingDependencyError",
     "Model",
     "Outcome",
+    "RemoteResult",
+    "Retry",
     "ScoreSummary",
     "TimelineEnd",
     "TimelinePlan",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,46 @@ class VideoResult:
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """Return the ``k`` most probable labels with their probabilities, best first; ties go to the lower index."""
         return [] if self.probabilities is None else top_labels(self.labels, self.probabilities, k)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedModel:
+    """Which model an endpoint answered with."""
+
+    name: str
+    version: str
+    variant: str
+    contract_hash: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteResult:
+    """What an endpoint says about one video. A part that was not asked for is empty or None."""
+
+    predictions: tuple[tuple[str, float], ...]
+    """Labels with their probabilities, best first."""
+
+    feature: np.ndarray | None
+    """float32, as ``VideoResult.feature``; so are ``inter``, ``intra`` and ``clip_seconds``."""
+
+    inter: np.ndarray | None
+    intra: np.ndarray | None
+    clip_seconds: np.ndarray | None
+    info: VideoInfo
+    view_plan: ViewPlan
+    model: ServedModel
+    timings_ms: Mapping[str, float]
+    """By stage: ``decode_ms``, ``preprocess_ms``, ``infer_ms``."""
+
+    request_id: str
+    """Also in the server's log."""
+
+    body: Mapping[str, Any] = field(repr=False)
+    """The answer as it came."""
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        """Return the first ``k`` predictions; there are never more than were asked for."""
+        return list(self.predictions[:k])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,7 @@ LAYERS: tuple[set[str], ...] = (
     {"batching"},
     {"pipeline"},
     {"timeline"},
-    {"evaluation", "serving.core", "serving.client", "scoring", "benchmarks"},
+    {"evaluation", "serving.core", "serving.client", "serving.remote", "scoring", "benchmarks"},
     {"export", "serving.torchserve", "serving.http"},
     {"api"},
     {"cli"},
@@ -56,6 +56,7 @@ NEVER_MODELS = {
     "serving.torchserve",
     "serving.http",
     "serving.client",
+    "serving.remote",
     "scoring",
 }
 """They run what was exported: none of them needs the network's definition, or torch."""

@@ -14,7 +14,9 @@ import psutil
 import pytest
 from served import SETTINGS, ask, wait_for
 
+from ivdr_deploy.errors import IvdrError
 from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.serving.remote.client import Client
 from ivdr_deploy.serving.torchserve.process import TorchServeProcess
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
@@ -120,3 +122,32 @@ def test_decode_workers_are_small_and_end_with_their_worker(
     wait_for(server.client.ready)  # TorchServe starts another one
     assert server.client.predict(videos[0])[0] == 200
     assert not set(before) & set(workers())
+
+
+def test_a_worker_that_is_killed_costs_the_typed_client_time_and_no_video(
+    server: TorchServeProcess, videos: list[Path]
+) -> None:
+    before = len((server.config.logs / "access_log.log").read_text().splitlines())
+    failures: list[str] = []
+    answered: list[str] = []
+
+    def send(number: int) -> None:
+        try:
+            found = client.predict(videos[number % 3], top_k=1, num_clips=40)
+            answered.append(found.model.name)
+        except IvdrError as error:
+            failures.append(f"{error.code}: {error}")
+
+    (described,) = server.client.describe()["workers"]
+    with Client(server.client.inference_url, "tiny") as client, ThreadPoolExecutor(4) as pool:
+        sending = [pool.submit(send, number) for number in range(24)]
+        wait_for(lambda: len(answered) >= 4)
+        os.kill(int(described["pid"]), signal.SIGKILL)
+        assert len(answered) < 20, "it was killed when all was done"
+        for future in sending:
+            future.result(120)
+    assert failures == []
+    assert len(answered) == 24
+    logged = (server.config.logs / "access_log.log").read_text().splitlines()[before:]
+    failed = [line for line in logged if re.search(r'"POST /predictions/tiny HTTP/1.1" (500|503|507) ', line)]
+    assert failed, "the worker died between two requests: nothing was proved"
