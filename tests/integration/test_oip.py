@@ -26,7 +26,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
 from videos import numbered_video
 
-from ivdr_deploy.errors import ConfigError, ServerError
+from ivdr_deploy.errors import ConfigError, QueueFullError, ServerError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
 from ivdr_deploy.serving.http.server import HttpServer
@@ -372,6 +372,44 @@ def test_grpc_takes_the_fields_of_a_datatype_too_and_gives_codes(oip: HttpServer
     with pytest.raises(grpc.RpcError) as caught:
         stub.RepositoryIndex(service_pb2.RepositoryIndexRequest())
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_call_that_is_given_up_counts_until_its_work_is_done(
+    oip: HttpServer, videos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, reached, go_on = OrtRuntime.infer, threading.Event(), threading.Event()
+
+    def wait_and_infer(runtime: OrtRuntime, video: np.ndarray) -> dict[str, np.ndarray]:
+        reached.set()
+        assert go_on.wait(30)
+        return right(runtime, video)
+
+    def has_room() -> bool:
+        try:
+            with oip.admission.taking(MOST):
+                return True
+        except QueueFullError:
+            return False
+
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(str(oip.grpc_address)))
+    request = service_pb2.ModelInferRequest(model_name="tiny")
+    tensor = request.inputs.add(name="video", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(videos[0].read_bytes())
+    name = "ivdr_busy"
+    with monkeypatch.context() as patch:
+        patch.setattr(OrtRuntime, "infer", wait_and_infer)
+        call = stub.ModelInfer.future(request)
+        wait_for(lambda: oip.client.metrics()[name] == 1)
+        assert reached.wait(30)
+        call.cancel()
+        with pytest.raises(grpc.FutureCancelledError):
+            call.result()
+        # A later call is answered, so the server has seen the end of this one.
+        assert stub.ServerLive(service_pb2.ServerLiveRequest()).live
+        assert not has_room()
+        go_on.set()
+    wait_for(has_room)
+    assert oip.client.metrics()[name] == 0
 
 
 def test_who_shows_no_token_learns_no_more_than_whether_it_is_ready(tiny_bundle: Path) -> None:

@@ -201,6 +201,7 @@ def test_doctor_finds_nothing_broken(base: Installed, cpu: Installed) -> None:
         ("opencv", ("predict", "BUNDLE", "VIDEO", "--decoder", "opencv")),
         ("torchserve", ("archive", "BUNDLE")),
         ("torchserve", ("serve", "BUNDLE")),
+        ("grpc", ("serve", "BUNDLE", "--server", "http", "--port", "0", "--grpc-port", "0")),
     ],
 )
 def test_command_that_needs_an_extra_names_it(

@@ -142,6 +142,7 @@ class _Calls:
 
     def __init__(self, endpoint: TensorEndpoint, token: str | None) -> None:
         self._endpoint, self._token = endpoint, token
+        self._answering: set[asyncio.Future[TensorAnswer | schema.Response]] = set()
 
     async def check_token(self, context: Any) -> None:
         """Refuse a call that does not show the token."""
@@ -183,12 +184,11 @@ class _Calls:
         version = self._endpoint.service.model.version
         await context.send_initial_metadata((("x-request-id", name), ("x-model-version", version)))
         await self._check_model(request.model_name, request.model_version, context)
-        found: TensorAnswer | schema.Response
-        try:
-            with self._endpoint.admission.taking() as hold:
-                found = await self._endpoint.infer(read_message(request), hold)
-        except IvdrError as error:
-            found = self._endpoint.service.refuse(error)
+        # Shielded: who hangs up ends its call, not the work, which counts as taken until it is done.
+        answering = asyncio.ensure_future(self._answer(request))
+        self._answering.add(answering)
+        answering.add_done_callback(self._answering.discard)
+        found = await asyncio.shield(answering)
         status, code = (
             (found.status, found.body["code"]) if isinstance(found, schema.Response) else (200, "ok")
         )
@@ -204,6 +204,13 @@ class _Calls:
             raise AssertionError("abort raises")
         model = self._endpoint.service.model
         return write_message(found, model.name, model.version)
+
+    async def _answer(self, request: Any) -> TensorAnswer | schema.Response:
+        try:
+            with self._endpoint.admission.taking() as hold:
+                return await self._endpoint.infer(read_message(request), hold)
+        except IvdrError as error:
+            return self._endpoint.service.refuse(error)
 
     async def _check_model(self, name: str, version: str, context: Any) -> None:
         if not self._endpoint.knows(name, version):

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import email.utils
 import json
+import sys
 
 import pytest
 
+import ivdr_deploy as ivdr
 from ivdr_deploy import errors
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.serving.remote.answers import failure_of, result_of
@@ -120,3 +122,10 @@ def test_answers_of_others_keep_their_words(
 def test_a_page_of_something_else_is_no_result(content: bytes) -> None:
     with pytest.raises(errors.ServerError, match="none of an ivdr endpoint"):
         result_of(content, request_id="")
+
+
+def test_without_httpx_the_client_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    for kind in (ivdr.Client, ivdr.AsyncClient):
+        with pytest.raises(errors.MissingDependencyError, match=r"ivdr-deploy\[client\]"):
+            kind("http://127.0.0.1:8080", "tiny")
