@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import subprocess
+import sys
 import sysconfig
 import tomllib
 from collections.abc import Iterator
@@ -251,6 +252,19 @@ def test_probes_ask_for_paths_that_are_there(name: str, running: Deployment) -> 
         assert ask(running.client, "GET", path=asked["path"])[0] == 200
         # One that is not ready must not be killed for it: it may be busy, or about to stop.
         assert (asked["path"] in ("/ping", "/v2/health/live")) == live
+
+
+def test_the_images_own_check_knows_a_server_that_is_ready_from_none(running: Deployment) -> None:
+    text = (DEPLOY / "http" / "Dockerfile").read_text()
+    command = json.loads(text.partition("HEALTHCHECK")[2].partition("CMD ")[2].splitlines()[0])
+    ready = int(running.client.inference_url.rpartition(":")[2])
+    management = int(running.client.management_url.rpartition(":")[2])
+    for port, code in ((ready, 0), (management, 1)):
+        asked = command[2].replace(f":{PORT}/", f":{port}/")
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", asked], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, command[:2]) == (code, ["python", "-c"]), done.stderr
 
 
 def selectors(expression: Any) -> Iterator[Any]:

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from ivdr_deploy.errors import IvdrError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.serving.remote.client import Client
 from ivdr_deploy.serving.torchserve.process import TorchServeProcess
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 
@@ -122,6 +126,18 @@ def test_decode_workers_are_small_and_end_with_their_worker(
     wait_for(server.client.ready)  # TorchServe starts another one
     assert server.client.predict(videos[0])[0] == 200
     assert not set(before) & set(workers())
+
+
+def test_the_images_own_check_knows_a_worker_that_is_ready_from_none(server: TorchServeProcess) -> None:
+    text = (ROOT / "deploy" / "torchserve" / "Dockerfile").read_text()
+    command = json.loads(text.partition("HEALTHCHECK")[2].partition("CMD ")[2].splitlines()[0])
+    assert command[:2] == ["python", "-c"]
+    for port, code in ((server.config.ports.management, 0), (server.config.ports.inference, 1)):
+        asked = command[2].replace(":8081", f":{port}")
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", asked], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
 
 
 def test_a_worker_that_is_killed_costs_the_typed_client_time_and_no_video(
