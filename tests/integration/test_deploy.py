@@ -125,6 +125,10 @@ def test_ports_are_the_same_everywhere() -> None:
     assert [port["containerPort"] for port in CONTAINERS["kserve/kserve-container"]["ports"]] == [PORT]
     (scraped,) = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
     assert scraped["static_configs"] == [{"targets": [f"127.0.0.1:{PORT + 1}"]}]
+    # The server asks for a token, for its metrics too.
+    assert scraped["authorization"] == {
+        "credentials_file": f"/run/secrets/{COMPOSE['prometheus']['secrets'][0]}"
+    }
     for name in ("prometheus", "torchserve-proxy"):
         assert COMPOSE[name]["network_mode"].startswith("service:"), "it asks a port of the loopback"
     conf = of_kind("ConfigMap")["data"]["nginx.conf"]

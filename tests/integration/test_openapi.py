@@ -128,13 +128,18 @@ def test_tensors_are_as_described(call: Caller, document: dict[str, Any], videos
 
 def test_the_options_are_those_that_are_read(call: Caller, videos: list[Path]) -> None:
     good: dict[str, Any] = {"top_k": 1, "num_clips": 2, "outputs": ["inter"], "timings": True}
-    schema = json_schema(Options)
-    assert set(schema["properties"]) == set(good), "an option is described: give a value of it here"
+    schema = call._document["components"]["schemas"]["Options"]
+    read = {*good, "timeline"}
+    assert set(schema["properties"]) == set(json_schema(Options)["properties"]) == read, (
+        "give a value of it here"
+    )
     validator = Draft202012Validator(schema)
     video = base64.b64encode(videos[0].read_bytes()).decode()
     right: list[dict[str, Any]] = [*({name: value} for name, value in good.items()), good, {}]
+    right += [{"timeline": True}, {"timeline": False}, {"timeline": {"hop": 2}, "timings": True}]
     wrong: list[dict[str, Any]] = [
         {"topk": 1}, {"top_k": "1"}, {"outputs": ["logits"]}, {"outputs": "inter"}, {"timings": 1},
+        {"timeline": {"hops": 2}},
     ]  # fmt: skip
     for status, cases in ((200, right), (422, wrong)):
         for options in cases:

@@ -7,10 +7,11 @@ from typing import Any
 
 from ivdr_deploy import __version__
 from ivdr_deploy.errors import IvdrError
+from ivdr_deploy.events import Event
 from ivdr_deploy.records import json_schema
 from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.serving.core.answers import status_of
-from ivdr_deploy.serving.core.schema import METHODS, Options
+from ivdr_deploy.serving.core.schema import METHODS, JsonBody, Options
 from ivdr_deploy.serving.http.oip_wire import HEADER_LENGTH, JsonRequest
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video.reader import VideoInfo
@@ -24,6 +25,7 @@ _REASONS = {
     413: "The video is larger than the limits allow",
     415: "A media file without pictures, or a body that is compressed",
     422: "An option is not to be had, or the pictures are damaged",
+    424: "The server that a URL names did not give the video",
     429: "As many requests as are taken at a time are being answered",
     500: "The network failed on this video, or there is a defect of ours",
     503: "The endpoint is about to stop",
@@ -115,16 +117,19 @@ def _kinds(kind: type[IvdrError]) -> Iterator[type[IvdrError]]:
         yield from _kinds(inner)
 
 
+def _options() -> dict[str, Any]:
+    found = json_schema(Options)
+    timeline = found["properties"]["timeline"]
+    timeline["anyOf"].append({"type": "boolean"})  # the defaults, or none
+    return found
+
+
 def _predict(suffix: str) -> dict[str, Any]:
-    options = json_schema(Options)["properties"]
+    options = _options()["properties"]
     form = {"type": "string", "contentMediaType": "application/octet-stream"}
     content = {
         "application/octet-stream": {"schema": {}},
-        "application/json": {
-            "schema": _object(
-                {"video": {"type": "string", "contentEncoding": "base64"}}, options=_ref("Options")
-            )
-        },
+        "application/json": {"schema": _ref("JsonBody")},
         "multipart/form-data": {
             # Options as one field of JSON, or each in a field of its own.
             "schema": _object({"video": form}, options={"type": "string"}, **options)
@@ -144,7 +149,12 @@ def _predict(suffix: str) -> dict[str, Any]:
             "requestBody": {"required": True, "content": content},
             "responses": {
                 "200": {
-                    **_json(_ref("Answer"), "What the network says"),
+                    "description": "What the network says",
+                    "content": {
+                        "application/json": {"schema": {"anyOf": [_ref("Answer"), _ref("Timeline")]}},
+                        # Of a timeline: `window`, `event`, and `summary` or `error`, each with JSON as its data.
+                        "text/event-stream": {},
+                    },
                     "headers": {"X-Request-Id": {"schema": {"type": "string"}}},
                 },
                 **_failures(_ref("Error")),
@@ -196,20 +206,39 @@ def _schemas(model: LoadedModel) -> dict[str, Any]:
     named = {"name": text, "datatype": text, "shape": extents}
     label: dict[str, Any] = {"enum": list(model.labels)} if model.labels else text
     rows = {"type": "array", "items": numbers}
+    named_model = _object({"name": text, "version": text, "variant": text, "contract_hash": text})
+    predictions = {"type": "array", "items": _object({"label": label, "score": number})}
+    timings = _object({"decode_ms": number, "preprocess_ms": number, "infer_ms": number})
+    window = _object({"start_seconds": number, "end_seconds": number, "predictions": predictions})
     return {
-        "Options": json_schema(Options),
-        "Answer": _object(
-            {
-                "video": json_schema(VideoInfo),
-                "view_plan": json_schema(ViewPlan),
-                "model": _object({"name": text, "version": text, "variant": text, "contract_hash": text}),
+        "Options": _options(),
+        "JsonBody": {
+            **json_schema(JsonBody),
+            "properties": {
+                "video": {"type": "string", "contentEncoding": "base64"},
+                "video_url": {"type": "string", "format": "uri"},
+                "options": _ref("Options"),
             },
-            predictions={"type": "array", "items": _object({"label": label, "score": number})},
+            "oneOf": [{"required": ["video"]}, {"required": ["video_url"]}],
+        },
+        "Timeline": _object(
+            {
+                "windows": {"type": "array", "items": window},
+                "events": {"type": "array", "items": json_schema(Event)},
+                "hop": {"type": "integer"},
+                "video": json_schema(VideoInfo),
+                "model": named_model,
+            },
+            timings=timings,
+        ),
+        "Answer": _object(
+            {"video": json_schema(VideoInfo), "view_plan": json_schema(ViewPlan), "model": named_model},
+            predictions=predictions,
             feature=numbers,
             inter=numbers,
             intra={"type": "array", "items": rows},
             clip_seconds=rows,
-            timings=_object({"decode_ms": number, "preprocess_ms": number, "infer_ms": number}),
+            timings=timings,
         ),
         "Error": _object(error),
         "Alive": _object({"status": {"const": "Healthy"}}),
