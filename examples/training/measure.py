@@ -60,7 +60,7 @@ def measure(name: str, method: Method, data: DataSet, folder: Path, *, seed: int
         measured: dict[str, float] = kept["values"]
         return measured
     model, checkpoint = _trained(method, data, config, folder, seed)
-    found = features_and_order(model, data, config)
+    found = features_and_order(model, data, config, ranks=method.kind == "pretrain" and config.dual.ranks)
     if method.kind == "supervised":
         assert checkpoint is not None
         found["fine-tune"] = read_checkpoint_info(checkpoint).provenance.metrics["video_accuracy"]
@@ -99,8 +99,10 @@ def _finished(folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def features_and_order(model: VideoModel, data: DataSet, config: PretrainConfig) -> dict[str, float]:
-    """Measure what a frozen backbone, and its series head where the method trained one to rank, can tell."""
+def features_and_order(
+    model: VideoModel, data: DataSet, config: PretrainConfig, *, ranks: bool
+) -> dict[str, float]:
+    """Measure what a frozen backbone can tell, and its series head where the method trained that to rank."""
     lists = [read_video_list(path) for path in (data.train, data.test)]
     labels = lists[0].labels
     cached = [cache_videos(videos, config.clip, config.cache_dir) for videos in lists]
@@ -121,7 +123,7 @@ def features_and_order(model: VideoModel, data: DataSet, config: PretrainConfig)
     found = {"R@1": recall[1].value, "probe": float((logits.argmax(axis=1) == wanted).mean())}
     if data.pairs:
         found["order pairs"] = _pairs(logits, wanted, [tuple(map(labels.index, pair)) for pair in data.pairs])
-    if model.series_head is not None and config.dual.ranks and "-sr" in config.dual.mode:
+    if ranks:
         found |= _ranking(model, cached[1], config.clip)
     return found
 
