@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
+from ivdr_deploy._files import scratch_folder
 from ivdr_deploy.errors import ServerError
 from ivdr_deploy.serving.client import EndpointClient
 from ivdr_deploy.serving.core.settings import ServiceSettings
@@ -74,7 +75,7 @@ def serving(
     Args:
         name: Which one.
         bundle: What it serves.
-        scratch: Folder for archive, run folder and logs; a new one for each server.
+        scratch: Folder for archive, settings and log; a new one for each server.
         settings: Of TorchServe; both get its ``service`` and the number of workers.
         environment: Variables besides those of this process.
 
@@ -83,30 +84,40 @@ def serving(
     """
     scratch.mkdir(parents=True, exist_ok=True)
     settings = settings or EndpointSettings(service=ServiceSettings(threads=1, device="cpu"))
-    command = [*IVDR, "serve", "--json"]
-    if name == "torchserve":
-        archive = build_archive(bundle, model_store=scratch / "store", settings=settings).path
-        command += [str(archive), "--port", str(_five_ports()), "--run-dir", str(scratch / "run")]
-    else:
-        config = scratch / "serve.toml"
-        service = settings.service
-        config.write_text(f'[service]\nthreads = {service.threads}\ndevice = "{service.device}"\n')
-        command += [str(bundle), "--server", "http", "--port", "0", "--config", str(config)]
-        command += ["--run-dir", str(scratch / "run"), "--workers", str(settings.workers)]
-    with (
-        (scratch / "server.log").open("w") as log,
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**os.environ, **(environment or {})},
-        ) as process,
-    ):
+    log = scratch / "server.log"
+    # The sockets of both servers lie in their run folders, whose paths must be short.
+    with ExitStack() as opened:
+        run_dir = opened.enter_context(scratch_folder("ivdr-run-"))
+        process = opened.enter_context(
+            subprocess.Popen(
+                [
+                    *IVDR,
+                    "serve",
+                    "--json",
+                    "--run-dir",
+                    str(run_dir),
+                    *_arguments(name, bundle, scratch, settings),
+                ],
+                stdout=subprocess.PIPE,
+                stderr=opened.enter_context(log.open("w")),
+                text=True,
+                env={**os.environ, **(environment or {})},
+            )
+        )
         try:
-            yield Served(name, scratch / "run", _client(process, scratch / "server.log"), process)
+            yield Served(name, run_dir, _client(process, log), process)
         finally:
             stop(process)
+
+
+def _arguments(name: ServerName, bundle: Path, scratch: Path, settings: EndpointSettings) -> list[str]:
+    if name == "torchserve":
+        archive = build_archive(bundle, model_store=scratch / "store", settings=settings).path
+        return [str(archive), "--port", str(_five_ports())]
+    config, service = scratch / "serve.toml", settings.service
+    config.write_text(f'[service]\nthreads = {service.threads}\ndevice = "{service.device}"\n')
+    workers = ["--workers", str(settings.workers)]
+    return [str(bundle), "--server", "http", "--port", "0", "--config", str(config), *workers]
 
 
 def stop(process: subprocess.Popen[str]) -> int:
