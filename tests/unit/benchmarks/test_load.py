@@ -45,25 +45,27 @@ def test_arrivals_are_those_of_many_independent_callers() -> None:
 
 
 def test_the_open_loop_shows_the_queue_that_the_closed_loop_hides() -> None:
-    """At 80 % load, against the formula; again where the machine was late, which the samples tell, and only then."""
-    with known_server(SERVICE_MS) as address:
-        for _ in range(3):
-            step = generator(address).open_loop(RATE, SECONDS, seed=SEED)
-            assert step.outcomes == {"200": len(step.samples)}
-            late_ms = statistics.fmean(
-                sample.lag_ms + sample.stages["preprocess_ms"] for sample in step.samples
-            )
-            if late_ms < 0.08 * WAIT_MS:
-                break
-        else:
-            pytest.fail(f"this machine is too busy: wakes up {late_ms:.1f} ms late")
-        closed = generator(address).closed_loop(1, 1.0)
-    wait_ms = statistics.fmean(sample.latency_ms for sample in step.samples) - SERVICE_MS
-    assert wait_ms == pytest.approx(WAIT_MS, rel=0.15), f"late by {late_ms:.1f} ms"
+    """At 80 % load, against the formula.
+
+    Where the machine was too late for it, which the samples tell, everything is done again more slowly; only then.
+    """
+    for slower in (1, 2, 4):
+        service_ms, formula_ms = slower * SERVICE_MS, slower * WAIT_MS
+        with known_server(service_ms) as address:
+            step = generator(address).open_loop(RATE / slower, SECONDS * slower, seed=SEED)
+            closed = generator(address).closed_loop(1, slower)
+        assert step.outcomes == {"200": len(step.samples)}
+        late_ms = statistics.fmean(sample.lag_ms + sample.stages["preprocess_ms"] for sample in step.samples)
+        if late_ms < 0.08 * formula_ms:
+            break
+    else:
+        pytest.fail(f"this machine is too busy: it wakes up {late_ms:.1f} ms late")
+    wait_ms = statistics.fmean(sample.latency_ms for sample in step.samples) - service_ms
+    assert wait_ms == pytest.approx(formula_ms, rel=0.15), f"late by {late_ms:.1f} ms"
     # One client after another finds nobody before it, though the server is busy all the time.
-    hidden_ms = statistics.fmean(sample.latency_ms for sample in closed.samples) - SERVICE_MS
-    assert hidden_ms < 0.2 * WAIT_MS
-    assert len(closed.samples) / closed.seconds > RATE
+    hidden_ms = statistics.fmean(sample.latency_ms for sample in closed.samples) - service_ms
+    assert hidden_ms < 0.2 * formula_ms
+    assert len(closed.samples) / closed.seconds > RATE / slower
 
 
 def test_a_request_that_cannot_be_sent_in_time_is_late_all_the_same() -> None:
