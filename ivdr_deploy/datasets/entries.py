@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from ivdr_deploy._text import as_text, one_line, quoted
 from ivdr_deploy.errors import DataError
@@ -43,11 +43,12 @@ _LOOKED_AT = 4096
 """Bytes at the beginning of a list file that tell whether it is text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One video as a list names it, before repeated ones are joined."""
+class Entry(NamedTuple):
+    """One video as a list names it. A tuple of text: there may be millions, and a ``Path`` costs more than the rest."""
 
-    path: Path
+    file: str
+    """Where the file is, as Python spells paths."""
+
     uri: str
     """The path as the list writes it; below a folder, relative to it. Valid Unicode."""
 
@@ -60,6 +61,11 @@ class Entry:
 
     group: str | None = None
     """What it shares with other videos, when the list says it."""
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return Path(self.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +113,9 @@ def listed(root: Path, written: str, label: str | None, where: str, *, group: st
         DataError: if the label is not UTF-8.
     """
     # Whatever the locale, the path has the bytes that stand in the list.
-    local = os.fsdecode(written.encode("utf-8", "surrogateescape"))
-    path = root / (os.path.expanduser(local) if local.startswith("~/") else local)
+    plain = written.isascii()
+    local = written if plain else os.fsdecode(written.encode("utf-8", "surrogateescape"))
+    file = os.path.join(root, os.path.expanduser(local) if local.startswith("~/") else local)
     if label is not None and not label.isascii():
         try:
             label.encode()
@@ -116,7 +123,8 @@ def listed(root: Path, written: str, label: str | None, where: str, *, group: st
             raise DataError(
                 f"{where}: the label {quoted(label)} is not UTF-8", hint="save the list as UTF-8"
             ) from error
-    return Entry(path, as_text(written), label or None, os.path.abspath(path), where, group or None)
+    uri = written if plain else as_text(written)
+    return Entry(file, uri, label or None, os.path.abspath(file), where, group or None)
 
 
 def open_text(source: Path, *, newline: str | None = None) -> TextIO:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,22 +13,43 @@ from ivdr_deploy.datasets.entries import VIDEO_SUFFIXES, Entry, Omissions
 from ivdr_deploy.errors import DataError
 
 
-def read_folder(folder: Path, left: Omissions) -> list[Entry]:
+def read_folder(folder: Path, left: Omissions) -> Iterator[Entry]:
     """List the videos below a folder. Where all lie in folders of it, these name the classes.
 
-    A file that cannot be looked at is an entry all the same: whoever reads it gives the reason.
+    They come in the order of their paths, one folder at a time; what links lead to comes last. A file that cannot be
+    looked at is an entry all the same: whoever reads it gives the reason.
 
     Raises:
         DataError: if the folder itself cannot be read.
     """
-    found = _Scan(folder, left).run()
-    labelled = all(path.parent != folder for path, _ in found)
-    entries = []
-    for path, key in found:
-        relative = path.relative_to(folder)
-        label = as_text(Path(relative.parts[0])) if labelled else None
-        entries.append(Entry(path, as_text(Path(relative.as_posix())), label, key))
-    return entries
+    top = os.fspath(folder)
+    labelled = not _holds_video(folder)
+    for file, key in _Scan(folder, left).run():
+        inside = file[len(top) :].lstrip(os.sep)
+        uri = _text(inside if os.sep == "/" else Path(inside).as_posix())
+        label = _text(inside.partition(os.sep)[0]) if labelled else None
+        yield Entry(file, uri, label, key)
+
+
+def _text(name: str) -> str:
+    return name if name.isascii() else as_text(Path(name))
+
+
+def _holds_video(folder: Path) -> bool:
+    """Whether a video lies in the folder itself, be it a link; see ``_Scan``."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(
+                os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES
+                and not entry.name.startswith(".")
+                and not entry.is_dir()
+                and (entry.is_symlink() or not _special(entry))
+                for entry in entries
+            )
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be read ({error.strerror})", hint="check its permissions"
+        ) from error
 
 
 @dataclass
@@ -36,60 +58,58 @@ class _Scan:
 
     top: Path
     left: Omissions
-    files: list[tuple[Path, str]] = field(default_factory=list)
-    links: list[Path] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
     seen: set[tuple[int, int]] = field(default_factory=set)
     """Folders that were read, by device and number."""
 
-    def run(self) -> list[tuple[Path, str]]:
-        """Return the videos, and for each the path without links that tells whether two are the same file."""
-        try:
-            os.scandir(self.top).close()
-        except OSError as error:
-            raise DataError(
-                f"{self.top} cannot be read ({error.strerror})", hint="check its permissions"
-            ) from error
-        self._walk(self.top)
+    def run(self) -> Iterator[tuple[str, str]]:
+        """Yield the videos, and for each the path without links that tells whether two are the same file."""
+        yield from self._walk(os.fspath(self.top))
         while self.links:
-            waiting, self.links = sorted(self.links), []
+            waiting, self.links = sorted(self.links, key=Path), []
             for link in waiting:
-                self._follow(link)
-        return self.files
+                yield from self._follow(link)
 
-    def _walk(self, start: Path) -> None:
-        folders = [start]
-        while folders:
-            folder = folders.pop()
-            try:
-                found = folder.stat()
-                with os.scandir(folder) as entries:
-                    inside = sorted(entries, key=lambda entry: entry.name)
-            except OSError as error:
-                self._omit(f"folders that cannot be read ({error.strerror})", folder)
-                continue
-            self.seen.add((found.st_dev, found.st_ino))
-            real = os.path.realpath(folder)
-            below = []
-            for entry in inside:
-                path = folder / entry.name
-                if entry.name.startswith("."):
-                    self._omit("hidden", path)
-                elif entry.is_symlink():
-                    self.links.append(path)
-                elif entry.is_dir(follow_symlinks=False):
-                    below.append(path)
-                elif _special(entry):
-                    self._omit("neither files nor folders", path)
-                else:
-                    self._file(path, os.path.join(real, entry.name))
-            folders += reversed(below)
+    def _walk(self, start: str) -> Iterator[tuple[str, str]]:
+        waiting = [self._inside(start)]  # no recursion: a folder may lie thousands deep
+        while waiting:
+            entry, key = next(waiting[-1], (None, ""))
+            if entry is None:
+                waiting.pop()
+            elif not key:
+                waiting.append(self._inside(entry))
+            else:
+                yield from self._file(entry, key)
 
-    def _follow(self, link: Path) -> None:
+    def _inside(self, folder: str) -> Iterator[tuple[str, str]]:
+        """Yield the files of a folder as ``run`` does, and the folders in it with an empty key, by name."""
         try:
-            found = link.stat()
+            found = os.stat(folder)
+            with os.scandir(folder) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            if link.suffix.lower() in VIDEO_SUFFIXES:
-                self._file(link, os.path.abspath(link))
+            self._omit(f"folders that cannot be read ({error.strerror})", folder)
+            return
+        self.seen.add((found.st_dev, found.st_ino))
+        real = os.path.realpath(folder)
+        for entry in inside:
+            if entry.name.startswith("."):
+                self._omit("hidden", entry.path)
+            elif entry.is_symlink():
+                self.links.append(entry.path)
+            elif entry.is_dir(follow_symlinks=False):
+                yield entry.path, ""
+            elif _special(entry):
+                self._omit("neither files nor folders", entry.path)
+            else:
+                yield entry.path, os.path.join(real, entry.name)
+
+    def _follow(self, link: str) -> Iterator[tuple[str, str]]:
+        try:
+            found = os.stat(link)
+        except OSError as error:
+            if os.path.splitext(link)[1].lower() in VIDEO_SUFFIXES:
+                yield from self._file(link, os.path.abspath(link))
             else:
                 self._omit(f"links that lead nowhere ({error.strerror})", link)
             return
@@ -97,20 +117,20 @@ class _Scan:
             if (found.st_dev, found.st_ino) in self.seen:
                 self._omit("links to folders that are listed already", link)
             else:
-                self._walk(link)
+                yield from self._walk(link)
         elif stat.S_ISREG(found.st_mode):
-            self._file(link, os.path.realpath(link))
+            yield from self._file(link, os.path.realpath(link))
         else:
             self._omit("neither files nor folders", link)
 
-    def _file(self, path: Path, key: str) -> None:
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            self.files.append((path, key))
+    def _file(self, file: str, key: str) -> Iterator[tuple[str, str]]:
+        if os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES:
+            yield file, key
         else:
-            self._omit("without the suffix of a video", path)
+            self._omit("without the suffix of a video", file)
 
-    def _omit(self, reason: str, path: Path) -> None:
-        self.left.add(reason, as_text(path.relative_to(self.top)))
+    def _omit(self, reason: str, file: str) -> None:
+        self.left.add(reason, as_text(Path(file).relative_to(self.top)))
 
 
 def _special(entry: os.DirEntry[str]) -> bool:

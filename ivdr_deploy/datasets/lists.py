@@ -8,6 +8,7 @@ import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from ivdr_deploy._text import quoted
@@ -139,19 +140,64 @@ def read_video_list(
             its labels differ only in case or in the kind of their characters.
         ConfigError: if ``root`` is given for a folder.
     """
-    source = Path(path)
-    entries, left = _read(source, None if root is None else Path(root), part)
-    if not entries:
-        passed = "; ".join(map(str, left.found()))
-        raise DataError(
-            f"{source} holds no videos" + (f" (left out: {passed})" if passed else ""),
-            hint=f"expected {FORMATS}",
-        )
-    items = _each_once(entries, left)
-    if not entries[0].where:  # of a folder: links came last, so that they are the repeated ones
+    stream = VideoStream(path, root=root, part=part)
+    items = [VideoItem(entry.path, entry.label, entry.uri, entry.group) for entry in stream]
+    if stream.source.is_dir():  # links came last, so that they are the repeated ones
         items.sort(key=lambda item: item.path)
-    _require_distinct(source, {item.label for item in items if item.label is not None})
-    return VideoList(source, tuple(items), left.found())
+    return VideoList(stream.source, tuple(items), stream.left_out)
+
+
+class VideoStream:
+    """The videos of a folder or list file one after the other, each once, for lists that no memory should hold.
+
+    Arguments and errors are those of ``read_video_list``, which holds all of it. What is wrong further down in a list
+    is raised when it is met there. In a folder, what links lead to comes last.
+    """
+
+    def __init__(self, path: str | Path, *, root: str | Path | None = None, part: Part | None = None) -> None:
+        self.source = Path(path)
+        self._how = self.source, None if root is None else Path(root), part
+        self._entries, self._left = _read(*self._how)
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What was passed over so far, by reason."""
+        return self._left.found()
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Go through the list, once. Labels are spelled as in ``VideoItem``."""
+        first: dict[int, str | None] = {}
+        spelled: dict[str | None, str | None] = {None: None}
+        for entry in self._entries:
+            if entry.label not in spelled:
+                assert entry.label is not None
+                spelled[entry.label] = one_spelling(entry.label) or None
+            label = spelled[entry.label]
+            key = hash(entry.key)  # 64 bits: the text of a million would take 150 MB
+            if key not in first:
+                first[key] = label
+                yield entry if label == entry.label else entry._replace(label=label)
+            elif label != first[key]:
+                raise self._two_labels(entry, label)
+            else:
+                self._left.add("repeated", entry.uri)
+        if not first:
+            passed = "; ".join(map(str, self.left_out))
+            raise DataError(
+                f"{self.source} holds no videos" + (f" (left out: {passed})" if passed else ""),
+                hint=f"expected {FORMATS}",
+            )
+        _require_distinct(self.source, {label for label in spelled.values() if label is not None})
+
+    def _two_labels(self, entry: Entry, label: str | None) -> DataError:
+        """Say which two entries of one file differ; the list is read again up to the first of them."""
+        before = next(other for other in _read(*self._how)[0] if other.key == entry.key)
+        said = [f"{quoted(one_spelling(before.label or ''))} ({before.where or before.path})"]
+        said.append(f"{quoted(label or '')} ({entry.where or entry.path})")
+        return DataError(
+            f"the labels of one video differ: {entry.uri} is {' and '.join(said)}",
+            hint="a video has one class: remove one of the two",
+        )
 
 
 def one_spelling(label: str) -> str:
@@ -159,11 +205,11 @@ def one_spelling(label: str) -> str:
     return unicodedata.normalize("NFC", label.strip())
 
 
-def _read(source: Path, root: Path | None, part: Part | None) -> tuple[list[Entry], Omissions]:
-    """Read a list of any form as it stands there, and count what it passes over."""
+def _read(source: Path, root: Path | None, part: Part | None) -> tuple[Iterator[Entry], Omissions]:
+    """Read a list of any form as it stands there, and count what it passes over, as the entries are asked for."""
     left = Omissions()
     if source.name.startswith("*") and (files := hmdb_files(source)):
-        return list(read_hmdb(files, root or source.parent, part, left)), left
+        return read_hmdb(files, root or source.parent, part, left), left
     try:
         mode = source.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
@@ -171,12 +217,13 @@ def _read(source: Path, root: Path | None, part: Part | None) -> tuple[list[Entr
         raise DataError(f"no list of videos at {source} ({reason})", hint=f"expected {FORMATS}") from error
     if stat.S_ISDIR(mode):
         entries = read_folder(source, left)
-        if not entries and (files := hmdb_files(source)):
+        found = next(entries, None)
+        if found is None and (files := hmdb_files(source)):
             left = Omissions()
-            return list(read_hmdb(files, root or source, part, left)), left
+            return read_hmdb(files, root or source, part, left), left
         if root is not None:
             raise ConfigError(f"{source} is a folder of videos; the root {root} is for list files")
-        return entries, left
+        return (iter(()) if found is None else chain([found], entries)), left
     suffix = source.suffix.lower()
     if not stat.S_ISREG(mode):
         raise DataError(f"{source} is neither a file nor a folder", hint=f"expected {FORMATS}")
@@ -186,7 +233,7 @@ def _read(source: Path, root: Path | None, part: Part | None) -> tuple[list[Entr
         raise DataError(
             f"{source} is a {suffix} file, which is no list of videos", hint=f"expected {FORMATS}"
         )
-    return list(_read_file(source, suffix, root or source.parent, part, left)), left
+    return _read_file(source, suffix, root or source.parent, part, left), left
 
 
 def _read_file(source: Path, suffix: str, root: Path, part: Part | None, left: Omissions) -> Iterator[Entry]:
@@ -197,26 +244,6 @@ def _read_file(source: Path, suffix: str, root: Path, part: Part | None, left: O
     if files := hmdb_files(source):
         return read_hmdb(files, root, part, left)
     return read_ucf(source, root) if is_ucf(source) else read_text(source, root)
-
-
-def _each_once(entries: Iterable[Entry], left: Omissions) -> list[VideoItem]:
-    """Join the entries of one file into one item."""
-    first: dict[str, tuple[Entry, VideoItem]] = {}
-    for entry in entries:
-        label = one_spelling(entry.label) or None if entry.label is not None else None
-        if entry.key not in first:
-            first[entry.key] = entry, VideoItem(entry.path, label, entry.uri, entry.group)
-            continue
-        before, item = first[entry.key]
-        if label != item.label:
-            said = [f"{quoted(item.label or '')} ({before.where or before.path})"]
-            said.append(f"{quoted(label or '')} ({entry.where or entry.path})")
-            raise DataError(
-                f"the labels of one video differ: {entry.uri} is {' and '.join(said)}",
-                hint="a video has one class: remove one of the two",
-            )
-        left.add("repeated", entry.uri)
-    return [item for _, item in first.values()]
 
 
 def _require_distinct(source: Path, labels: Iterable[str]) -> None:

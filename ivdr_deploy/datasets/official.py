@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -132,7 +131,7 @@ def read_ucf(source: Path, root: Path) -> Iterator[Entry]:
                 f"{entry.where}: class {number} is {quoted(label)}, and the folder is {quoted(folder)}",
                 hint=f"{CLASS_INDEX} beside the list says which number is which class",
             )
-        yield replace(entry, label=label)
+        yield entry._replace(label=label)
 
 
 def is_kinetics(header: Collection[str]) -> bool:

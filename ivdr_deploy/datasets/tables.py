@@ -37,11 +37,11 @@ def read_csv(source: Path, root: Path) -> Iterator[Entry]:
                     "and label if there are labels",
                     hint="put path,label on the first line",
                 )
-            folders = ClassFolders(root)
+            folders, name = ClassFolders(root), str(source)
             for row in rows:
                 if not row:
                     continue
-                where = f"{source}: line {rows.line_num}"
+                where = f"{name}: line {rows.line_num}"
                 if len(row) != len(header):
                     raise _bad_row(where, row, header)
                 values = dict(zip(header, row, strict=True))

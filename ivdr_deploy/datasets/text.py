@@ -25,10 +25,11 @@ def read_text(source: Path, root: Path) -> Iterator[Entry]:
         DataError: if it cannot be read, is no text, or a label is not UTF-8.
     """
     with open_text(source) as lines:
+        name = str(source)
         for number, line in enumerate(lines, start=1):
             written, label = parse_line(line)
             if written:
-                yield listed(root, written, label, f"{source}: line {number}")
+                yield listed(root, written, label, f"{name}: line {number}")
 
 
 def parse_line(line: str) -> tuple[str, str | None]:
