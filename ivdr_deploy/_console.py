@@ -32,7 +32,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -146,6 +146,77 @@ def progress(items: Iterable[T], total: int, description: str) -> Iterator[T]:
     shared = sys.stdout is not None and sys.stdout.isatty()
     with Progress(*columns, console=console, transient=True, redirect_stdout=shared) as bar:
         yield from bar.track(items, total=total, description=description)
+
+
+class Meter:
+    """Shows how far a run is whose end may not be known yet, as ``progress`` does. A context manager, and called."""
+
+    def __init__(self, description: str) -> None:
+        self._description = description
+        self._started = self._said = time.monotonic()
+        self._bar: Any = None
+        if console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            left = TimeRemainingColumn(elapsed_when_finished=True)
+            self._bar = Progress(
+                *columns, TextColumn("{task.fields[rate]}"), left, console=console, transient=True
+            )
+
+    def __enter__(self) -> Meter:
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._description, total=None, rate="")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Show that so many items are done, of so many if that is known."""
+        now = time.monotonic()
+        rate = done / max(now - self._started, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, rate=f"{rate:.3g}/s")
+        elif now - self._said >= LINE_SECONDS and done != total:
+            self._said = now
+            left = "" if total is None else f", {timedelta(seconds=round((total - done) / rate))} left"
+            known = "" if total is None else f" of {total}"
+            console.print(f"{self._description}: {done}{known}, {rate:.3g}/s{left}", markup=False)
+
+
+@contextmanager
+def stopping_softly(message: str) -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C or SIGTERM be a wish to stop, of which the block is told; the second interrupts it.
+
+    When the block ends and there was such a wish, the program ends as it would have ended at once: see ``exiting``.
+
+    Args:
+        message: Printed at the wish.
+
+    Yields:
+        Says whether there was one.
+    """
+    wishes: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def wish(number: int, frame: object) -> None:
+        wishes.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        _say(message)
+
+    for number in before:
+        signal.signal(number, wish)
+    try:
+        yield lambda: bool(wishes)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if wishes:
+        signal.raise_signal(wishes[0])
 
 
 def _progress_lines(items: Iterable[T], total: int, description: str) -> Iterator[T]:

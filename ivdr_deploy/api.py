@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ivdr_deploy._console import Track, untracked
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.events import Event, TimelinePlan
@@ -111,7 +110,7 @@ class Model:
         top_k: int = 5,
         outputs: Sequence[str] = (),
         num_clips: int | None = None,
-        track: Track = untracked,
+        progress: Callable[[int, int | None], object] = lambda done, total: None,
     ) -> ScoreSummary:
         """Score a collection into a folder of Parquet files; the same call goes on where it was stopped.
 
@@ -121,7 +120,7 @@ class Model:
             top_k: Labels and scores per video.
             outputs: Vectors to store as well: any of ``feature``, ``inter``, ``intra``.
             num_clips: Clips of a video instead of the number in the view plan.
-            track: Shows progress.
+            progress: Called with the number of rows so far, and of all that this call adds once that is known.
 
         Raises:
             DataError: if the list, or the table in the folder, is unusable.
@@ -133,7 +132,7 @@ class Model:
 
         listed = videos if isinstance(videos, VideoList) else read_video_list(videos)
         options = ScoreOptions(top_k=top_k, outputs=tuple(outputs), view_plan=self._plan(num_clips))
-        return score(self._predictor, listed, out, options=options, track=track)
+        return score(self._predictor, listed, out, options=options, progress=progress)
 
     def close(self) -> None:
         """Stop the decode workers and free the model; calling it twice is allowed."""

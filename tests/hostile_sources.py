@@ -5,6 +5,7 @@ They stand for files that do so. A worker process imports this module by its nam
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -62,6 +63,37 @@ class Surprises(_Hostile):
 
     def local(self) -> Path | bytes:
         raise ZeroDivisionError("integer division " + "x" * 500)
+
+
+@dataclass(frozen=True)
+class KillsTheScorer(_Hostile):
+    """Ends the process that has the decode workers, as a video does on which the engine crashes.
+
+    A signal that stops it is what an engine does that never comes back.
+    """
+
+    number: int = signal.SIGKILL
+    counter: Path | None = None
+    """File with a byte for every attempt."""
+
+    spared: tuple[int, ...] = ()
+    """Attempts, counted from 1, in which it does no harm."""
+
+    good: Path | None = None
+    """What it is then."""
+
+    def local(self) -> Path | bytes:
+        if self.counter is not None:
+            with self.counter.open("ab") as stream:
+                stream.write(b".")
+            if self.counter.stat().st_size in self.spared:
+                assert self.good is not None
+                return self.good
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        os.kill(parent.pid, self.number)
+        threading.Event().wait()
+        raise AssertionError
 
 
 def page_faults(source: Source, *, limits: object) -> int:

@@ -202,7 +202,7 @@ class Journey:
 
     def score(self) -> str:
         """Score the test list into a table."""
-        from ivdr_deploy.scoring.sink import read_scores
+        from ivdr_deploy.scoring import read_scores
 
         out = self.out / "scores"
         run(IVDR, "score", self.bundle, self.test, "-o", out, "--top-k", "1")

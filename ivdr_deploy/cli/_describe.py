@@ -131,13 +131,20 @@ def _archive(path: Path) -> Description:
 
 
 def _scores(path: Path) -> Description:
-    from ivdr_deploy.scoring.sink import read_ledger, summarise_shards
+    from ivdr_deploy.scoring.store import open_store
+    from ivdr_deploy.scoring.table import listed_inputs, read_ledger, summarise_shards
 
-    ledger = read_ledger(path)
-    written, counts = summarise_shards(path, ledger.plan)
+    store = open_store(path)
+    ledger = read_ledger(store)
+    written, counts = summarise_shards(store, ledger.plan)
+    listed = listed_inputs(store, ledger.plan)
     failed = {code: count for code, count in counts.most_common() if code != "ok"}
     plan = ledger.plan
-    state = "complete" if written == plan.videos else f"not finished: {written} of {plan.videos} rows"
+    if written == listed:
+        state = "complete"
+    else:
+        known = "" if listed is None else f" of {listed}"
+        state = f"not finished: {written}{known} rows"
     rows = [
         ("state", state),
         ("videos", f"{counts['ok']} ok, {sum(failed.values())} failed"),
@@ -148,7 +155,7 @@ def _scores(path: Path) -> Description:
         ("contract", plan.contract_hash),
         ("run", f"{ledger.run_id}, started {ledger.started_at}"),
     ]
-    values = {**to_dict(ledger), "rows": written, "outcomes": dict(counts)}
+    values = {**to_dict(ledger), "rows": written, "listed": listed, "outcomes": dict(counts)}
     return Description(kind=Kind.SCORES, values=values, rows=rows)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ivdr_deploy._console import console, done, print_json, progress
+from ivdr_deploy._console import Meter, console, done, print_json, say_left_out, stopping_softly
 from ivdr_deploy.cli._options import (
     VIDEOS_HELP,
     AllowContainerOption,
@@ -21,10 +22,12 @@ from ivdr_deploy.cli._options import (
     VariantOption,
     WorkersOption,
     decode_options,
-    read_list,
     video_limits,
-    view_plan,
 )
+
+if TYPE_CHECKING:
+    from ivdr_deploy.scoring.scorer import Engine, ScoreSummary
+    from ivdr_deploy.scoring.task import Task
 
 
 def score(
@@ -36,7 +39,7 @@ def score(
         typer.Argument(metavar="VIDEOS", help=f"Videos to score: {VIDEOS_HELP}"),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the table; continued if it is of this run.")
+        Path, typer.Option("--out", "-o", help="Folder for the table; continued if it is of this model.")
     ],
     top_k: Annotated[int, typer.Option(help="Labels and scores per video.")] = 5,
     output: Annotated[
@@ -45,10 +48,20 @@ def score(
     num_clips: NumClipsOption = None,
     hash_files: Annotated[
         bool,
-        typer.Option(
-            "--hash", help="Store the SHA-256 of every file, and refuse to go on if one was replaced."
-        ),
+        typer.Option("--hash", help="Tell files apart by their SHA-256, not by size and time, and store it."),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(help="Score again what was too slow, crashed or could not be read."),
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many videos.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Only files that were changed then or later, ISO 8601.")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only the I-th of N shares, each into a folder of its own."),
+    ] = None,
     variant: VariantOption = None,
     device: DeviceOption = None,
     decoder: DecoderOption = "pyav",
@@ -60,49 +73,87 @@ def score(
 ) -> None:
     """Score every video of a collection: one row per input, a bad video being a row with its reason.
 
-    Stop it whenever you like: the same command goes on where it stopped. Exit code 1: some videos failed; 130 or 143:
-    stopped by Ctrl-C or SIGTERM.
+    Stop it whenever you like: the same command goes on where it stopped. The list may have changed since: what is new
+    or was replaced is scored, and the rest stays. Exit code 1: some videos failed; 130 or 143: stopped by Ctrl-C or
+    SIGTERM, after the shard in work.
     """
-    from ivdr_deploy.pipeline import VideoPredictor
-    from ivdr_deploy.runtimes.loading import open_model
-    from ivdr_deploy.scoring import ScoreOptions
-    from ivdr_deploy.scoring import score as score_videos
+    from ivdr_deploy.datasets.lists import VideoStream
+    from ivdr_deploy.scoring.inputs import InputStream, Selection, parse_share, parse_since
+    from ivdr_deploy.scoring.plan import ScoreOptions
+    from ivdr_deploy.scoring.scorer import RETRIED, score_with
+    from ivdr_deploy.scoring.task import Task
 
-    limits = video_limits(allow_container)
-    items = read_list(videos, root=root)
-    model = open_model(artifact, variant=variant, device=device, decoder=decoder)
-    options = ScoreOptions(
-        top_k=top_k,
-        outputs=tuple(output or ()),
-        view_plan=view_plan(model.view_plan, num_clips),
-        hash_files=hash_files,
+    share = None if shard is None else parse_share(shard)
+    selection = Selection(limit=limit, since=None if since is None else parse_since(since), share=share)
+    inputs = InputStream(VideoStream(videos, root=root), selection, hash_files=hash_files)
+    inputs.require_any()
+    task = Task(
+        artifact=artifact,
+        variant=variant,
+        device=device,
+        decoder=decoder,
+        limits=video_limits(allow_container),
+        decode=decode_options(decode_workers, isolation),
+        options=ScoreOptions(top_k=top_k, outputs=tuple(output or ()), hash_files=hash_files),
+        num_clips=num_clips,
+        share="" if share is None else f"{share[0]}/{share[1]}",
     )
-    decode = decode_options(decode_workers, isolation)
-    with model.runtime, VideoPredictor(model, limits=limits, decoder=decoder, decode=decode) as predictor:
+    with ExitStack() as stack:
+        engine = _open(task, stack)
+        stopping = stack.enter_context(stopping_softly("stopping when the shard in work is scored"))
+        meter = stack.enter_context(Meter("scoring"))
         try:
-            summary = score_videos(predictor, items, out, options=options, track=progress)
-        except KeyboardInterrupt:
-            console.print(
-                f"stopped: the rows that are in {out} stay, and the same command goes on from there",
-                markup=False,
+            summary = score_with(
+                engine,
+                inputs,
+                out,
+                retry=RETRIED if retry_failed else (),
+                progress=meter,
+                stopping=stopping,
             )
+        except KeyboardInterrupt:
+            _say_stopped(out)
             raise
-    rate = summary.scored / summary.seconds
+        if summary.stopped:
+            _say_stopped(out)
+            return  # `stopping_softly` ends the program
+    _report(summary, as_json=as_json)
+
+
+def _open(task: Task, stack: ExitStack) -> Engine:
+    """Open the model in a process of its own, or in this one where decoding is to be in it too."""
+    from ivdr_deploy.scoring.supervisor import Supervisor
+
+    if task.decode.isolation == "process":
+        return stack.enter_context(Supervisor(task))
+    from ivdr_deploy.scoring.task import open_predictor
+
+    return stack.enter_context(open_predictor(task))
+
+
+def _say_stopped(out: Path) -> None:
+    console.print(
+        f"stopped: the rows that are in {out} stay, and the same command goes on from there", markup=False
+    )
+
+
+def _report(summary: ScoreSummary, *, as_json: bool) -> None:
+    say_left_out(summary.left_out)
     if as_json:
-        left_out = [asdict(entry) for entry in items.left_out]
-        print_json(
-            {**asdict(summary), "folder": str(summary.folder), "videos_per_s": rate, "left_out": left_out}
-        )
+        print_json({**asdict(summary), "videos_per_s": summary.scored / summary.seconds})
     else:
         reasons = ", ".join(f"{code} {count}" for code, count in summary.errors.items())
         console.print(f"{summary.ok} ok, {summary.failed} failed{f' ({reasons})' if reasons else ''}")
+        if summary.dropped:
+            console.print(f"dropped {summary.dropped} rows that the list does not ask for any more")
         if not summary.scored:
             did = "nothing to do: the table is complete"
         else:
+            rate = summary.scored / summary.seconds
             did = (
                 f"scored {summary.scored} of {summary.videos} in {summary.seconds:.1f} s, {rate:.1f} videos/s"
             )
-        read = f"from ivdr_deploy.scoring import read_scores; print(read_scores({str(out)!r}))"
-        done(f"{did} -> {out}", next_command=("python", "-c", read))
+        read = f"from ivdr_deploy.scoring import read_scores; print(read_scores({str(summary.folder)!r}))"
+        done(f"{did} -> {summary.folder}", next_command=("python", "-c", read))
     if summary.failed:
         raise typer.Exit(1)

@@ -177,22 +177,32 @@ def initialise(memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
 
 
+def end_with(descriptor: int) -> None:
+    """Let the kernel kill this process when the one that holds the other end of a pipe is gone. Linux only.
+
+    Args:
+        descriptor: Of the end to read from; nothing is ever written to it, and one process alone holds its other end.
+    """
+    if sys.platform != "linux":
+        return
+    import fcntl  # here, because not every system has it
+
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+    if multiprocessing.connection.wait([descriptor], timeout=0):  # it had ended before
+        os._exit(1)
+
+
 def _end_with_parent() -> None:
     """Let the kernel kill this process when the one that started the pool is gone.
 
     A worker that waits notices by itself, one that hangs in a decoder does not. Its parent is the server that forks, so
     that the usual signal at the death of a parent would come too late.
     """
-    import fcntl  # here, because not every system has it
-
     parent = multiprocessing.parent_process()
     assert parent is not None
-    sentinel = parent.sentinel  # a pipe that nothing is written to; that process alone holds its other end
-    fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-    if multiprocessing.connection.wait([sentinel], timeout=0):  # it had ended before
-        os._exit(1)
+    end_with(parent.sentinel)
 
 
 def _aligned(size: int) -> int:

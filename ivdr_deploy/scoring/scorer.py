@@ -1,34 +1,51 @@
-"""List of videos -> predictor -> rows -> shards, with one row per input whatever happens to it."""
+"""A run on one page: a list becomes shards, an engine gives their rows, and the table takes them, one row per input."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ivdr_deploy import __version__
-from ivdr_deploy._console import Track, untracked
-from ivdr_deploy._files import sha256_file
-from ivdr_deploy._text import as_text, quoted
-from ivdr_deploy.datasets.lists import VideoItem, VideoList
-from ivdr_deploy.errors import ConfigError, FolderError, VideoOpenError
+from ivdr_deploy.datasets.entries import LeftOut
+from ivdr_deploy.datasets.lists import VideoList, VideoStream
+from ivdr_deploy.errors import ConfigError, VideoCrashError, VideoTimeoutError
 from ivdr_deploy.pipeline import VideoPredictor
-from ivdr_deploy.records import to_dict
-from ivdr_deploy.results import Outcome
-from ivdr_deploy.scoring.plan import RunPlan, ScoreOptions, shard_videos, video_id
-from ivdr_deploy.scoring.sink import ScoreSink, open_sink
+from ivdr_deploy.scoring.attempts import Journal
+from ivdr_deploy.scoring.inputs import InputStream, Selection
+from ivdr_deploy.scoring.lister import Lister
+from ivdr_deploy.scoring.plan import RunPlan, ScoreOptions
+from ivdr_deploy.scoring.shard import Shard
+from ivdr_deploy.scoring.stage import InProcess, Row
+from ivdr_deploy.scoring.store import open_store
+from ivdr_deploy.scoring.table import open_table
 
-Row = Mapping[str, Any]
+RETRIED = (VideoTimeoutError.code, VideoCrashError.code, "unreadable")
+"""Failures that can be another time: those that depend on the load of the machine, and files that were not there."""
+
+Progress = Callable[[int, int | None], object]
+"""Called with the number of rows so far, and of all that the run adds once that is known."""
+
+
+class Engine(Protocol):
+    """What scores shards: ``InProcess``, ``supervisor.Supervisor``, ``ray_engine.RayEngine``."""
+
+    plan: RunPlan
+    manifest: Mapping[str, Any]
+
+    def run(
+        self, shards: Iterator[Shard], *, journal: Journal, scored: Callable[[], object]
+    ) -> Iterator[tuple[Shard, list[Row]]]:
+        """Yield each shard with its rows; ``scored`` is called after every row."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreSummary:
     """What is in the folder after a run, and what the run did."""
 
-    folder: Path
+    folder: str
     run_id: str
     videos: int
     """Rows in the table."""
@@ -41,180 +58,106 @@ class ScoreSummary:
     scored: int
     """Rows that this run added; 0 when the table was complete already."""
 
+    dropped: int
+    """Rows that were removed, since the list does not have their input any more, or another file in its place."""
+
+    stopped: bool
+    """Whether it was asked to stop before all was scored."""
+
+    left_out: tuple[LeftOut, ...]
+    """What the list passed over, by reason."""
+
     seconds: float
     """That this run took, the loading of the model left out."""
 
 
 def score(
     predictor: VideoPredictor,
-    videos: VideoList,
+    videos: VideoList | VideoStream,
     folder: str | Path,
     *,
     options: ScoreOptions | None = None,
     videos_per_shard: int | None = None,
-    track: Track = untracked,
+    progress: Progress = lambda done, total: None,
 ) -> ScoreSummary:
-    """Score every video of a list into a folder, going on where an earlier call stopped.
+    """Score every video of a list into a folder in this process; arguments and errors as ``score_with``."""
+    engine = InProcess(predictor, options or ScoreOptions())
+    inputs = InputStream(videos, Selection(), hash_files=engine.plan.hash_files)
+    return score_with(engine, inputs, folder, videos_per_shard=videos_per_shard, progress=progress)
+
+
+def score_with(
+    engine: Engine,
+    inputs: InputStream,
+    folder: str | Path,
+    *,
+    videos_per_shard: int | None = None,
+    retry: Collection[str] = (),
+    progress: Progress = lambda done, total: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> ScoreSummary:
+    """Score every input of a list into a folder, going on where an earlier call stopped.
 
     A video that cannot be used becomes a row with the reason. Any other exception is a defect, or the end of the run,
-    and is raised; the shards written before it stay.
+    and is raised; the shards written before it stay. Rows that are there stay while their input does; the list may have
+    grown, shrunk or changed its order since.
 
     Args:
-        predictor: The model, with its decoder and limits.
-        videos: The list.
-        folder: Where the table goes; see ``scoring.sink``.
-        options: What a row holds.
-        videos_per_shard: Rows per file, what a kill can lose; None chooses by the length of the list.
-        track: Shows progress.
+        engine: What scores.
+        inputs: The list.
+        folder: Where the table goes; see ``scoring.table``.
+        videos_per_shard: Rows per file, what a kill can lose; None chooses by the place in the list.
+        retry: Error codes of rows to be scored again.
+        progress: Is told how far it is.
+        stopping: Asked before a shard is begun; when it says so, those in work are finished, and no more is begun.
 
     Raises:
         ConfigError: if the model does not have what the options ask for.
-        FolderError: if the folder belongs to something else, another process writes to it, or a file whose digest is
-            in the table is another one now.
-        DataError: if the table in the folder is damaged.
+        DataError: if the list, or the table in the folder, is damaged.
+        FolderError: if the folder belongs to something else, or another process writes to it.
     """
+    if videos_per_shard is not None and videos_per_shard < 1:
+        raise ConfigError(f"videos_per_shard must be at least 1, found {videos_per_shard}")
     started = time.perf_counter()
-    plan, manifest = plan_run(
-        predictor, videos, options=options or ScoreOptions(), videos_per_shard=videos_per_shard
-    )
-    with open_sink(Path(folder), plan, manifest=manifest) as sink:
-        if plan.hash_files:
-            _refuse_replaced(videos, sink, track)
-        positions = [position for shard in sink.pending for position in range(shard.start, shard.stop)]
-        rows: Iterable[Row] = _rows(predictor, videos, positions, plan=plan)
-        source = iter(track(rows, len(positions), "scoring") if positions else rows)
-        for shard in sink.pending:
-            sink.write(shard, list(islice(source, shard.size)))
-        counts = sink.outcomes()
+    inputs.require_any()
+    scored = dropped = 0
+    store = open_store(folder)
+    with (
+        open_table(store, engine.plan, manifest=engine.manifest, retry=retry) as table,
+        Lister(inputs, table.done, engine.plan.run_id, videos_per_shard=videos_per_shard) as lister,
+    ):
+        journal, listed = Journal(store), False
+
+        def count() -> None:
+            nonlocal scored
+            scored += 1
+            progress(scored, lister.total)
+
+        def keep_list() -> bool:
+            if lister.total is not None and not listed:
+                table.write_index(lister.index, partial=inputs.selection.partial)
+            return lister.total is not None
+
+        for shard, rows in engine.run(lister.shards(stopping), journal=journal, scored=count):
+            table.write(shard, rows)
+            journal.forget(shard)
+            listed = keep_list()
+        listed = keep_list()
+        stopped = lister.unscored
+        if not stopped:
+            dropped = table.settle()
+        counts = table.outcomes()
     ok = counts.pop("ok", 0)
     return ScoreSummary(
-        folder=Path(folder),
-        run_id=plan.run_id,
-        videos=plan.videos,
+        folder=str(folder),
+        run_id=engine.plan.run_id,
+        videos=ok + counts.total(),
         ok=ok,
         failed=counts.total(),
         errors=dict(counts.most_common()),
-        scored=len(positions),
+        scored=scored,
+        dropped=dropped,
+        stopped=stopped,
+        left_out=inputs.left_out,
         seconds=time.perf_counter() - started,
     )
-
-
-def plan_run(
-    predictor: VideoPredictor,
-    videos: VideoList,
-    *,
-    options: ScoreOptions,
-    videos_per_shard: int | None = None,
-) -> tuple[RunPlan, dict[str, Any]]:
-    """Return the identity of a run, and what the model says about itself.
-
-    Raises:
-        ConfigError: if the model does not have what the options ask for.
-    """
-    model = predictor.model
-    if videos_per_shard is not None and videos_per_shard < 1:
-        raise ConfigError(f"videos_per_shard must be at least 1, found {videos_per_shard}")
-    if absent := [name for name in options.outputs if name not in model.output_names]:
-        raise ConfigError(
-            f"{model.path} has no output {', '.join(absent)}; it has {', '.join(model.output_names)}",
-            hint="leave it out, or export a model that has it",
-        )
-    if "logits" not in model.output_names and not options.outputs:
-        raise ConfigError(
-            f"{model.path} has no classifier, so there are no labels to score",
-            hint=f"ask for vectors: {' '.join(f'--output {name}' for name in model.output_names)}",
-        )
-    plan = RunPlan(
-        ivdr_version=__version__,
-        videos=len(videos.items),
-        videos_sha256=videos.data_hash,
-        model=model.name,
-        model_version=model.version,
-        model_sha256=model.sha256,
-        variant=model.variant,
-        runtime=model.runtime.description,
-        contract_hash=model.contract_hash,
-        view_plan=options.view_plan or model.view_plan,
-        top_k=options.top_k,
-        outputs=tuple(dict.fromkeys(options.outputs)),
-        hash_files=options.hash_files,
-        decoder=predictor.decoder,
-        limits=to_dict(predictor.limits),
-        shard_videos=videos_per_shard or shard_videos(len(videos.items)),
-    )
-    return plan, dict(model.manifest)
-
-
-def _rows(
-    predictor: VideoPredictor,
-    videos: VideoList,
-    positions: list[int],
-    *,
-    plan: RunPlan,
-) -> Iterator[Row]:
-    starts = {shard.start for shard in plan.shards}
-    outcomes = predictor.predict_many(
-        (videos.items[position].source for position in positions),
-        plan=plan.view_plan,
-        # A call never reaches over the edge of a shard: the rows of a shard do not depend on what was scored before.
-        call_starts={place for place, position in enumerate(positions) if position in starts},
-    )
-    constants = {
-        "model": plan.model,
-        "model_version": plan.model_version,
-        "variant": plan.variant,
-        "contract_hash": plan.contract_hash,
-        "view_plan": str(plan.view_plan),
-        "run_id": plan.run_id,
-    }
-    for position, outcome in zip(positions, outcomes, strict=True):
-        yield {"position": position, **_row(videos.items[position], outcome, plan=plan), **constants}
-
-
-def _refuse_replaced(videos: VideoList, sink: ScoreSink, track: Track) -> None:
-    """Hold the digests of the rows that are there against the files."""
-    digests = list(sink.digests())
-    for position, scored in track(digests, len(digests), "checking the files that were scored"):
-        item = videos.items[position]
-        found = _hash(item)
-        if isinstance(found, str) and found != scored:
-            raise FolderError(
-                f"{as_text(item.uri)} is another file than the one scored into {sink.folder} (its SHA-256 begins "
-                f"{found[:12]}, not {scored[:12]})",
-                hint="score into another folder with -o, or delete the shard with its row: it is made again",
-            )
-
-
-def _hash(item: VideoItem) -> str | VideoOpenError | None:
-    """Return the SHA-256 of a file, or why it cannot be read; None where there is no file."""
-    try:
-        return sha256_file(item.path) if item.path.is_file() else None
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        reason = getattr(error, "strerror", None) or error
-        return VideoOpenError(f"{quoted(item.uri)} cannot be read for its SHA-256: {reason}")
-
-
-def _row(item: VideoItem, outcome: Outcome, *, plan: RunPlan) -> Row:
-    row: dict[str, Any] = {"video_id": video_id(item.uri), "uri": as_text(item.uri), "label": item.label}
-    result, error = outcome.result, outcome.error
-    if plan.hash_files:
-        digest = _hash(item)
-        if isinstance(digest, VideoOpenError):
-            result, error = None, error or digest
-        else:
-            row["sha256"] = digest
-    if result is None:
-        assert error is not None, "an outcome without a result carries the reason"
-        return row | {"status": "error", "error_code": error.code, "error_message": as_text(error.message)}
-    if result.probabilities is not None:
-        top = result.top(plan.top_k)
-        row |= {"labels": [label for label, _ in top], "scores": [value for _, value in top]}
-    row |= {name: getattr(result, name).tolist() for name in plan.outputs}
-    return row | {
-        "status": "ok",
-        "num_frames": result.info.num_frames,
-        "duration_seconds": result.info.duration_seconds,
-        "decode_ms": result.decode_ms,
-        "preprocess_ms": result.preprocess_ms,
-        "infer_ms": result.infer_ms,
-    }

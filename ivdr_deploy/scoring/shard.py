@@ -1,25 +1,60 @@
-"""One shard of the score table: its columns, and the one way to read it, which checks what it reads."""
+"""One shard of the score table: its inputs and name, its columns, and the one way to read it, which checks it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from ivdr_deploy._optional import import_pyarrow
-from ivdr_deploy.errors import DataError
 from ivdr_deploy.records import to_dict
-from ivdr_deploy.scoring.plan import RunPlan, Shard
+from ivdr_deploy.scoring.inputs import Input
+from ivdr_deploy.scoring.plan import RunPlan
+from ivdr_deploy.scoring.store import Store, damaged, reading
 from ivdr_deploy.spec import canonical_json
 
 METADATA_KEY = b"ivdr"
 """Key of the schema metadata: canonical JSON ``{"run_id", "plan", "manifest", "sha256"}``, the last over the others."""
 
+MIN_SHARD_VIDEOS = 32
+_SHARDS = 1000
+
+SHARD_NAME = re.compile(r"part-\d{9}-(?P<digest>[0-9a-f]{16})\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Inputs whose rows are one file."""
+
+    name: str
+    inputs: tuple[Input, ...]
+
+
+def shard_videos(position: int) -> int:
+    """Choose the rows of the shard that begins at a place of the list: 32, or a thousandth of what came before.
+
+    A kill loses the shard in work. Smaller shards would lose less, but a folder of 30 000 small files is slow to read
+    for ever after. The length of the list is not known when its first shards are scored.
+    """
+    return max(MIN_SHARD_VIDEOS, position // _SHARDS)
+
+
+def make_shard(run_id: str, inputs: Sequence[Input]) -> Shard:
+    """Name the shard of some inputs: the same inputs of one run have the same name, whoever scores them."""
+    digest = keys_digest(run_id, [item.key for item in inputs])
+    return Shard(f"part-{inputs[0].position:09d}-{digest}.parquet", tuple(inputs))
+
+
+def keys_digest(run_id: str, keys: Sequence[str]) -> str:
+    """Return the 16 hex digits in the name of the shard that holds the rows of these keys, in this order."""
+    return hashlib.sha256("\n".join([run_id, *keys]).encode()).hexdigest()[:16]
+
 
 def table_schema(plan: RunPlan) -> Any:
-    """Return the columns of a run's table as a ``pyarrow.Schema``.
+    """Return the columns of a shard as a ``pyarrow.Schema``.
 
     Vectors are lists of float32, null where the video failed: ``feature`` (F,), ``inter`` (D,), and
     ``intra``, nested, (num_clips, S, D) in time order.
@@ -29,7 +64,7 @@ def table_schema(plan: RunPlan) -> Any:
     text, real = pa.string(), pa.float64()
     vector = pa.list_(pa.float32())
     columns = [
-        pa.field("position", pa.int64(), nullable=False),  # in the list, from 0
+        pa.field("input_key", text, nullable=False),  # of uri, size and time of change, or of uri and SHA-256
         pa.field("video_id", text, nullable=False),
         pa.field("uri", text, nullable=False),  # as the list writes it
         pa.field("sha256", text),
@@ -66,16 +101,25 @@ def shard_metadata(plan: RunPlan, manifest: Mapping[str, Any]) -> dict[bytes, by
     return {METADATA_KEY: canonical_json({**facts, "sha256": _digest(facts)}).encode()}
 
 
-def read_shard(folder: Path, shard: Shard, plan: RunPlan, *, columns: Sequence[str] | None = None) -> Any:
+def shard_bytes(table: Any) -> bytes:
+    """Return the file of a shard; ``table`` is a ``pyarrow.Table`` with schema and metadata of the run."""
+    pa = import_pyarrow()
+
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def read_shard(store: Store, name: str, plan: RunPlan, *, columns: Sequence[str] | None = None) -> Any:
     """Read a shard, and check that it is the one that its name says, and holds exactly its rows.
 
     Whoever calls a shard complete calls this.
 
     Args:
-        folder: Of the table.
-        shard: Which one.
+        store: Of the table.
+        name: Which one.
         plan: The run.
-        columns: Those to read, in this order; all when None.
+        columns: Those to read besides ``input_key``, in this order; all when None.
 
     Raises:
         DataError: if it is damaged.
@@ -83,50 +127,43 @@ def read_shard(folder: Path, shard: Shard, plan: RunPlan, *, columns: Sequence[s
     """
     pa = import_pyarrow()
 
-    path = folder / shard.name
-    with path.open("rb") as stream:
-        try:
-            # A column that the table does not have would be left out without a word, so the schema is checked first.
-            with pa.parquet.ParquetFile(stream, page_checksum_verification=True, pre_buffer=False) as file:
-                schema = file.schema_arrow
-                if not schema.equals(table_schema(plan)) or list(schema.metadata or ()) != [METADATA_KEY]:
-                    raise _damaged(path, "its columns or metadata are not those of the run")
-                facts = json.loads(schema.metadata[METADATA_KEY])
-                table = file.read(
-                    columns=None if columns is None else ["position", *columns], use_threads=False
-                )
-            table.validate(full=True)
-            positions = table["position"].to_pylist()
-            # The file holds it twice; whoever reads the table gets either.
-            sound = table.schema.metadata == schema.metadata
-            stated = facts.pop("sha256", None), facts.get("run_id"), facts.get("plan")
-            sound &= stated == (_digest(facts), plan.run_id, to_dict(plan))
-        except DataError:
-            raise
-        except MemoryError as error:  # too little of it, or a length that a damaged file claims
-            raise DataError(
-                f"{path} cannot be read: it asks for more memory than there is",
-                hint="raise the memory limit of this process (`ulimit -v`); where there is enough, the file is "
-                "damaged: delete it and run the same `ivdr score` command",
-            ) from error
-        except Exception as error:  # a damaged file makes the reader raise whatever it meets
-            reason = (str(error).splitlines() or [""])[0][:100]
-            raise _damaged(path, f"{type(error).__name__}: {reason}") from error
-    if not sound or positions != list(range(shard.start, shard.stop)):
-        raise _damaged(
-            path,
-            f"it holds {len(positions)} rows of run {str(facts.get('run_id'))[:60]}; "
-            f"expected rows {shard.start} to {shard.stop - 1} of run {plan.run_id}",
+    where = store.path(name)
+    with store.open(name) as stream, reading(where):
+        # A column that the table does not have would be left out without a word, so the schema is checked first.
+        with pa.parquet.ParquetFile(stream, page_checksum_verification=True, pre_buffer=False) as file:
+            schema = file.schema_arrow
+            if not schema.equals(table_schema(plan)) or list(schema.metadata or ()) != [METADATA_KEY]:
+                raise damaged(where, "its columns or metadata are not those of the run")
+            facts = json.loads(schema.metadata[METADATA_KEY])
+            table = file.read(columns=None if columns is None else ["input_key", *columns], use_threads=False)
+        table.validate(full=True)
+        keys = table["input_key"].to_pylist()
+        # The file holds it twice; whoever reads the table gets either.
+        sound = table.schema.metadata == schema.metadata
+        stated = facts.pop("sha256", None), facts.get("run_id"), facts.get("plan")
+        sound &= stated == (_digest(facts), plan.run_id, to_dict(plan))
+    match = SHARD_NAME.fullmatch(name)
+    if not sound or match is None or match["digest"] != keys_digest(plan.run_id, keys):
+        raise damaged(
+            where,
+            f"it holds {len(keys)} rows of run {str(facts.get('run_id'))[:60]}; "
+            f"expected those that its name stands for, of run {plan.run_id}",
         )
     return table
 
 
+def shard_plan(store: Store, name: str) -> Any:
+    """Return the ``plan`` in the metadata of a shard, as JSON has it; None where it has none.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    pa = import_pyarrow()
+
+    with store.open(name) as stream, reading(store.path(name)):
+        metadata = pa.parquet.read_schema(stream).metadata or {}
+        return json.loads(metadata.get(METADATA_KEY, b"{}")).get("plan")
+
+
 def _digest(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
-
-
-def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(
-        f"{path} is damaged ({reason})",
-        hint="delete it and run the same `ivdr score` command: it is made again",
-    )

@@ -52,7 +52,7 @@ def start(bundle: Path, videos: Path, out: Path) -> subprocess.Popen[str]:
     """Start the real command."""
     arguments = ["score", str(bundle), str(videos), "-o", str(out), "--output", "inter", "--json"]
     return subprocess.Popen(
-        [sys.executable, "-c", "from ivdr_deploy.cli import main; main()", *arguments],
+        [sys.executable, "-P", "-c", "from ivdr_deploy.cli import main; main()", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -69,7 +69,7 @@ def finish(process: subprocess.Popen[str]) -> dict:
 
 def shards(out: Path) -> dict[str, tuple[int, int]]:
     """Committed shards, with what changes when a file is written again."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("*.parquet")}
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("part-*")}
 
 
 def half_written(out: Path) -> int:
@@ -172,7 +172,8 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on_later(
     output, errors = process.communicate(timeout=60)
 
     assert (process.returncode, output) == (code, "")
-    stopped, last = errors.splitlines()[-2:]
+    wish, stopped, last = errors.splitlines()[-3:]
+    assert wish == "stopping when the shard in work is scored"
     assert stopped == f"stopped: the rows that are in {out} stay, and the same command goes on from there"
     assert last == f"ivdr: {said}"
     kept = shards(out)

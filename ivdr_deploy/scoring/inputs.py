@@ -1,0 +1,215 @@
+"""The inputs of a run, one after the other: what tells one from another, and which of a list are scored."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from ivdr_deploy._files import sha256_file
+from ivdr_deploy._text import as_text, quoted
+from ivdr_deploy.datasets.entries import LeftOut, Omissions
+from ivdr_deploy.datasets.lists import VideoList, VideoStream
+from ivdr_deploy.errors import ConfigError, VideoError
+from ivdr_deploy.video.source import PathSource, Source
+
+_ABSENT = (-1, 0)
+"""Size and time of change of what is not there, or cannot be looked at."""
+
+
+class Input(NamedTuple):
+    """One input of a run. A tuple of text, since a list may have millions."""
+
+    position: int
+    """Place among the inputs of the run, from 0."""
+
+    uri: str
+    """As the list writes it; valid Unicode."""
+
+    label: str | None
+    """As the list says."""
+
+    video_id: str
+    """Of the uri alone: which video it is."""
+
+    key: str
+    """Of the uri and the state of the file: a row belongs to a key, and a file that is another one has another."""
+
+    file: str | Source
+    """Where it is: a path, or what else holds it."""
+
+    sha256: str | None = None
+    """Of the file, where it was asked for."""
+
+    unreadable: str | None = None
+    """Why there is no SHA-256 although the file is there."""
+
+    @property
+    def source(self) -> Source:
+        """The video, as decoders take it."""
+        return PathSource(Path(self.file)) if isinstance(self.file, str) else self.file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """Which inputs of a list are scored; all by default."""
+
+    limit: int | None = None
+    """The first so many."""
+
+    since: datetime | None = None
+    """Those whose file was changed then or later."""
+
+    share: tuple[int, int] | None = None
+    """``(i, n)``: the i-th of n shares, counted from 1. Which share an input is in depends on its uri alone."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"the limit must be at least 1, found {self.limit}")
+        if self.share is not None and not 1 <= self.share[0] <= self.share[1]:
+            raise ConfigError(
+                f"there is no share {self.share[0]} of {self.share[1]}", hint="the first of four is 1/4"
+            )
+
+    @property
+    def partial(self) -> bool:
+        """Whether the rest of the list is left for another run, so that rows of other inputs stay."""
+        return self.limit is not None or self.since is not None
+
+
+class InputStream:
+    """The inputs of a run, in the order of the list. Goes through it once.
+
+    Args:
+        videos: The list; a ``VideoStream`` is read while it is gone through.
+        selection: Which of them.
+        hash_files: Whether the SHA-256 tells files apart, instead of size and time of change.
+    """
+
+    def __init__(
+        self, videos: VideoList | VideoStream, selection: Selection, *, hash_files: bool = False
+    ) -> None:
+        self.selection = selection
+        self._videos, self._hash, self._left = videos, hash_files, Omissions()
+        self._found: Iterator[tuple[str, str | None, str | Source]] = self._files()
+
+    def require_any(self) -> None:
+        """Look at the beginning of the list, before anything is written.
+
+        Raises:
+            DataError: if it cannot be read, or holds no videos.
+        """
+        first = next(self._found)
+        self._found = chain([first], self._found)
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What was passed over so far, by reason."""
+        return (*self._videos.left_out, *self._left.found())
+
+    def __iter__(self) -> Iterator[Input]:
+        """Yield them."""
+        chosen, position = self.selection, 0
+        since = None if chosen.since is None else chosen.since.timestamp() * 1e9
+        for uri, label, file in self._found:
+            if position == chosen.limit:
+                self._left.add("behind the limit", uri)
+                continue
+            video = video_id(uri)
+            if chosen.share is not None and int(video, 16) % chosen.share[1] != chosen.share[0] - 1:
+                self._left.add("of other shares", uri)
+                continue
+            state = _state(file)
+            if since is not None and state[1] < since:
+                self._left.add(f"not changed since {chosen.since}", uri)
+                continue
+            sha256, unreadable = _hashed(file, uri) if self._hash else (None, None)
+            key = input_key(uri, sha256 if sha256 is not None else f"{state[0]} {state[1]}")
+            yield Input(position, uri, label, video, key, file, sha256, unreadable)
+            position += 1
+
+    def _files(self) -> Iterator[tuple[str, str | None, str | Source]]:
+        if isinstance(self._videos, VideoStream):
+            for entry in self._videos:
+                yield entry.uri, entry.label, entry.file
+            return
+        for item in self._videos.items:
+            source = item.source
+            yield (
+                as_text(item.uri),
+                item.label,
+                os.fspath(source.path) if isinstance(source, PathSource) else source,
+            )
+
+
+def video_id(uri: str) -> str:
+    """Return the id of an input: the first 16 hex digits of the SHA-256 of its uri.
+
+    It depends on nothing else, so that the tables of two models over overlapping lists can be joined on it.
+    """
+    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def input_key(uri: str, state: str) -> str:
+    """Return what a row belongs to: 24 hex digits over the uri and the state of the file."""
+    return hashlib.blake2b(f"{uri}\0{state}".encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+
+
+def _state(file: str | Source) -> tuple[int, int]:
+    """Return size and time of change in ns; those of ``_ABSENT`` where there is no file."""
+    if isinstance(file, Source):
+        try:
+            found = file.identity()
+        except VideoError:
+            return _ABSENT
+        return found.size_bytes, found.changed_ns or 0
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):  # ValueError: a null byte in the path
+        return _ABSENT
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else _ABSENT
+
+
+def _hashed(file: str | Source, uri: str) -> tuple[str | None, str | None]:
+    """Return the SHA-256 of a file, or why it cannot be read; neither where there is no file."""
+    try:
+        if isinstance(file, Source):
+            with file.open() as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest(), None  # type: ignore[arg-type]
+        return (sha256_file(Path(file)) if os.path.isfile(file) else None), None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return None, f"{quoted(uri)} cannot be read for its SHA-256: {reason}"
+
+
+def parse_since(text: str) -> datetime:
+    """Read a date or time, ISO 8601; without a zone it is UTC.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{quoted(text)} is no date", hint="such as 2026-11-29, or 2026-11-29T08:30+01:00"
+        ) from error
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """Read ``i/n``.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and len(text) < 20):
+        raise ConfigError(f"{quoted(text)} is no share", hint="such as 1/4 for the first of four")
+    return int(first), int(second)

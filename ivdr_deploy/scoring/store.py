@@ -1,0 +1,150 @@
+"""Where a score table lies: a folder of this machine, or a prefix of an object store.
+
+A file appears whole under its name or not at all: by renaming one that is on the disk, or by one put of an object.
+Names are decided by what is in the file, so that two writers of one name write the same rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from ivdr_deploy._files import atomic_path, fsync_directory, left_over_name, remove_left_over, try_lock
+from ivdr_deploy.errors import DataError, FolderError
+
+LOCK_FILE = "_run.lock"
+
+_AGAIN = "delete it and run the same `ivdr score` command: it is made again"
+
+
+class Store(Protocol):
+    """A place for the files of one table. Names may have folders in them, with ``/``."""
+
+    def __str__(self) -> str:
+        """Return what a person calls it."""
+        ...
+
+    def path(self, name: str) -> str:
+        """Return what a person calls a file in it."""
+        ...
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted; those of the store's own are left out."""
+        ...
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading.
+
+        Raises:
+            OSError: if it cannot be opened.
+        """
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Let a file appear, in place of one that has its name; after this returns it survives a crash of the machine.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is gone already is no error."""
+        ...
+
+    def claim(self) -> AbstractContextManager[None]:
+        """Hold the place for writing, for as long as the returned context is open.
+
+        Raises:
+            FolderError: if another process holds it, where that can be told.
+        """
+        ...
+
+
+def damaged(where: str, reason: str) -> DataError:
+    """Return the error for a file of a table that is not what was written."""
+    return DataError(f"{where} is damaged ({reason})", hint=_AGAIN)
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes its reader raise into a ``DataError`` that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except MemoryError as error:  # too little of it, or a length that a damaged file claims
+        raise DataError(
+            f"{where} cannot be read: it asks for more memory than there is",
+            hint="raise the memory limit of this process (`ulimit -v`); where there is enough, the file is damaged: "
+            + _AGAIN,
+        ) from error
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:100]
+        raise damaged(where, f"{type(error).__name__}: {reason}") from error
+
+
+class FolderStore:
+    """A folder; the lock in it is let go of by the kernel, however its holder ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def path(self, name: str) -> str:
+        """Return the path of a file."""
+        return str(self.folder / name)
+
+    def names(self) -> list[str]:
+        """Return the paths of all files below the folder; temporary ones and the lock are left out."""
+        found = []
+        for folder, below, files in os.walk(self.folder):
+            below[:] = [name for name in below if not left_over_name(name)]
+            inside = Path(folder).relative_to(self.folder)
+            found += [
+                (inside / name).as_posix()
+                for name in files
+                if not left_over_name(name) and (inside / name) != Path(LOCK_FILE)
+            ]
+        return sorted(found)
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file."""
+        return (self.folder / name).open("rb")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a temporary file, flush it to the disk and rename it."""
+        with atomic_path(self.folder / name) as temporary:
+            temporary.write_bytes(data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Make the folder if it is absent, lock it, and remove what killed writers left half written."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FolderError(
+                f"{self.folder} is a file; expected a folder for the score table", hint="choose another name"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fsync_directory(self.folder.parent)
+        with (self.folder / LOCK_FILE).open("a") as lock:
+            if not try_lock(lock.fileno()):
+                raise FolderError(
+                    f"another process is writing scores to {self.folder}",
+                    hint="wait for it, or choose another folder",
+                )
+            remove_left_over(self.folder)
+            yield
+
+
+def open_store(where: str | Path) -> Store:
+    """Return the place that a path stands for."""
+    return FolderStore(Path(where))

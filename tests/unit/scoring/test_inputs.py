@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from ivdr_deploy.datasets.entries import Entry
+from ivdr_deploy.datasets.lists import VideoStream, read_video_list
+from ivdr_deploy.errors import ConfigError, DataError
+from ivdr_deploy.scoring.inputs import Input, InputStream, Selection, parse_share, parse_since, video_id
+from ivdr_deploy.scoring.lister import Lister
+from ivdr_deploy.scoring.shard import make_shard, shard_videos
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    for name in "abcd":
+        (tmp_path / f"{name}.mp4").write_bytes(name.encode())
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,x\nb.mp4,\nc.mp4,y\nabsent.mp4,\nd.mp4,x\n")
+    return tmp_path / "list.csv"
+
+
+def inputs(listed: Path, *, hash_files: bool = False, **selection: object) -> list[Input]:
+    return list(InputStream(VideoStream(listed), Selection(**selection), hash_files=hash_files))
+
+
+def test_a_stream_and_a_list_give_the_same_inputs(listed):
+    streamed = inputs(listed)
+
+    assert streamed == list(InputStream(read_video_list(listed), Selection()))
+    assert [(item.position, item.uri, item.label) for item in streamed] == [
+        (0, "a.mp4", "x"),
+        (1, "b.mp4", None),
+        (2, "c.mp4", "y"),
+        (3, "absent.mp4", None),
+        (4, "d.mp4", "x"),
+    ]
+    assert streamed[0].source.uri == str(listed.parent / "a.mp4")
+
+
+def test_video_id_depends_on_the_uri_alone(listed):
+    assert video_id("walk/a.mp4") == "d6bd5402b1bedf46"
+    before = inputs(listed)[0]
+    (listed.parent / "a.mp4").write_bytes(b"another")
+    assert inputs(listed)[0].video_id == before.video_id
+
+
+@pytest.mark.parametrize("change", ["size", "time", "appeared", "uri"])
+def test_another_file_has_another_key(listed, change):
+    before = {item.uri: item.key for item in inputs(listed)}
+    file = listed.parent / ("absent.mp4" if change == "appeared" else "a.mp4")
+    if change == "time":
+        os.utime(file, ns=(1, 1))
+    elif change == "uri":
+        listed.write_text(listed.read_text().replace("a.mp4,", "./a.mp4,"))
+    else:
+        file.write_bytes(b"longer")
+
+    after = {item.uri: item.key for item in inputs(listed)}
+
+    changed = {uri for uri in before if before[uri] != after.get(uri)}
+    assert changed == {"absent.mp4" if change == "appeared" else "a.mp4"}
+
+
+def test_with_digests_the_content_alone_makes_the_key(listed):
+    before = inputs(listed, hash_files=True)
+    file = listed.parent / "a.mp4"
+    os.utime(file, ns=(1, 1))
+    assert inputs(listed, hash_files=True) == before
+    assert before[0].sha256 == hashlib.sha256(b"a").hexdigest()
+    assert (before[3].sha256, before[3].unreadable) == (None, None)
+    file.write_bytes(b"A")
+    os.utime(file, ns=(1, 1))
+    assert inputs(listed, hash_files=True)[0].key != before[0].key
+
+
+def test_shares_are_disjoint_and_whole_and_do_not_depend_on_the_order(listed):
+    shares = [{item.uri for item in inputs(listed, share=(i, 3))} for i in (1, 2, 3)]
+    lines = listed.read_text().splitlines()
+    listed.write_text("\n".join([lines[0], *reversed(lines[1:])]))
+
+    assert set().union(*shares) == {"a.mp4", "b.mp4", "c.mp4", "d.mp4", "absent.mp4"}
+    assert sum(map(len, shares)) == 5
+    assert [{item.uri for item in inputs(listed, share=(i, 3))} for i in (1, 2, 3)] == shares
+
+
+def test_what_is_not_chosen_is_counted(listed):
+    for name, day in (("a", 1), ("b", 3), ("c", 2), ("d", 4)):
+        moment = datetime(2026, 11, day, tzinfo=UTC).timestamp()
+        os.utime(listed.parent / f"{name}.mp4", (moment, moment))
+    stream = InputStream(VideoStream(listed), Selection(since=parse_since("2026-11-02"), limit=2))
+
+    assert [item.uri for item in stream] == ["b.mp4", "c.mp4"]
+    assert [str(entry) for entry in stream.left_out] == [
+        "1 not changed since 2026-11-02 00:00:00+00:00: a.mp4",
+        "2 behind the limit: absent.mp4, d.mp4",
+    ]
+
+
+def test_choices_that_make_no_sense_are_refused():
+    with pytest.raises(ConfigError, match="there is no share 5 of 4"):
+        Selection(share=parse_share("5/4"))
+    for text in ("1", "a/b", "1/", "-1/4", "1/4/4"):
+        with pytest.raises(ConfigError, match="is no share"):
+            parse_share(text)
+    with pytest.raises(ConfigError, match="'yesterday' is no date"):
+        parse_since("yesterday")
+    with pytest.raises(ConfigError, match="the limit must be at least 1"):
+        Selection(limit=0)
+
+
+def listing(count: int) -> list[Input]:
+    return [Input(i, f"{i}.mp4", None, f"v{i}", f"k{i}", f"/{i}.mp4") for i in range(count)]
+
+
+class Stream:
+    """Stands for a list, which gives its entries when they are asked for."""
+
+    selection, left_out = Selection(), ()
+
+    def __init__(self, items: Iterator[Input] | list[Input]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Input]:
+        return iter(self.items)
+
+
+def shards(count: int, done: set[str] = frozenset(), size: int | None = 4) -> list[list[int]]:
+    with Lister(Stream(listing(count)), done, "run", videos_per_shard=size) as lister:
+        return [[item.position for item in shard.inputs] for shard in lister.shards()]
+
+
+def test_shards_hold_every_input_without_a_row_exactly_once():
+    assert shards(10) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert shards(10, {"k0", "k5", "k9"}) == [[1, 2, 3, 4], [6, 7, 8]]
+
+
+def test_a_lost_shard_comes_back_under_its_name():
+    items = listing(12)
+    with Lister(
+        Stream(items), {f"k{i}" for i in (0, 1, 2, 3, 8, 9, 10, 11)}, "run", videos_per_shard=4
+    ) as lister:
+        (again,) = lister.shards()
+
+    assert again == make_shard("run", items[4:8])
+    assert again.name != make_shard("other", items[4:8]).name
+    assert again.name != make_shard("run", items[4:7]).name
+
+
+@pytest.mark.parametrize(("position", "size"), [(0, 32), (32_000, 32), (33_000, 33), (1_000_000, 1000)])
+def test_a_kill_loses_32_videos_or_a_thousandth_of_what_came_before(position, size):
+    assert shard_videos(position) == size
+
+
+def test_a_million_inputs_are_a_few_thousand_shards():
+    starts = [0]
+    while starts[-1] < 1_000_000:
+        starts.append(starts[-1] + shard_videos(starts[-1]))
+    assert len(starts) < 5000
+    assert all(after > before for before, after in pairwise(starts))
+
+
+def test_shards_come_before_the_listing_ends():
+    go_on = threading.Event()
+
+    def slowly() -> Iterator[Input]:
+        yield from listing(8)
+        assert go_on.wait(30), "nobody asked for the first shard before the list ended"
+        yield from [item._replace(position=item.position + 8, key=f"later{item.key}") for item in listing(4)]
+
+    with Lister(Stream(slowly()), (), "run", videos_per_shard=4) as lister:
+        found = lister.shards()
+        first = next(found)
+        assert lister.total is None
+        go_on.set()
+        rest = list(found)
+        assert (len(first.inputs), len(rest), lister.total, len(lister.index)) == (4, 2, 12, 12)
+        assert not lister.unscored
+
+
+def test_an_error_further_down_the_list_is_raised_and_no_shard_after_it():
+    def damaged() -> Iterator[Input]:
+        yield from listing(4)
+        raise DataError("line 5 is damaged")
+
+    with (
+        Lister(Stream(damaged()), (), "run", videos_per_shard=4) as lister,
+        pytest.raises(DataError, match="line 5"),
+    ):
+        list(lister.shards())
+
+
+def test_whoever_stops_gets_no_more_shards_and_the_thread_ends():
+    endless = (Input(i, "a", None, "v", f"k{i}", "/a") for i in iter(lambda: 0, 1))
+    with Lister(Stream(endless), (), "run", videos_per_shard=4) as lister:
+        assert list(lister.shards(lambda: True)) == []
+        assert lister.unscored
+    assert not lister._thread.is_alive()
+
+
+def test_a_list_that_gives_one_video_two_labels_names_both_places(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,x\nb.mp4,x\n./a.mp4,y\n")
+    stream = VideoStream(tmp_path / "list.csv")
+    found: list[Entry] = []
+    with pytest.raises(DataError, match=r"line 2\) and 'y' \(.*line 4\)"):
+        found.extend(stream)
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,x\nb.mp4,x\n./a.mp4,x\n")
+    stream = VideoStream(tmp_path / "list.csv")
+    assert [entry.uri for entry in stream] == ["a.mp4", "b.mp4"]
+    assert [str(entry) for entry in stream.left_out] == ["1 repeated: ./a.mp4"]

@@ -1,0 +1,219 @@
+"""Inputs that end the process that scores them, made by what a decode worker does to the process it belongs to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from hostile_sources import KillsTheScorer
+from videos import numbered_video
+
+from ivdr_deploy.datasets.lists import VideoItem, VideoList, read_video_list
+from ivdr_deploy.errors import ArtifactError
+from ivdr_deploy.scoring import read_scores
+from ivdr_deploy.scoring.attempts import ALONE_ENDS, UNSEEN_ENDS, Attempts, Journal
+from ivdr_deploy.scoring.inputs import Input, InputStream, Selection
+from ivdr_deploy.scoring.scorer import RETRIED, ScoreSummary, score_with
+from ivdr_deploy.scoring.shard import make_shard
+from ivdr_deploy.scoring.store import FolderStore
+from ivdr_deploy.scoring.supervisor import Supervisor
+from ivdr_deploy.scoring.task import Task
+from ivdr_deploy.video import Source
+from ivdr_deploy.video.reader import VideoLimits
+
+TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostileItem(VideoItem):
+    hostile: Source = field(kw_only=True)
+
+    @property
+    def source(self) -> Source:
+        return self.hostile
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers unpickle the hostile sources."""
+    tests = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tests.parent), str(tests)]))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> VideoList:
+    folder = tmp_path_factory.mktemp("videos")
+    for index in range(6):
+        numbered_video(folder / f"{index}.mp4", num_frames=8 + index, size=(64, 48))
+    return read_video_list(folder)
+
+
+def with_hostile(videos: VideoList, place: int, hostile: Source) -> VideoList:
+    item = videos.items[place]
+    items = [*videos.items]
+    items[place] = HostileItem(item.path, item.label, item.uri, hostile=hostile)
+    return VideoList(videos.source, tuple(items))
+
+
+class Counting(Supervisor):
+    """Counts the workers that were started."""
+
+    started = 0
+
+    def _start(self) -> object:
+        self.started += 1
+        return super()._start()
+
+
+@pytest.fixture
+def task(tiny_bundle: Path) -> Task:
+    return Task(artifact=tiny_bundle, variant="onnx-fp32", limits=VideoLimits(max_decode_seconds=60.0))
+
+
+def run(task: Task, videos: VideoList, out: Path, **given: object) -> tuple[ScoreSummary, int]:
+    """Score; returns the summary, and how many workers it took."""
+    retry = given.pop("retry", ())
+    with Counting(task, **given) as engine:
+        summary = score_with(engine, InputStream(videos, Selection()), out, videos_per_shard=4, retry=retry)
+        return summary, engine.started
+
+
+def test_an_input_that_kills_its_process_is_one_row_and_its_neighbours_have_theirs(task, videos, tmp_path):
+    run(task, videos, tmp_path / "whole")
+
+    _, started = run(task, with_hostile(videos, 2, KillsTheScorer()), tmp_path / "out")
+
+    rows = read_scores(tmp_path / "out").to_pylist()
+    assert [row["error_code"] for row in rows] == [None, None, "crashed", None, None, None]
+    assert rows[2]["error_message"] == "2.mp4: the process that scored it was ended by signal SIGKILL"
+    assert started == 3
+    whole = read_scores(tmp_path / "whole").to_pylist()
+    for place in (0, 1, 3):
+        assert rows[place]["labels"] == whole[place]["labels"]
+    assert not list((tmp_path / "out").glob("_attempt*"))
+
+
+@pytest.mark.exhaustive
+def test_an_input_on_which_the_engine_hangs_is_one_row_at_its_deadline(task, videos, tmp_path, monkeypatch):
+    monkeypatch.setattr("ivdr_deploy.scoring.supervisor.GRACE_SECONDS", 0.0)
+    limits = VideoLimits(max_decode_seconds=4.0)
+    slow = Task(artifact=task.artifact, variant=task.variant, limits=limits, num_clips=20)
+
+    _, started = run(
+        slow,
+        with_hostile(videos, 1, KillsTheScorer(number=signal.SIGSTOP)),
+        tmp_path / "out",
+        infer_seconds=1.0,
+    )
+
+    rows = read_scores(tmp_path / "out").to_pylist()
+    assert [row["error_code"] for row in rows] == [None, "too_slow", None, None, None, None]
+    assert "may depend on the load of the machine" in rows[1]["error_message"]
+    assert started == 3
+
+
+@pytest.mark.exhaustive
+def test_a_death_that_does_not_come_again_costs_no_row(task, videos, tmp_path):
+    run(task, videos, tmp_path / "whole")
+    once = KillsTheScorer(counter=tmp_path / "count", spared=(2, 3), good=videos.items[2].path)
+
+    run(task, with_hostile(videos, 2, once), tmp_path / "out")
+
+    def rows(name: str) -> list[dict]:
+        table = read_scores(tmp_path / name).drop_columns([*TIMINGS, "input_key"])
+        return table.to_pylist()
+
+    assert rows("out") == rows("whole"), "to the last digit: the shard was scored together in the end"
+    assert (tmp_path / "count").stat().st_size == 3
+
+
+@pytest.mark.exhaustive
+def test_inputs_that_end_it_only_together_keep_what_they_gave_alone(task, videos, tmp_path):
+    together = KillsTheScorer(counter=tmp_path / "count", spared=(2,), good=videos.items[2].path)
+
+    _, started = run(task, with_hostile(videos, 2, together), tmp_path / "out")
+
+    assert read_scores(tmp_path / "out")["status"].to_pylist() == ["ok"] * 6
+    assert started == 3
+
+
+@pytest.mark.exhaustive
+def test_what_crashed_is_scored_again_when_that_is_asked_for(task, videos, tmp_path):
+    moody = KillsTheScorer(counter=tmp_path / "count", spared=(3, 4), good=videos.items[0].path)
+    listed = with_hostile(videos, 0, moody)
+    assert run(task, listed, tmp_path / "out")[0].errors == {"crashed": 1}
+    assert run(task, listed, tmp_path / "out")[0].scored == 0
+
+    summary, _ = run(task, listed, tmp_path / "out", retry=RETRIED)
+
+    assert (summary.scored, summary.ok, summary.errors) == (1, 6, {})
+    assert read_scores(tmp_path / "out").num_rows == 6
+
+
+def test_an_input_that_took_everything_along_twice_is_not_tried_again(task, videos, tmp_path):
+    """As where the system ends all processes of a container at once: nobody saw it."""
+    listed = with_hostile(videos, 1, KillsTheScorer())  # it would show if it were tried
+    out, selected = tmp_path / "out", list(InputStream(listed, Selection()))
+    store = FolderStore(out)
+    out.mkdir()
+    with Supervisor(task) as engine:
+        shard = make_shard(engine.plan.run_id, selected[:4])
+        known = {"begun": UNSEEN_ENDS, "alone": {selected[1].key: ALONE_ENDS}}
+        score_with(engine, InputStream(VideoList(videos.source, videos.items[5:]), Selection()), out)
+        (out / f"_attempt-{shard.name[-24:-8]}.json").write_text(json.dumps(known))
+        assert Journal(store).read(shard) == Attempts(**known)
+        score_with(engine, InputStream(listed, Selection()), out, videos_per_shard=4)
+
+    rows = read_scores(out).to_pylist()
+    assert [row["error_code"] for row in rows] == [None, "crashed", None, None, None, None]
+    assert "nobody saw how" in rows[1]["error_message"]
+    assert not list(out.glob("_attempt*"))
+
+
+def test_the_journal_tells_seen_deaths_from_others(tmp_path):
+    items = [Input(i, f"{i}", None, f"v{i}", f"k{i}", f"/{i}") for i in range(2)]
+    shard, store = make_shard("run", items), FolderStore(tmp_path)
+    for begun in range(3):
+        assert Journal(store).begin(shard) == Attempts(begun=begun)
+    assert [Journal(store).alone(shard, "k1") for _ in range(3)] == [0, 1, 2]
+    assert Journal(store).alone(shard, "k0") == 0
+    journal = Journal(store)
+    assert journal.alone(shard, "k0") == 1
+    journal.answered(shard, "k0")
+    assert journal.read(shard).alone == {"k1": 3}
+    journal.died(shard, "signal 9")
+    assert journal.read(shard) == Attempts(begun=3, deaths=("signal 9",))
+    for text in ("", "[]", '{"begun": "x"}', '{"gebun": 1}'):
+        next(tmp_path.glob("_attempt*")).write_text(text)
+        assert Journal(store).read(shard) == Attempts()
+    journal.forget(shard)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_keeps_the_worker_from_starting_is_raised_as_it_is(task, tmp_path):
+    with pytest.raises(ArtifactError, match="has no variant 'absent'"):
+        Supervisor(Task(artifact=task.artifact, variant="absent"))
+
+
+@pytest.fixture
+def engine(task: Task) -> Iterator[Supervisor]:
+    with Supervisor(task) as engine:
+        yield engine
+
+
+def test_no_process_is_left_behind(engine, videos, tmp_path):
+    score_with(engine, InputStream(videos, Selection()), tmp_path / "out")
+    worker = psutil.Process(engine.pid)
+    started = [worker, *worker.children(recursive=True)]
+    assert len(started) > 1
+
+    engine.close()
+
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive
