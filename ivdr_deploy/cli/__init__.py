@@ -16,7 +16,19 @@ from typer.core import TyperCommand, TyperGroup
 from ivdr_deploy import __version__
 from ivdr_deploy._console import exiting
 from ivdr_deploy._files import at_home
-from ivdr_deploy.cli import archive, bench, doctor, export, import_, predict, score, serve, show, verify
+from ivdr_deploy.cli import (
+    archive,
+    bench,
+    doctor,
+    export,
+    import_,
+    predict,
+    score,
+    scores,
+    serve,
+    show,
+    verify,
+)
 from ivdr_deploy.environment import let_threads_sleep
 
 
@@ -128,6 +140,11 @@ _COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
             "ivdr score runs/bundle videos/ -o scores",
             "ivdr score runs/bundle list.csv -o scores --output feature",
         ),
+    ),
+    (
+        scores.scores,
+        "Show what is in a score table, or differs between two.",
+        ("ivdr scores scores --html scores.html", "ivdr scores --diff old-scores new-scores"),
     ),
     (
         bench.bench,

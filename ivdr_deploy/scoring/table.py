@@ -222,6 +222,33 @@ def read_scores(folder: str | Path) -> Any:
     return table.add_column(0, position, pa.array(range(len(index)), pa.int64()))
 
 
+def read_present(folder: str | Path, *, columns: Sequence[str]) -> tuple[Any, Ledger, int | None]:
+    """Read some columns of the rows that are there, of a table that may not be finished; no row comes twice.
+
+    Returns:
+        A ``pyarrow.Table`` with ``input_key`` and the columns, the ledger, and how many inputs the list has, as
+        ``listed_inputs`` says. The rows of a finished table are in the order of the list.
+
+    Raises:
+        DataError: as ``read_scores``.
+    """
+    pa = import_pyarrow()
+
+    store = open_store(folder)
+    ledger = read_ledger(store)
+    _refuse_foreign(store, error=DataError)
+    parts = [read_shard(store, name, ledger.plan, columns=columns) for name in shard_names(store)]
+    if not parts:
+        raise _unfinished(store, "no row is there")
+    table = pa.concat_tables(parts)
+    if INDEX_FILE not in store.names():
+        return table, ledger, None
+    index = read_index(store, ledger.plan)
+    places = index.places(table["input_key"])
+    rows = np.flatnonzero(_first_of_each(places))
+    return table.take(pa.array(rows[np.argsort(places[rows])])), ledger, len(index)
+
+
 def listed_inputs(store: Store, plan: RunPlan) -> int | None:
     """Return how many inputs the list has; None if it was not gone through to the end yet."""
     return len(read_index(store, plan)) if INDEX_FILE in store.names() else None

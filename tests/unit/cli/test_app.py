@@ -12,7 +12,19 @@ from ivdr_deploy import __version__, errors
 from ivdr_deploy._console import exit_code
 from ivdr_deploy.cli import main
 
-COMMANDS = ("export", "import", "verify", "predict", "archive", "serve", "score", "bench", "show", "doctor")
+COMMANDS = (
+    "export",
+    "import",
+    "verify",
+    "predict",
+    "archive",
+    "serve",
+    "score",
+    "scores",
+    "bench",
+    "show",
+    "doctor",
+)
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:

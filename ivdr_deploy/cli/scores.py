@@ -1,0 +1,110 @@
+"""``ivdr scores``: what is in a score table, and what differs between two."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ivdr_deploy._console import done, print_json, print_line
+from ivdr_deploy.cli._options import JsonOption
+
+if TYPE_CHECKING:
+    from ivdr_deploy.scoring.report import Difference, Report
+
+_SHOWN = 10
+"""Labels, and slowest and failed inputs, that the text shows; JSON and page have more."""
+
+
+def scores(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="What `ivdr score` wrote, finished or not.")],
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="TABLE", help="Say how far labels and features are from this table's."),
+    ] = None,
+    diff: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="Say what differs between this table and the other.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the report as one page.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show outcomes, labels, confidence, the slowest and the failed videos of a score table.
+
+    Exit code 1: with --diff, something differs by more than the last digits.
+    """
+    from ivdr_deploy.errors import ConfigError
+    from ivdr_deploy.scoring.report import difference, report
+
+    if diff is not None:
+        if html is not None or reference is not None:
+            raise ConfigError("--diff goes with neither --html nor --reference", hint="leave them out")
+        found = difference(diff, table)
+        if as_json:
+            print_json(asdict(found))
+        else:
+            _show_difference(found)
+        if found.plan or any(found.counts.values()):
+            raise typer.Exit(1)
+        return
+    summary = report(table, reference=reference)
+    if as_json:
+        print_json(asdict(summary))
+    else:
+        _show(summary)
+    if html is not None:
+        from ivdr_deploy._files import atomic_path
+        from ivdr_deploy.scoring.page import page
+
+        with atomic_path(html) as temporary:
+            temporary.write_text(page(summary), encoding="utf-8")
+        done(f"report -> {html}")
+
+
+def _show(report: Report) -> None:
+    from ivdr_deploy.scoring.page import drift_lines
+
+    known = "" if report.listed is None else f" of {report.listed}"
+    state = "complete" if report.rows == report.listed else f"not finished: {report.rows}{known} rows"
+    print_line(f"table       {report.folder}, {state}")
+    print_line(f"model       {report.run['model']}, {report.run['variant']}")
+    print_line(f"ran on      {report.run['runtime']}")
+    print_line(f"outcomes    {_counts(report.outcomes)}")
+    if report.labels:
+        print_line(f"labels      {_counts(report.labels)}")
+        print_line(
+            f"confidence  mean {report.confidence['mean']:.3f}, median {report.confidence['median']:.3f}; "
+            f"in tenths {' '.join(map(str, report.confidence['bins']))}"
+        )
+    if report.accuracy is not None:
+        print_line(
+            f"accuracy    {report.accuracy['top1']:.1%} of {report.accuracy['videos']} videos with a label"
+        )
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
+    print_line(f"time        {spent}")
+    for name, line in drift_lines(report).items():
+        print_line(f"drift       {name}: {line}")
+    for row in report.slowest[:_SHOWN]:
+        print_line(f"slow        {row['ms']:.0f} ms  {row['uri']}")
+    for row in report.failed[:_SHOWN]:
+        print_line(f"failed      {row['code']}  {row['uri']}: {row['message']}")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    shown = [f"{name} {count}" for name, count in list(counts.items())[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "")
+
+
+def _show_difference(found: Difference) -> None:
+    print_line(f"first       {found.first}")
+    print_line(f"second      {found.second}")
+    for name, values in found.plan.items():
+        print_line(f"plan        {name}: {values}")
+    print_line(f"compared    {found.compared} videos")
+    for what, count in found.counts.items():
+        if count:
+            named = found.examples[what][:_SHOWN]
+            more = f" and {count - len(named)} more" if count > len(named) else ""
+            print_line(f"differs     {what}: {count} ({', '.join(named)}{more})")
+    print_line(f"scores      moved by {found.largest_score_change:.2g} at most where the label is the same")

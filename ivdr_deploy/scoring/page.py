@@ -1,0 +1,94 @@
+"""The report of a score table as one page that needs nothing else: no script, no font, no picture from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from ivdr_deploy._text import one_line
+from ivdr_deploy.scoring.report import BINS, Report
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .15rem .8rem .15rem 0; }
+td.number { text-align: right; width: 6rem; } td.bar { width: 50%; }
+td.bar div { background: #4477aa; height: .8rem; }
+td, code { overflow-wrap: anywhere; }
+"""
+
+
+def page(report: Report) -> str:
+    """Return the page as HTML. Whatever is in names and messages is shown as text."""
+    state = "complete" if report.rows == report.listed else "not finished"
+    parts = [
+        f"<h1>Scores of {_text(report.run['model'])}</h1>",
+        _facts({"table": report.folder, "state": f"{report.rows} rows, {state}", **report.run}),
+        "<h2>Outcomes</h2>",
+        _bars(report.outcomes),
+        "<h2>Labels</h2>",
+        _bars(report.labels),
+        "<h2>Confidence</h2>",
+        _bars(
+            {
+                f"{place / BINS:.1f} to {(place + 1) / BINS:.1f}": n
+                for place, n in enumerate(report.confidence["bins"])
+            }
+        ),
+    ]
+    if report.accuracy is not None:
+        parts.append(
+            f"<p>{report.accuracy['top1']:.1%} of {report.accuracy['videos']} videos got the label of the list.</p>"
+        )
+    if report.drift is not None:
+        drift = report.drift
+        parts += ["<h2>Drift</h2>", _facts({"against": drift.reference, **drift_lines(report)})]
+    parts += ["<h2>Slowest</h2>", _rows(("uri", "num_frames", "ms"), report.slowest)]
+    if report.failed:
+        parts += ["<h2>Failed</h2>", _rows(("uri", "code", "message"), report.failed)]
+    head = (
+        f'<meta charset="utf-8"><title>Scores of {_text(report.run["model"])}</title><style>{_STYLE}</style>'
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def drift_lines(report: Report) -> dict[str, str]:
+    """Say what the drift of a report is, by name."""
+    drift, lines = report.drift, {}
+    if drift is not None and drift.labels_psi is not None:
+        lines["labels"] = f"PSI {drift.labels_psi:.4f} (above 0.2 is taken for a shift)"
+    if drift is not None and drift.mmd is not None:
+        lines[str(drift.vector)] = f"MMD² {drift.mmd:.5f}, by chance below {drift.mmd_by_chance:.5f}"
+    return lines
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return escape("" if value is None else one_line(str(value)))
+
+
+def _facts(values: Mapping[str, Any]) -> str:
+    rows = (f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in values.items())
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _bars(counts: Mapping[str, int]) -> str:
+    most = max([*counts.values(), 1])
+    rows = (
+        f'<tr><td>{_text(name)}</td><td class="number">{count}</td>'
+        f'<td class="bar"><div style="width:{100 * count / most:.1f}%"></div></td></tr>'
+        for name, count in counts.items()
+    )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _rows(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    head = "".join(f"<th>{_text(name)}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(row[name])}</td>' for name in names)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"

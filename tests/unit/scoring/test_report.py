@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ivdr_deploy.cli import main
+from ivdr_deploy.errors import ConfigError, DataError
+from ivdr_deploy.scoring.drift import label_psi, mmd
+from ivdr_deploy.scoring.index import Index
+from ivdr_deploy.scoring.inputs import Input
+from ivdr_deploy.scoring.page import page
+from ivdr_deploy.scoring.plan import RunPlan
+from ivdr_deploy.scoring.report import difference, report
+from ivdr_deploy.scoring.shard import make_shard
+from ivdr_deploy.scoring.store import FolderStore
+from ivdr_deploy.scoring.table import open_table
+from ivdr_deploy.spec import ViewPlan
+
+PLAN = RunPlan(
+    ivdr_version="0.1.0",
+    model="<b>tiny",
+    model_version="1.0",
+    model_sha256="bb",
+    variant="onnx-fp32",
+    runtime="onnxruntime",
+    contract_hash="cc",
+    view_plan=ViewPlan(num_clips=1),
+    top_k=2,
+    outputs=("feature",),
+    hash_files=False,
+    decoder="pyav",
+)
+LABELS = ["sit", "sit", "turn", None, "sit", None]
+SCORES = [0.95, 0.81, 0.55, None, 0.3, None]
+
+
+def write(
+    folder: Path,
+    *,
+    plan: RunPlan = PLAN,
+    labels: list[str | None] = LABELS,
+    scores: list[float | None] = SCORES,
+    features: np.ndarray | None = None,
+    whole: bool = True,
+    key: str = "k",
+) -> Path:
+    """A table of one row for each label; those without one failed."""
+    count = len(labels)
+    inputs = [
+        Input(i, f"v{i}.mp4", "sit" if i < 3 else None, f"id{i}", f"{key}{i}", f"/v{i}.mp4")
+        for i in range(count)
+    ]
+    vectors = np.zeros((count, 2)) if features is None else features
+    rows = []
+    for item, label, score, vector in zip(inputs, labels, scores, vectors, strict=True):
+        row = {"input_key": item.key, "video_id": item.video_id, "uri": item.uri, "label": item.label}
+        row |= {"model": plan.model, "model_version": "1.0", "variant": plan.variant}
+        row |= {"contract_hash": "cc", "view_plan": "1 clip", "run_id": plan.run_id}
+        if label is None:
+            code = "unreadable" if item.position == 3 else "crashed"
+            row |= {"status": "error", "error_code": code, "error_message": f"<script>{item.uri}"}
+        else:
+            row |= {"status": "ok", "labels": [label, "bow"], "scores": [score, 0.01], "feature": [*vector]}
+            row |= {"num_frames": 10, "duration_seconds": 2.0, "decode_ms": 10.0 * item.position}
+            row |= {"preprocess_ms": 1.0, "infer_ms": 5.0}
+        rows.append(row)
+    index = Index()
+    for item in inputs:
+        index.add(item)
+    with open_table(FolderStore(folder), plan, manifest={}) as table:
+        table.write(make_shard(plan.run_id, inputs), rows)
+        if whole:
+            table.write_index(index, partial=False)
+    return folder
+
+
+def test_figures_of_a_table(tmp_path):
+    found = report(write(tmp_path / "a"))
+
+    assert (found.rows, found.listed) == (6, 6)
+    assert found.outcomes == {"ok": 4, "unreadable": 1, "crashed": 1}
+    assert found.labels == {"sit": 3, "turn": 1}
+    assert found.confidence["bins"] == [0, 0, 0, 1, 0, 1, 0, 0, 1, 1]
+    assert found.confidence["mean"] == pytest.approx(0.6525, abs=1e-6)
+    assert found.accuracy == {"videos": 3, "top1": pytest.approx(2 / 3)}
+    assert found.seconds == pytest.approx({"video": 8.0, "decode": 0.07, "preprocess": 0.004, "infer": 0.02})
+    assert [row["uri"] for row in found.slowest] == ["v4.mp4", "v2.mp4", "v1.mp4", "v0.mp4"]
+    assert found.slowest[0]["ms"] == 46.0
+    assert [(row["uri"], row["code"]) for row in found.failed] == [
+        ("v3.mp4", "unreadable"),
+        ("v5.mp4", "crashed"),
+    ]
+    assert found.drift is None
+
+
+def test_a_table_that_is_not_finished_is_shown_as_such(tmp_path, capsys):
+    main_exits(0, "scores", str(write(tmp_path / "a", whole=False)))
+
+    assert "not finished: 6 rows" in capsys.readouterr().out
+    with pytest.raises(DataError, match="is no score table"):
+        report(tmp_path)
+
+
+def main_exits(code: int, *arguments: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments])
+    assert (caught.value.code or 0) == code
+
+
+class Page(HTMLParser):
+    """What a browser would find."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.links: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_needs_nothing_else_and_shows_foreign_names_as_text(tmp_path, capsys):
+    out = tmp_path / "page.html"
+    main_exits(0, "scores", str(write(tmp_path / "a")), "--html", str(out), "--json")
+
+    printed = json.loads(capsys.readouterr().out)
+    found = Page()
+    found.feed(out.read_text())
+    assert not found.links
+    assert not found.tags["script"]
+    assert not found.tags["b"]
+    assert "url(" not in out.read_text()
+    assert "<script>v3.mp4" in found.text
+    assert "<b>tiny" in found.text
+    for name, count in (printed["outcomes"] | printed["labels"]).items():
+        assert f"{name}{count}" in found.text
+    assert page(report(tmp_path / "a")) == out.read_text()
+
+
+def test_the_stability_index_is_that_of_a_hand_calculation():
+    ours, theirs = Counter(a=50, b=50), Counter(a=75, b=25)
+    by_hand = (0.5 - 0.75) * math.log(0.5 / 0.75) + (0.5 - 0.25) * math.log(0.5 / 0.25)
+    assert label_psi(ours, theirs) == pytest.approx(by_hand)
+    assert label_psi(ours, Counter(a=5, b=5)) == pytest.approx(0.0)
+    assert 1.0 < label_psi(ours, Counter(c=10)) < math.inf
+
+
+def test_the_discrepancy_is_that_of_loops_and_tells_a_shift_from_chance():
+    rng = np.random.default_rng(7)
+    one, other, shifted = rng.normal(size=(60, 4)), rng.normal(size=(50, 4)), rng.normal(1.0, 1.0, (50, 4))
+    both = np.concatenate([one, other])
+    pairs = [((a - b) ** 2).sum() for i, a in enumerate(both) for b in both[:i]]
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return math.exp(-((a - b) ** 2).sum() / float(np.median(pairs)))
+
+    within = sum(kernel(a, b) for i, a in enumerate(one) for j, b in enumerate(one) if i != j) / (60 * 59)
+    within += sum(kernel(a, b) for i, a in enumerate(other) for j, b in enumerate(other) if i != j) / (
+        50 * 49
+    )
+    across = sum(kernel(a, b) for a in one for b in other) / (60 * 50)
+
+    value, chance = mmd(one, other)
+    assert value == pytest.approx(within - 2 * across)
+    assert value < chance
+    value, chance = mmd(one, shifted)
+    assert value > 5 * chance
+    assert mmd(one, shifted) == (value, chance)
+
+
+def test_drift_against_a_reference_is_in_report_page_and_text(tmp_path, capsys):
+    rng = np.random.default_rng(3)
+    labels, scores = ["sit"] * 40, [0.5] * 40
+    ours = write(tmp_path / "a", labels=labels, scores=scores, features=rng.normal(size=(40, 2)))
+    theirs = write(
+        tmp_path / "b", labels=["turn", *labels[1:]], scores=scores, features=rng.normal(3.0, 1.0, (40, 2))
+    )
+
+    drift = report(ours, reference=theirs).drift
+
+    assert drift.labels_psi == pytest.approx(label_psi(Counter(sit=40), Counter(sit=39, turn=1)))
+    assert drift.vector == "feature"
+    assert drift.mmd > 5 * drift.mmd_by_chance
+    main_exits(0, "scores", str(ours), "--reference", str(theirs))
+    assert "drift       feature: MMD² " in capsys.readouterr().out
+    assert "MMD²" in page(report(ours, reference=theirs))
+
+
+def test_a_reference_of_other_vectors_is_compared_by_labels_or_refused(tmp_path):
+    ours = write(tmp_path / "a")
+    bare = write(tmp_path / "b", labels=[None] * 6)
+    assert report(ours, reference=write(tmp_path / "c")).drift.labels_psi == pytest.approx(0.0)
+    plan = replace(PLAN, outputs=())
+    inner = tmp_path / "d"
+    with open_table(FolderStore(inner), plan, manifest={}) as table:
+        item = Input(0, "v", None, "id", "k", "/v")
+        row = dict.fromkeys(
+            ("model", "model_version", "variant", "contract_hash", "view_plan", "run_id"), "x"
+        )
+        row |= {"input_key": "k", "video_id": "id", "uri": "v", "status": "error", "error_code": "crashed"}
+        table.write(make_shard(plan.run_id, [item]), [row])
+    with pytest.raises(ConfigError, match="neither labels nor the same vectors"):
+        report(bare, reference=inner)
+
+
+def test_what_differs_between_two_runs_is_named_in_plan_and_rows(tmp_path, capsys):
+    one = write(tmp_path / "a")
+    plan = replace(PLAN, variant="torch-int8", limits={"max_bytes": 5})
+    other = write(
+        tmp_path / "b",
+        plan=plan,
+        labels=["turn", "sit", "turn", "sit", "sit"],
+        scores=[0.95, 0.71, 0.55, 0.5, 0.3],
+    )
+
+    found = difference(one, other)
+
+    assert found.plan == {"variant": "onnx-fp32, not torch-int8", "limits.max_bytes": "None, not 5"}
+    assert found.compared == 5
+    assert found.counts == {
+        "only in the first": 1, "only in the second": 0, "another file": 0, "outcome": 1, "label": 1, "scores": 1,
+    }  # fmt: skip
+    assert found.examples["label"] == ("v0.mp4",)
+    assert found.largest_score_change == pytest.approx(0.1)
+    main_exits(1, "scores", "--diff", str(one), str(other))
+    said = capsys.readouterr().out
+    assert "plan        variant: onnx-fp32, not torch-int8" in said
+    assert "differs     outcome: 1 (v3.mp4)" in said
+
+
+def test_tables_that_are_alike_do_not_differ(tmp_path, capsys):
+    one = write(tmp_path / "a")
+    main_exits(0, "scores", "--diff", str(one), str(write(tmp_path / "b")), "--json")
+    assert not any(json.loads(capsys.readouterr().out)["counts"].values())
+    other = write(tmp_path / "c", key="other")
+    assert difference(one, other).counts["another file"] == 6
+    main_exits(2, "scores", "--diff", str(one), str(other), "--reference", str(one))
