@@ -19,7 +19,7 @@ TURNS ?=
 PARTS ?=
 SERVERS ?=
 
-.PHONY: help install demo test test-all test-gpu lint format typecheck bench bench-export bench-serving support-matrix results-training bench-training wheel-check all clean
+.PHONY: help install demo test test-all test-gpu lint format typecheck bench bench-export bench-scoring bench-serving support-matrix results-training bench-training wheel-check all clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -67,6 +67,10 @@ bench-export: $(STAMP) ## every backbone in every engine, proved and timed (BACK
 
 bench-serving: $(STAMP) ## both servers under load and under faults, about an hour (PARTS="latency batching", SERVERS=http)
 	$(BIN)/python -m examples.serving.bench_serving $(if $(PARTS),--parts "$(PARTS)") $(if $(SERVERS),--servers "$(SERVERS)")
+
+bench-scoring: $(STAMP) ## scoring of collections: throughput, kills, a million inputs planned, Ray
+	$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	$(BIN)/python -m examples.scoring.bench_scoring
 
 support-matrix: $(STAMP) ## write docs/support-matrix.md from the records in docs/results
 	$(BIN)/python -m examples.engines.support_matrix

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -62,6 +62,10 @@ def score(
         str | None,
         typer.Option(metavar="I/N", help="Only the I-th of N shares, each into a folder of its own."),
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="ray: actors on the cluster of RAY_ADDRESS, or of this machine."),
+    ] = "local",
     variant: VariantOption = None,
     device: DeviceOption = None,
     decoder: DecoderOption = "pyav",
@@ -99,12 +103,12 @@ def score(
         share="" if share is None else f"{share[0]}/{share[1]}",
     )
     with ExitStack() as stack:
-        engine = _open(task, stack)
+        opened = _open(engine, task, out, stack)
         stopping = stack.enter_context(stopping_softly("stopping when the shard in work is scored"))
         meter = stack.enter_context(Meter("scoring"))
         try:
             summary = score_with(
-                engine,
+                opened,
                 inputs,
                 out,
                 retry=RETRIED if retry_failed else (),
@@ -120,8 +124,12 @@ def score(
     _report(summary, as_json=as_json)
 
 
-def _open(task: Task, stack: ExitStack) -> Engine:
+def _open(engine: str, task: Task, out: Path, stack: ExitStack) -> Engine:
     """Open the model in a process of its own, or in this one where decoding is to be in it too."""
+    if engine == "ray":
+        from ivdr_deploy.scoring.ray_engine import RayEngine
+
+        return stack.enter_context(RayEngine(task, str(out)))
     from ivdr_deploy.scoring.supervisor import Supervisor
 
     if task.decode.isolation == "process":

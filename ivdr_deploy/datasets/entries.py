@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -38,6 +40,9 @@ FORMATS = (
 
 _NAMED = 3
 """Examples that a message names; the rest are counted."""
+
+_SIMPLE = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_. -]*/)*[A-Za-z0-9_-][A-Za-z0-9_. -]*")
+"""Relative paths that mean what is written, in every locale."""
 
 _LOOKED_AT = 4096
 """Bytes at the beginning of a list file that tell whether it is text."""
@@ -112,6 +117,11 @@ def listed(root: Path, written: str, label: str | None, where: str, *, group: st
     Raises:
         DataError: if the label is not UTF-8.
     """
+    if _SIMPLE.fullmatch(written) and (
+        label is None or label.isascii()
+    ):  # nearly all of a list; it may be long
+        base, absolute = _bases(root)
+        return Entry(base + written, written, label or None, absolute + written, where, group or None)
     # Whatever the locale, the path has the bytes that stand in the list.
     plain = written.isascii()
     local = written if plain else os.fsdecode(written.encode("utf-8", "surrogateescape"))
@@ -125,6 +135,12 @@ def listed(root: Path, written: str, label: str | None, where: str, *, group: st
             ) from error
     uri = written if plain else as_text(written)
     return Entry(file, uri, label or None, os.path.abspath(file), where, group or None)
+
+
+@lru_cache(maxsize=64)
+def _bases(root: Path) -> tuple[str, str]:
+    """Return what stands before a relative path in a path, and in an absolute one."""
+    return os.path.join(root, ""), os.path.join(os.path.abspath(root), "")
 
 
 def open_text(source: Path, *, newline: str | None = None) -> TextIO:

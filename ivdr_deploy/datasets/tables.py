@@ -37,15 +37,23 @@ def read_csv(source: Path, root: Path) -> Iterator[Entry]:
                     "and label if there are labels",
                     hint="put path,label on the first line",
                 )
-            folders, name = ClassFolders(root), str(source)
+            folders, name, width = ClassFolders(root), str(source), len(header)
+            path, label, group = (
+                header.index(column) if column in header else width for column in ("path", "label", "group")
+            )
             for row in rows:
                 if not row:
                     continue
                 where = f"{name}: line {rows.line_num}"
-                if len(row) != len(header):
+                if len(row) != width:
                     raise _bad_row(where, row, header)
-                values = dict(zip(header, row, strict=True))
-                entry = kinetics_entry(folders, values, where) if kinetics else _entry(root, values, where)
+                if kinetics:
+                    entry = kinetics_entry(folders, dict(zip(header, row, strict=True)), where)
+                else:
+                    row.append("")  # what a column that is not there holds
+                    written = row[path].strip(" \t")
+                    entry = listed(root, written, row[label], where, group=row[group]) if written else None
+                    row.pop()
                 if entry is None:
                     raise _bad_row(where, row, header)
                 yield entry

@@ -94,21 +94,23 @@ class Lister:
                 packed = self._waiting.popleft()
                 self._bytes -= len(packed)
                 self._changed.notify_all()
-            yield pickle.loads(zlib.decompress(packed))
+            yield make_shard(self._run_id, [Input(*item) for item in pickle.loads(zlib.decompress(packed))])
 
     def _run(self) -> None:
         try:
             gathered: list[Input] = []
+            done, add, size = self._done, self.index.add, 0
             for item in self._inputs:
-                self.index.add(item)
-                if item.key not in self._done:
-                    gathered.append(item)
-                    self.pending += 1
-                if gathered and len(gathered) >= self._size(gathered[0].position):
-                    self._put(gathered)
-                    gathered = []
                 if self._stopped:
                     return
+                add(item)
+                if item.key in done:
+                    continue
+                size = size if gathered else self._size(item.position)
+                gathered.append(item)
+                if len(gathered) >= size:
+                    self._put(gathered)
+                    gathered = []
             if gathered:
                 self._put(gathered)
             with self._changed:
@@ -120,7 +122,8 @@ class Lister:
                 self._changed.notify_all()
 
     def _put(self, inputs: list[Input]) -> None:
-        packed = zlib.compress(pickle.dumps(make_shard(self._run_id, inputs)), 1)
+        self.pending += len(inputs)
+        packed = zlib.compress(pickle.dumps([tuple(item) for item in inputs], protocol=5), 1)
         with self._changed:
             while self._bytes > _AHEAD_BYTES and not self._stopped:
                 self._changed.wait()

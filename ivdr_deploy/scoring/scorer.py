@@ -36,8 +36,8 @@ class Engine(Protocol):
 
     def run(
         self, shards: Iterator[Shard], *, journal: Journal, scored: Callable[[], object]
-    ) -> Iterator[tuple[Shard, list[Row]]]:
-        """Yield each shard with its rows; ``scored`` is called after every row."""
+    ) -> Iterator[tuple[Shard, list[Row] | None]]:
+        """Yield each shard with its rows, None if it is committed; ``scored`` is called after every row."""
         ...
 
 
@@ -139,8 +139,9 @@ def score_with(
             return lister.total is not None
 
         for shard, rows in engine.run(lister.shards(stopping), journal=journal, scored=count):
-            table.write(shard, rows)
-            journal.forget(shard)
+            if rows is not None:
+                table.write(shard, rows)
+                journal.forget(shard)
             listed = keep_list()
         listed = keep_list()
         stopped = lister.unscored

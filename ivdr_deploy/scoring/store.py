@@ -12,7 +12,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from ivdr_deploy._files import atomic_path, fsync_directory, left_over_name, remove_left_over, try_lock
+from ivdr_deploy._files import (
+    at_home,
+    atomic_path,
+    fsync_directory,
+    left_over_name,
+    remove_left_over,
+    try_lock,
+)
 from ivdr_deploy.errors import DataError, FolderError
 
 LOCK_FILE = "_run.lock"
@@ -33,6 +40,10 @@ class Store(Protocol):
 
     def names(self) -> list[str]:
         """Return the names of all files, sorted; those of the store's own are left out."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Say whether a file is there."""
         ...
 
     def open(self, name: str) -> BinaryIO:
@@ -113,6 +124,10 @@ class FolderStore:
             ]
         return sorted(found)
 
+    def has(self, name: str) -> bool:
+        """Say whether a file is there."""
+        return (self.folder / name).is_file()
+
     def open(self, name: str) -> BinaryIO:
         """Open a file."""
         return (self.folder / name).open("rb")
@@ -147,4 +162,4 @@ class FolderStore:
 
 def open_store(where: str | Path) -> Store:
     """Return the place that a path stands for."""
-    return FolderStore(Path(where))
+    return FolderStore(Path(at_home(where)))

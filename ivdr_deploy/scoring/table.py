@@ -88,7 +88,7 @@ class ScoreTable:
             index: Its inputs.
             partial: It is a part of a longer list: inputs of the index before that are not in this one stay behind it.
         """
-        if partial and INDEX_FILE in self.store.names():
+        if partial and self.store.has(INDEX_FILE):
             index.add_absent(read_index(self.store, self.plan))
         write_index(self.store, self.plan, index)
 
@@ -241,7 +241,7 @@ def read_present(folder: str | Path, *, columns: Sequence[str]) -> tuple[Any, Le
     if not parts:
         raise _unfinished(store, "no row is there")
     table = pa.concat_tables(parts)
-    if INDEX_FILE not in store.names():
+    if not store.has(INDEX_FILE):
         return table, ledger, None
     index = read_index(store, ledger.plan)
     places = index.places(table["input_key"])
@@ -251,11 +251,11 @@ def read_present(folder: str | Path, *, columns: Sequence[str]) -> tuple[Any, Le
 
 def listed_inputs(store: Store, plan: RunPlan) -> int | None:
     """Return how many inputs the list has; None if it was not gone through to the end yet."""
-    return len(read_index(store, plan)) if INDEX_FILE in store.names() else None
+    return len(read_index(store, plan)) if store.has(INDEX_FILE) else None
 
 
 def _finished_index(store: Store, plan: RunPlan) -> Index:
-    if INDEX_FILE not in store.names():
+    if not store.has(INDEX_FILE):
         rows = summarise_shards(store, plan)[0]
         raise _unfinished(store, f"its list was not gone through to the end; {rows} rows are there")
     return read_index(store, plan)
@@ -326,7 +326,7 @@ def _another_run(store: Store, differences: Mapping[str, str]) -> FolderError:
 def read_ledger(store: Store) -> Ledger:
     """Read which run a folder belongs to; ``DataError`` if it is no score table, or the ledger is damaged."""
     path = store.path(LEDGER_FILE)
-    if LEDGER_FILE not in store.names():
+    if not store.has(LEDGER_FILE):
         raise DataError(f"{store} is no score table: it has no {LEDGER_FILE}", hint="`ivdr score` makes one")
     hint = f"delete {path} and run the same `ivdr score` command: the rows that are there stay"
     try:
