@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from bundles import TINY_LABELS, make_tiny_checkpoint
+from full_disk import run_on_full_disk
 from hostile_sources import EatsMemory, Hangs, KillsItsProcess, Surprises
 from videos import numbered_video
 
@@ -405,3 +406,38 @@ def test_every_awkward_file_is_one_row(predictor, shared_data, tmp_path):
         assert rows[name]["error_code"] in ("unreadable", "no_video_stream")
     for name in ("metadata_not_utf8.avi", "rotated_90.mov", "variable_frame_rate.mp4", "one_frame.avi"):
         assert (rows[name]["status"], len(rows[name]["labels"])) == ("ok", 5)
+
+
+def test_a_run_whose_disk_fills_up_ends_with_the_folder_and_completes_when_there_is_room(
+    tiny_bundle, listed, tmp_path
+):
+    out = tmp_path / "out"
+    code, said = run_on_full_disk(
+        f"run({str(tiny_bundle)!r}, {str(listed)!r}, {str(out)!r})",
+        limit=3000,
+        before="""
+from ivdr_deploy.decoding import DecodeOptions
+from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.scoring import score
+
+def run(bundle, videos, out):
+    model = open_model(bundle, variant="onnx-fp32")
+    decode = DecodeOptions(isolation="thread")
+    def full_after_two(done, total):
+        if done == 4:
+            fill()
+    with model.runtime, VideoPredictor(model, decode=decode) as predictor:
+        score(predictor, read_video_list(videos), out, videos_per_shard=2, progress=full_after_two)
+""",
+    )
+
+    assert (code, said) == (9, f"ivdr: {out}: File too large")
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    assert len(kept) == 1
+    with pytest.raises(SystemExit) as caught:
+        main(["score", str(tiny_bundle), str(listed), "-o", str(out), "--variant", "onnx-fp32"])
+    assert caught.value.code == 1
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}.items()
+    assert read_scores(out).num_rows == 5

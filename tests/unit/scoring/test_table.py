@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -565,3 +568,32 @@ def test_whatever_bit_of_the_index_is_flipped_it_is_read_or_refused(out):
     path.unlink()
     assert write(out, inputs=tuple(item._replace(label=f"class {item.position}") for item in INPUTS)) == 0
     assert read_scores(out).equals(whole)
+
+
+def test_a_folder_that_may_not_be_written_is_named_and_loses_nothing(tmp_path):
+    top = tmp_path / "shared"
+    top.mkdir()
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
+            folder.chmod(0o755)
+    write(top / "out", count=1)
+    with without_rights(), pytest.raises(PermissionError) as caught:
+        write(top / "out")
+    assert str(top / "out") in str(caught.value.filename)
+
+    assert write(top / "out") == 3
+    assert keys(top / "out") == [item.key for item in INPUTS]
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Let go of the right to write everywhere, which root has."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    else:
+        pytest.skip("only root can be somebody else")
+    try:
+        yield
+    finally:
+        os.seteuid(user)

@@ -1,0 +1,126 @@
+"""Ray, really started: on this machine, reachable from this machine only."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from videos import numbered_video
+
+from ivdr_deploy.scoring import read_scores
+
+pytest.importorskip("ray")
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
+
+TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
+VIDEOS = 120
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for index in range(VIDEOS):
+        if index % 10 == 0:
+            numbered_video(folder / f"{index:03d}.mp4", num_frames=8, size=(64, 48))
+        else:
+            (folder / f"{index:03d}.mp4").write_bytes(b"no video")
+    return folder
+
+
+def start(bundle: Path, videos: Path, out: Path, engine: str) -> subprocess.Popen[str]:
+    words = ["score", str(bundle), str(videos), "-o", str(out), "--json", "--engine", engine]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", "from ivdr_deploy.cli import main; main()", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> dict:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 1, errors
+    return json.loads(output)
+
+
+def files(out: Path) -> list[str]:
+    return sorted(path.name for path in out.iterdir() if path.name != "_run.lock")
+
+
+@pytest.fixture(scope="module")
+def local(tiny_bundle: Path, videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("local") / "out"
+    finish(start(tiny_bundle, videos, out, "local"))
+    return out
+
+
+def test_the_same_files_come_out_and_nothing_is_open_to_others(tiny_bundle, videos, local, tmp_path):
+    process = start(tiny_bundle, videos, tmp_path / "out", "ray")
+    wait_for(lambda: (tmp_path / "out" / "_run.json").exists(), process)
+    listening = {
+        connection.laddr.ip
+        for child in psutil.Process(process.pid).children(recursive=True)
+        for connection in child.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    summary = finish(process)
+
+    assert listening, "the processes of Ray were not looked at"
+    assert summary["scored"] == VIDEOS
+    assert files(tmp_path / "out") == files(local)
+    ours, theirs = (read_scores(out).drop_columns(TIMINGS) for out in (tmp_path / "out", local))
+    assert ours.equals(theirs, check_metadata=True)
+    print("listening on", listening)
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, f"it ended before: {process.communicate()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def actors(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::MapWorker"):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("who", ["actor", "driver"])
+def test_a_kill_loses_nothing(tiny_bundle, videos, local, tmp_path, who):
+    out = tmp_path / "out"
+    process = start(tiny_bundle, videos, out, "ray")
+    wait_for(lambda: list(out.glob("part-*")), process)
+    assert len(list(out.glob("part-*"))) < 4, "there was no work outstanding"
+    if who == "actor":
+        (actor,) = actors(process)
+        actor.kill()
+        finish(process)
+    else:
+        others = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        psutil.wait_procs(others, timeout=60)
+        assert finish(start(tiny_bundle, videos, out, "local"))["scored"] < VIDEOS
+
+    ours, theirs = (read_scores(folder).drop_columns(TIMINGS) for folder in (out, local))
+    assert ours.equals(theirs)
+    assert [name for name in files(out) if name.startswith("part")] == [
+        name for name in files(local) if name.startswith("part")
+    ]
