@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import sys
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ivdr_deploy._console import Meter, console, done, print_json, say_left_out, stopping_softly
+from ivdr_deploy._files import at_home
 from ivdr_deploy.cli._options import (
     VIDEOS_HELP,
     AllowContainerOption,
@@ -35,11 +37,14 @@ def score(
         Path, typer.Argument(metavar="ARTIFACT", help="A bundle, a checkpoint or an .onnx file.")
     ],
     videos: Annotated[
-        Path,
-        typer.Argument(metavar="VIDEOS", help=f"Videos to score: {VIDEOS_HELP}"),
+        str,
+        typer.Argument(metavar="VIDEOS", help=f"Videos to score: {VIDEOS_HELP} Or s3://BUCKET/PREFIX."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the table; continued if it is of this model.")
+        str,
+        typer.Option(
+            "--out", "-o", help="Folder or s3:// place for the table; continued if it is of this model."
+        ),
     ],
     top_k: Annotated[int, typer.Option(help="Labels and scores per video.")] = 5,
     output: Annotated[
@@ -82,14 +87,18 @@ def score(
     SIGTERM, after the shard in work.
     """
     from ivdr_deploy.datasets.lists import VideoStream
+    from ivdr_deploy.datasets.remote import UrlStream
     from ivdr_deploy.scoring.inputs import InputStream, Selection, parse_share, parse_since
     from ivdr_deploy.scoring.plan import ScoreOptions
     from ivdr_deploy.scoring.scorer import RETRIED, score_with
     from ivdr_deploy.scoring.task import Task
+    from ivdr_deploy.video.remote import is_url
 
+    out = out if is_url(out) else at_home(out)
     share = None if shard is None else parse_share(shard)
     selection = Selection(limit=limit, since=None if since is None else parse_since(since), share=share)
-    inputs = InputStream(VideoStream(videos, root=root), selection, hash_files=hash_files)
+    listed = UrlStream(videos) if is_url(videos) else VideoStream(at_home(videos), root=root)
+    inputs = InputStream(listed, selection, hash_files=hash_files)
     inputs.require_any()
     task = Task(
         artifact=artifact,
@@ -124,12 +133,13 @@ def score(
     _report(summary, as_json=as_json)
 
 
-def _open(engine: str, task: Task, out: Path, stack: ExitStack) -> Engine:
+def _open(engine: str, task: Task, out: str, stack: ExitStack) -> Engine:
     """Open the model in a process of its own, or in this one where decoding is to be in it too."""
     if engine == "ray":
         from ivdr_deploy.scoring.ray_engine import RayEngine
 
-        return stack.enter_context(RayEngine(task, str(out)))
+        stack.enter_context(redirect_stdout(sys.stderr))  # what Ray says when an actor died
+        return stack.enter_context(RayEngine(task, out))
     from ivdr_deploy.scoring.supervisor import Supervisor
 
     if task.decode.isolation == "process":
@@ -139,7 +149,7 @@ def _open(engine: str, task: Task, out: Path, stack: ExitStack) -> Engine:
     return stack.enter_context(open_predictor(task))
 
 
-def _say_stopped(out: Path) -> None:
+def _say_stopped(out: str) -> None:
     console.print(
         f"stopped: the rows that are in {out} stay, and the same command goes on from there", markup=False
     )

@@ -12,6 +12,7 @@ from typing import NamedTuple, TextIO
 
 from ivdr_deploy._text import as_text, one_line, quoted
 from ivdr_deploy.errors import DataError
+from ivdr_deploy.video.remote import is_url
 
 VIDEO_SUFFIXES = frozenset(
     {".264", ".265", ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".h265", ".hevc", ".m1v", ".m2ts"}
@@ -117,6 +118,9 @@ def listed(root: Path, written: str, label: str | None, where: str, *, group: st
     Raises:
         DataError: if the label is not UTF-8.
     """
+    if is_url(written):
+        uri = as_text(written)
+        return Entry(uri, uri, label or None, uri, where, group or None)
     if _SIMPLE.fullmatch(written) and (
         label is None or label.isascii()
     ):  # nearly all of a list; it may be long

@@ -88,6 +88,12 @@ class Journal:
             self._store.remove(name)
             self._known.remove(name)
 
+    def clear(self) -> None:
+        """Remove what is left of shards that were committed just before a kill, or that a changed list has not."""
+        for name in [*self._known]:
+            self._store.remove(name)
+        self._known.clear()
+
     def _write(self, shard: Shard, attempts: Attempts) -> None:
         self._store.write(_name(shard), json.dumps(to_dict(attempts)).encode())
         self._known.add(_name(shard))

@@ -16,7 +16,9 @@ from ivdr_deploy._files import sha256_file
 from ivdr_deploy._text import as_text, quoted
 from ivdr_deploy.datasets.entries import LeftOut, Omissions
 from ivdr_deploy.datasets.lists import VideoList, VideoStream
+from ivdr_deploy.datasets.remote import UrlStream
 from ivdr_deploy.errors import ConfigError, VideoError
+from ivdr_deploy.video.remote import UrlSource, is_url
 from ivdr_deploy.video.source import PathSource, Source
 
 _ABSENT = (-1, 0)
@@ -93,7 +95,7 @@ class InputStream:
     """
 
     def __init__(
-        self, videos: VideoList | VideoStream, selection: Selection, *, hash_files: bool = False
+        self, videos: VideoList | VideoStream | UrlStream, selection: Selection, *, hash_files: bool = False
     ) -> None:
         self.selection = selection
         self._videos, self._hash, self._left = videos, hash_files, Omissions()
@@ -135,9 +137,12 @@ class InputStream:
             position += 1
 
     def _files(self) -> Iterator[tuple[str, str | None, str | Source]]:
+        if isinstance(self._videos, UrlStream):
+            yield from self._videos
+            return
         if isinstance(self._videos, VideoStream):
             for entry in self._videos:
-                yield entry.uri, entry.label, entry.file
+                yield entry.uri, entry.label, UrlSource(entry.file) if is_url(entry.file) else entry.file
             return
         for item in self._videos.items:
             source = item.source
@@ -183,6 +188,8 @@ def _hashed(file: str | Source, uri: str) -> tuple[str | None, str | None]:
             with file.open() as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest(), None  # type: ignore[arg-type]
         return (sha256_file(Path(file)) if os.path.isfile(file) else None), None
+    except VideoError:
+        return None, None  # decoding meets it again, and says why
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         return None, f"{quoted(uri)} cannot be read for its SHA-256: {reason}"

@@ -22,6 +22,7 @@ from ivdr_deploy.scoring.store import open_store
 from ivdr_deploy.scoring.supervisor import Supervisor
 from ivdr_deploy.scoring.table import ScoreTable
 from ivdr_deploy.scoring.task import Task
+from ivdr_deploy.video.remote import is_url
 
 _LOCAL = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
 """Of a cluster that is started for this run: nothing of it can be reached from another machine."""
@@ -45,7 +46,7 @@ class RayEngine:
         require("ray.data", extra="ray")
         if task.decode.isolation != "process":
             raise ConfigError("with Ray videos are decoded in processes", hint="leave --isolation out")
-        self._task, self._where = task, where if "://" in where else os.path.abspath(where)
+        self._task, self._where = task, where if is_url(where) else os.path.abspath(where)
         local = {} if os.environ.get("RAY_ADDRESS") else _LOCAL
         self._ray.init(log_to_driver=False, logging_level="ERROR", **local)
         self._ray.data.DataContext.get_current().enable_progress_bars = False

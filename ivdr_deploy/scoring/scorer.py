@@ -147,6 +147,7 @@ def score_with(
         stopped = lister.unscored
         if not stopped:
             dropped = table.settle()
+            journal.clear()
         counts = table.outcomes()
     ok = counts.pop("ok", 0)
     return ScoreSummary(

@@ -6,9 +6,11 @@ Names are decided by what is in the file, so that two writers of one name write 
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -21,6 +23,7 @@ from ivdr_deploy._files import (
     try_lock,
 )
 from ivdr_deploy.errors import DataError, FolderError
+from ivdr_deploy.video.remote import file_system, is_url
 
 LOCK_FILE = "_run.lock"
 
@@ -160,6 +163,69 @@ class FolderStore:
             yield
 
 
+class UrlStore:
+    """A prefix of an object store. A file appears by one put, or by the end of one upload in parts.
+
+    There is no lock: two writers of one table cut the same list into the same shards, and write the same rows under the
+    same names.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        scheme, _, self._prefix = self.url.partition("://")
+        self._system = file_system(scheme)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def path(self, name: str) -> str:
+        """Return the URL of a file."""
+        return f"{self.url}/{name}"
+
+    def names(self) -> list[str]:
+        """Return the names below the prefix."""
+        with _as_os_error(self.url):
+            found = self._system.find(self._prefix)
+        return sorted(str(name)[len(self._prefix) :].lstrip("/") for name in found)
+
+    def has(self, name: str) -> bool:
+        """Say whether an object is there."""
+        with _as_os_error(self.path(name)):
+            return bool(self._system.isfile(f"{self._prefix}/{name}"))
+
+    def open(self, name: str) -> BinaryIO:
+        """Fetch an object."""
+        with _as_os_error(self.path(name)):
+            return io.BytesIO(self._system.cat_file(f"{self._prefix}/{name}"))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put an object."""
+        with _as_os_error(self.path(name)):
+            self._system.pipe_file(f"{self._prefix}/{name}", data)
+
+    def remove(self, name: str) -> None:
+        """Remove an object."""
+        with _as_os_error(self.path(name)), suppress(FileNotFoundError):
+            self._system.rm_file(f"{self._prefix}/{name}")
+
+    def claim(self) -> AbstractContextManager[None]:
+        """Hold nothing: see above."""
+        return nullcontext()
+
+
+@contextmanager
+def _as_os_error(where: str) -> Iterator[None]:
+    """Let what a store's library raises be an error of the system that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno or errno.EIO, str(error)[:200], where) from error
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}: {str(error)[:200]}", where) from error
+
+
 def open_store(where: str | Path) -> Store:
-    """Return the place that a path stands for."""
+    """Return the place that a path or a URL stands for."""
+    if isinstance(where, str) and is_url(where):
+        return UrlStore(where)
     return FolderStore(Path(at_home(where)))

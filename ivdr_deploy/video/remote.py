@@ -1,0 +1,94 @@
+"""Videos in an object store: the file is fetched whole, in the process that decodes it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ivdr_deploy._optional import require
+from ivdr_deploy._text import quoted
+from ivdr_deploy.errors import ConfigError, VideoOpenError
+from ivdr_deploy.video.source import Source, SourceIdentity
+
+EXTRAS = {"s3": ("s3fs", "s3")}
+"""Schemes of the URLs that are taken, the package that reads each, and the extra that installs it."""
+
+
+def is_url(where: str) -> bool:
+    """Whether text names a place in an object store, and no path of this machine."""
+    scheme, found, _ = where.partition("://")
+    return bool(found) and scheme in EXTRAS
+
+
+@lru_cache(maxsize=8)
+def file_system(scheme: str) -> Any:
+    """Return the file system (fsspec) of a scheme. It remembers no listing.
+
+    Raises:
+        MissingDependencyError: if its package is not installed.
+        ConfigError: if the scheme is none of ``EXTRAS``.
+    """
+    if scheme not in EXTRAS:
+        raise ConfigError(
+            f"{quoted(scheme)}:// is not read; expected {', '.join(f'{name}://' for name in EXTRAS)}"
+        )
+    module, extra = EXTRAS[scheme]
+    require(module, extra=extra)
+    import fsspec
+
+    return fsspec.filesystem(scheme, use_listings_cache=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UrlSource(Source):
+    """An object of a store."""
+
+    uri: str
+    size_bytes: int | None = None
+    """Size and time of change where a listing told them."""
+
+    changed_ns: int = 0
+
+    def local(self) -> Path | bytes:
+        """Fetch the object."""
+        try:
+            return self._system.cat_file(self.uri)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise VideoOpenError(
+                f"{quoted(self.uri)} cannot be fetched ({type(error).__name__}: {str(error)[:100]})",
+                hint="check the name and the rights",
+            ) from error
+
+    def open(self) -> BinaryIO:
+        """Fetch the object, and open it."""
+        found = self.local()
+        assert isinstance(found, bytes)
+        return io.BytesIO(found)
+
+    def identity(self) -> SourceIdentity:
+        """Return size and time of change, asked for unless a listing told them."""
+        if self.size_bytes is not None:
+            return SourceIdentity(self.size_bytes, self.changed_ns)
+        try:
+            found = self._system.info(self.uri)
+        except Exception as error:
+            raise VideoOpenError(
+                f"{quoted(self.uri)} cannot be looked at ({type(error).__name__})"
+            ) from error
+        return SourceIdentity(found["size"], changed_ns(found))
+
+    @property
+    def _system(self) -> Any:
+        return file_system(self.uri.partition("://")[0])
+
+
+def changed_ns(info: dict[str, Any]) -> int:
+    """Return the time of change that a store tells, in nanoseconds; 0 where it tells none."""
+    found = info.get("LastModified") or info.get("mtime") or info.get("updated")
+    if isinstance(found, str):
+        found = datetime.fromisoformat(found)
+    return int(found.timestamp() * 1e9) if isinstance(found, datetime) else 0

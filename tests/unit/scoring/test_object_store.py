@@ -1,0 +1,165 @@
+"""The life of a run whose videos and table are in an object store: a real S3 server, on loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from videos import numbered_video
+
+from ivdr_deploy.cli import main
+from ivdr_deploy.datasets.remote import UrlStream
+from ivdr_deploy.errors import ConfigError, DataError
+from ivdr_deploy.scoring import read_scores
+from ivdr_deploy.scoring.inputs import InputStream, Selection
+from ivdr_deploy.scoring.store import UrlStore, open_store
+from ivdr_deploy.video.remote import file_system, is_url
+
+pytest.importorskip("s3fs")
+pytest.importorskip("moto.server")
+
+TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
+BUCKET = "collection"
+VIDEOS = 100
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    given = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    before = dict(os.environ)
+    os.environ.update(given)
+    file_system.cache_clear()
+    try:
+        file_system("s3").mkdir(BUCKET)
+        yield f"s3://{BUCKET}"
+    finally:
+        file_system.cache_clear()
+        os.environ.clear()
+        os.environ.update(before)
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def videos(s3: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One good video in ten; some in folders."""
+    good = numbered_video(
+        tmp_path_factory.mktemp("videos") / "a.mp4", num_frames=8, size=(64, 48)
+    ).read_bytes()
+    system = file_system("s3")
+    for index in range(VIDEOS):
+        folder = "walk/" if index % 3 else ""
+        system.pipe_file(f"{BUCKET}/videos/{folder}{index:03d}.mp4", good if index % 10 == 0 else b"no video")
+    system.pipe_file(f"{BUCKET}/videos/readme.txt", b"text")
+    return f"{s3}/videos"
+
+
+def score(*words: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["score", *words])
+    return int(caught.value.code or 0)
+
+
+def names(url: str) -> list[str]:
+    return open_store(url).names()
+
+
+def test_objects_are_listed_by_name_and_the_rest_is_counted(videos):
+    stream = UrlStream(f"{videos}/")
+    found = list(InputStream(stream, Selection()))
+
+    assert len(found) == VIDEOS
+    assert [item.uri for item in found[:3]] == ["000.mp4", "003.mp4", "006.mp4"]
+    assert found[-1].uri == "walk/098.mp4"
+    assert [str(entry) for entry in stream.left_out] == ["1 without the suffix of a video: readme.txt"]
+    with pytest.raises(DataError, match="cannot be listed .FileNotFoundError"):
+        list(UrlStream(f"{videos}/absent"))
+
+
+@pytest.mark.exhaustive
+def test_a_run_in_a_store_is_killed_and_goes_on_and_its_list_changes(tiny_bundle, videos, s3, tmp_path):
+    """Listed, scored, killed, resumed, an object replaced, another removed."""
+    out, whole = f"{s3}/killed", f"{s3}/whole"
+    words = ["score", str(tiny_bundle), videos, "-o", out, "--variant", "onnx-fp32"]
+    assert score(str(tiny_bundle), videos, "-o", whole, "--variant", "onnx-fp32") == 1
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", "from ivdr_deploy.cli import main; main()", *words],
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while not any(name.startswith("part-") for name in names(out)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = {name for name in names(out) if name.startswith("part-")}
+    assert len(kept) < 4, "there was no work outstanding"
+
+    assert score(*words[1:]) == 1
+
+    assert kept < set(names(out))
+    assert names(out) == names(whole)
+    tables = [read_scores(url).drop_columns(TIMINGS) for url in (out, whole)]
+    assert tables[0].equals(tables[1])
+    assert tables[0]["status"].to_pylist().count("ok") == VIDEOS // 10
+
+    system = file_system("s3")
+    content = system.cat_file(f"{BUCKET}/videos/000.mp4")
+    system.pipe_file(f"{BUCKET}/videos/003.mp4", content)
+    system.rm_file(f"{BUCKET}/videos/006.mp4")
+    assert score(*words[1:]) == 1
+    rows = {row["uri"]: row for row in read_scores(out).to_pylist()}
+    assert len(rows) == VIDEOS - 1
+    assert rows["003.mp4"]["labels"] == rows["000.mp4"]["labels"]
+    assert "006.mp4" not in rows
+
+
+def test_a_list_names_objects_beside_files(tiny_bundle, videos, s3, tmp_path):
+    numbered_video(tmp_path / "here.mp4", num_frames=8, size=(64, 48))
+    (tmp_path / "list.csv").write_text(
+        f"path,label\n{videos}/000.mp4,walk\nhere.mp4,sit\n{videos}/absent.mp4,\n"
+    )
+
+    assert score(str(tiny_bundle), str(tmp_path / "list.csv"), "-o", str(tmp_path / "out"), "--hash") == 1
+
+    rows = read_scores(tmp_path / "out").to_pylist()
+    assert [row["error_code"] for row in rows] == [None, None, "unreadable"]
+    assert [row["uri"] for row in rows] == [f"{videos}/000.mp4", "here.mp4", f"{videos}/absent.mp4"]
+    assert rows[0]["labels"] == rows[1]["labels"]
+    assert len(rows[0]["sha256"]) == 64
+
+
+def test_a_place_with_other_objects_is_refused(tiny_bundle, videos, s3, capsys):
+    assert score(str(tiny_bundle), videos, "-o", videos) == 10
+    assert "is not empty and is no score table" in capsys.readouterr().err
+
+
+def test_a_store_that_refuses_is_an_error_of_the_system_that_names_it(s3):
+    store = UrlStore("s3://bucket-that-is-not-there/x")
+    with pytest.raises(OSError, match="bucket-that-is-not-there") as caught:
+        store.write("a", b"a")
+    assert caught.value.errno
+    assert caught.value.filename == "s3://bucket-that-is-not-there/x/a"
+
+
+def test_only_schemes_that_are_named_are_urls():
+    assert is_url("s3://bucket/x")
+    assert not any(map(is_url, ("https://host/x", "file:///x", "s3:/x", "scores:1", "memory://x")))
+    with pytest.raises(ConfigError, match="expected s3://"):
+        file_system("https")
