@@ -87,7 +87,7 @@ def test_objects_are_listed_by_name_and_the_rest_is_counted(videos):
     assert [item.uri for item in found[:3]] == ["000.mp4", "003.mp4", "006.mp4"]
     assert found[-1].uri == "walk/098.mp4"
     assert [str(entry) for entry in stream.left_out] == ["1 without the suffix of a video: readme.txt"]
-    with pytest.raises(DataError, match="cannot be listed .FileNotFoundError"):
+    with pytest.raises(DataError, match=r"cannot be listed .FileNotFoundError"):
         list(UrlStream(f"{videos}/absent"))
 
 
