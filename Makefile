@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"  # 25.1 reads dependency groups
-	$(BIN)/python -m pip install --quiet --editable '.[all,hf,trt-rtx]' --group train --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[all,s3,hf,trt-rtx]' --group train --group dev
 	touch $@
 
 install: $(STAMP) ## make .venv with everything the demo and the tests need
