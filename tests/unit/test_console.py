@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import subprocess
@@ -121,3 +122,42 @@ def test_numbers_that_json_does_not_have_are_never_printed(capsys: pytest.Captur
     with pytest.raises(ValueError, match="not JSON compliant"):
         print_json({"value": float("nan")})
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_whose_end_is_not_known_yet_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(_console, "LINE_SECONDS", 0.0)
+    with _console.Meter("scoring") as meter:
+        meter(3, None)
+        meter(5, 10)
+        meter(10, 10)
+
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"scoring: 3, \S+/s", first)
+    assert re.fullmatch(r"scoring: 5 of 10, \S+/s, 0:00:00 left", second)
+
+
+@pytest.mark.parametrize(
+    ("number", "ended"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_the_first_wish_to_stop_is_told_and_the_second_interrupts(number, ended, capsys) -> None:
+    def sigterm(number: int, frame: object) -> None:
+        raise SystemExit
+
+    before = signal.signal(signal.SIGTERM, sigterm)
+    try:
+        reached = False
+        with pytest.raises(ended), _console.stopping_softly("stopping soon") as stopping:  # noqa: PT012
+            assert not stopping()
+            signal.raise_signal(number)
+            assert stopping()
+            reached = True
+        assert reached, "the block went on to its end, and only then was it over"
+        with pytest.raises(ended), _console.stopping_softly("stopping soon"):  # noqa: PT012
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            pytest.fail("the second did not interrupt")
+        with _console.stopping_softly("stopping soon") as stopping:
+            pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "stopping soon\n" * 2

@@ -441,3 +441,44 @@ def run(bundle, videos, out):
     assert caught.value.code == 1
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}.items()
     assert read_scores(out).num_rows == 5
+
+
+def test_parts_of_a_list_and_failures_are_scored_as_the_command_is_told(
+    tiny_bundle, listed, tmp_path, capsys
+):
+    def run(out: str, *words: str, code: int = 1) -> dict:
+        arguments = [
+            "score",
+            str(tiny_bundle),
+            str(listed),
+            "-o",
+            str(tmp_path / out),
+            "--isolation",
+            "thread",
+        ]
+        with pytest.raises(SystemExit) as caught:
+            main([*arguments, "--variant", "onnx-fp32", "--json", *words])
+        assert (caught.value.code or 0) == code, capsys.readouterr().err
+        printed = capsys.readouterr().out
+        return json.loads(printed) if printed else {}
+
+    def uris(out: str) -> list[str]:
+        return read_scores(tmp_path / out)["uri"].to_pylist()
+
+    few = run("out", "--limit", "2", code=0)
+    assert (few["scored"], uris("out")) == (2, ["0.mp4", "1.mp4"])
+    assert few["left_out"][0]["reason"] == "behind the limit"
+    assert run("out")["scored"] == 3
+    assert run("out", "--limit", "1")["scored"] == 0
+    assert sorted(uris("out")) == [f"{index}.mp4" for index in range(5)], "rows of other inputs stay"
+    again = run("out", "--retry-failed")
+    assert (again["scored"], again["errors"]) == (2, {"unreadable": 2})
+    assert uris("out") == [f"{index}.mp4" for index in range(5)]
+    os.utime(listed.parent / "3.mp4", (2e9, 2e9))
+    assert run("late", "--since", "2033-01-01", code=0)["scored"] == 1
+    assert uris("late") == ["3.mp4"]
+
+    shares = [run("share1", "--shard", "1/2"), run("share2", "--shard", "2/2", code=0)]
+    assert sorted(uris("share1") + uris("share2")) == [f"{index}.mp4" for index in range(5)]
+    assert shares[0]["run_id"] != shares[1]["run_id"]
+    run("share1", "--shard", "2/2", code=10)
