@@ -131,8 +131,9 @@ def _archive(path: Path) -> Description:
 
 
 def _scores(path: Path) -> Description:
+    from ivdr_deploy.scoring.ledger import read_ledger
     from ivdr_deploy.scoring.store import open_store
-    from ivdr_deploy.scoring.table import listed_inputs, read_ledger, summarise_shards
+    from ivdr_deploy.scoring.table import listed_inputs, summarise_shards
 
     store = open_store(path)
     ledger = read_ledger(store)

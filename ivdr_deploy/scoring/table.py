@@ -16,24 +16,20 @@ skipped by the usual readers of Parquet folders, so that ``pyarrow.parquet.read_
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ivdr_deploy._optional import import_pyarrow
-from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE as LEDGER_FILE
-from ivdr_deploy.errors import ConfigError, DataError, FolderError
-from ivdr_deploy.records import from_dict, to_dict
+from ivdr_deploy.errors import DataError, FolderError
 from ivdr_deploy.scoring.index import INDEX_FILE, Index, read_index, write_index
-from ivdr_deploy.scoring.plan import TABLE_VERSION, RunPlan
+from ivdr_deploy.scoring.ledger import Ledger, claim_run, read_ledger
+from ivdr_deploy.scoring.plan import RunPlan
 from ivdr_deploy.scoring.shard import (
     SHARD_NAME,
     Shard,
@@ -41,21 +37,9 @@ from ivdr_deploy.scoring.shard import (
     read_shard,
     shard_bytes,
     shard_metadata,
-    shard_plan,
     table_schema,
 )
 from ivdr_deploy.scoring.store import Store, open_store
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ledger:
-    """``_run.json``: which model and options the rows in a folder are of."""
-
-    run_id: str
-    started_at: str
-    """UTC time, ISO 8601."""
-
-    plan: RunPlan
 
 
 class ScoreTable:
@@ -179,7 +163,7 @@ def open_table(
     if LEDGER_FILE not in names and not any(map(SHARD_NAME.fullmatch, names)):
         _require_empty(store, names)
     with store.claim():
-        _claim(store, plan)
+        claim_run(store, plan)
         _refuse_foreign(store, error=FolderError)
         table = ScoreTable(store, plan, manifest=manifest)
         if retry:
@@ -292,67 +276,6 @@ def _require_empty(store: Store, found: Sequence[str]) -> None:
         raise FolderError(
             f"{store} is not empty and is no score table (it holds {', '.join(found[:3])})",
             hint="choose another folder with -o",
-        )
-
-
-def _claim(store: Store, plan: RunPlan) -> None:
-    """Write the ledger, or check that the rows that are there are of the same plan."""
-    names = store.names()
-    shards = [name for name in names if name.endswith(".parquet") and not name.startswith("_")]
-    if LEDGER_FILE in names:
-        ledger = read_ledger(store)
-        if ledger.plan == plan:
-            return
-        if shards:
-            raise _another_run(store, ledger.plan.differences(plan))
-        store.remove(INDEX_FILE)
-    elif shards and (theirs := shard_plan(store, shards[0])) != to_dict(plan):
-        _check_version({"plan": theirs}, store)
-        where = f"plan of {store.path(shards[0])}"
-        raise _another_run(store, from_dict(RunPlan, theirs, where=where).differences(plan))
-    ledger = Ledger(run_id=plan.run_id, started_at=datetime.now(UTC).isoformat(timespec="seconds"), plan=plan)
-    text = json.dumps(to_dict(ledger), indent=2, ensure_ascii=False) + "\n"
-    store.write(LEDGER_FILE, text.encode())
-
-
-def _another_run(store: Store, differences: Mapping[str, str]) -> FolderError:
-    named = "; ".join(f"{name}: {values}" for name, values in differences.items())
-    return FolderError(
-        f"{store} holds the scores of another run ({named})",
-        hint="choose another folder with -o, or delete this one if its scores are not needed",
-    )
-
-
-def read_ledger(store: Store) -> Ledger:
-    """Read which run a folder belongs to; ``DataError`` if it is no score table, or the ledger is damaged."""
-    path = store.path(LEDGER_FILE)
-    if not store.has(LEDGER_FILE):
-        raise DataError(f"{store} is no score table: it has no {LEDGER_FILE}", hint="`ivdr score` makes one")
-    hint = f"delete {path} and run the same `ivdr score` command: the rows that are there stay"
-    try:
-        with store.open(LEDGER_FILE) as stream:
-            values = json.loads(stream.read())
-        _check_version(values, store)
-        ledger = from_dict(Ledger, values, where=path)
-    except (ValueError, RecursionError, ConfigError) as error:
-        raise DataError(f"the ledger {path} is damaged ({str(error)[:300]})", hint=hint) from error
-    if ledger.run_id != ledger.plan.run_id:
-        raise DataError(
-            f"{path} was changed: it names run {quoted(ledger.run_id)}, expected {ledger.plan.run_id}",
-            hint=hint,
-        )
-    return ledger
-
-
-def _check_version(ledger: object, store: Store) -> None:
-    """Refuse a table of another version by name: its columns, or what its shards say about themselves, are others."""
-    plan = ledger.get("plan") if isinstance(ledger, dict) else None
-    version = plan.get("table_version") if isinstance(plan, dict) else None
-    if isinstance(version, int) and version != TABLE_VERSION:
-        raise DataError(
-            f"{store} is a score table of version {quoted(version)}, this ivdr reads and continues version "
-            f"{TABLE_VERSION}",
-            hint="pyarrow.parquet.read_table reads its columns, unchecked; to go on, score into another folder",
         )
 
 

@@ -333,7 +333,7 @@ def test_show_reads_a_score_table(ivdr, tiny_bundle: Path, videos: Path, tmp_pat
     assert (code, values["kind"], values["rows"], values["outcomes"]) == (0, "score table", 3, {"ok": 3})
     code, stdout, _ = ivdr("show", tmp_path / "scores")
     assert (code, "3 ok, 0 failed" in stdout, "complete" in stdout) == (0, True, True)
-    shard = next((tmp_path / "scores").glob("*.parquet"))
+    shard = next((tmp_path / "scores").glob("part-*"))
     code, stdout, _ = ivdr("show", shard, "--json")
     values = json.loads(stdout)
     assert (code, values["kind"], values["rows"]) == (0, "shard of a score table", 3)

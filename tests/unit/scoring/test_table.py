@@ -16,14 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from damage import damaged_bytes, damaged_json, dumped
 
+from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE as LEDGER_FILE
 from ivdr_deploy.cli._describe import describe
 from ivdr_deploy.errors import ArtifactError, DataError, FolderError
 from ivdr_deploy.scoring.index import INDEX_FILE, Index
 from ivdr_deploy.scoring.inputs import Input
+from ivdr_deploy.scoring.ledger import read_ledger
 from ivdr_deploy.scoring.plan import RunPlan
 from ivdr_deploy.scoring.shard import METADATA_KEY, Shard, make_shard
 from ivdr_deploy.scoring.store import FolderStore
-from ivdr_deploy.scoring.table import LEDGER_FILE, open_table, read_ledger, read_scores
+from ivdr_deploy.scoring.table import open_table, read_scores
 from ivdr_deploy.spec import ViewPlan
 
 PLAN = RunPlan(
