@@ -30,6 +30,9 @@ from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 DOCUMENTED_5XX = frozenset({(503, "draining"), (504, "too_slow")})
 """Status and code that a damaged file may have as its answer."""
 
+Memory = dict[int, tuple[str, int]]
+"""Name and resident bytes of each process, by its id."""
+
 _AT_A_TIME = 8
 _GRACE_SECONDS = 0.05
 """A request that was sent so long before the signal had been accepted then."""
@@ -75,6 +78,7 @@ def mutated(name: ServerName, bench: Bench) -> dict[str, Any]:
         "worker_deaths": deaths,
         "decoder_deaths": said[422, "crashed"],
         "mutants_rss_growth_mb": (_total(after) - _total(before)) / 1e6,
+        "mutants_processes": _by_process(before, after),
     }
 
 
@@ -212,25 +216,30 @@ def soaked(name: ServerName, bench: Bench) -> dict[str, Any]:
         after = served.memory()
     for one in (warm, step):
         require_answered(one)
-    growth = {pid: after[pid][1] / size - 1 for pid, (_, size) in before.items() if pid in after}
-    by_process = {
-        f"{kind} {place}": {
-            "before_mb": before[pid][1] / 1e6,
-            "after_mb": after[pid][1] / 1e6,
-            "growth": growth[pid],
-        }
-        for place, (pid, kind) in enumerate((pid, before[pid][0]) for pid in growth)
-    }
+    by_process = _by_process(before, after)
     return {
         "soak_requests": len(warm.samples) + len(step.samples),
-        "soak_rss_growth": max(growth.values()),
+        "soak_rss_growth": max(one["growth"] for one in by_process.values()),
         "soak_processes": by_process,
         "soak_processes_gone": len(set(before) - set(after)),
         "soak_per_s": len(step.ok) / step.seconds,
     }
 
 
-def _total(memory: dict[int, tuple[str, int]]) -> int:
+def _by_process(before: Memory, after: Memory) -> dict[str, dict[str, float]]:
+    """Return the resident memory of each process that was there at both times."""
+    return {
+        f"{kind} {place}": {
+            "before_mb": size / 1e6,
+            "after_mb": after[pid][1] / 1e6,
+            "growth": after[pid][1] / size - 1,
+        }
+        for place, (pid, (kind, size)) in enumerate(before.items())
+        if pid in after
+    }
+
+
+def _total(memory: Memory) -> int:
     return sum(size for _, size in memory.values())
 
 
