@@ -104,11 +104,11 @@ class VideoList:
         position = {one_spelling(label): i for i, label in enumerate(labels)}
         unknown = [label for label in self.labels if label not in position]
         if unknown:
-            alike = {_alike(label): label for label in labels}
+            known = {alike(label): label for label in labels}
             near = [
-                f"{quoted(label)} is {quoted(alike[_alike(label)])} there"
+                f"{quoted(label)} is {quoted(known[alike(label)])} there"
                 for label in unknown
-                if _alike(label) in alike
+                if alike(label) in known
             ]
             raise DataError(
                 f"{self.source}: {len(unknown)} classes are unknown to training: {some(unknown)}",
@@ -157,7 +157,7 @@ class VideoStream:
     def __init__(self, path: str | Path, *, root: str | Path | None = None, part: Part | None = None) -> None:
         self.source = Path(path)
         self._how = self.source, None if root is None else Path(root), part
-        self._entries, self._left = _read(*self._how)
+        self._entries, self._left = read_entries(*self._how)
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
@@ -191,7 +191,7 @@ class VideoStream:
 
     def _two_labels(self, entry: Entry, label: str | None) -> DataError:
         """Say which two entries of one file differ; the list is read again up to the first of them."""
-        before = next(other for other in _read(*self._how)[0] if other.key == entry.key)
+        before = next(other for other in read_entries(*self._how)[0] if other.key == entry.key)
         said = [f"{quoted(one_spelling(before.label or ''))} ({before.where or before.path})"]
         said.append(f"{quoted(label or '')} ({entry.where or entry.path})")
         return DataError(
@@ -205,8 +205,15 @@ def one_spelling(label: str) -> str:
     return unicodedata.normalize("NFC", label.strip())
 
 
-def _read(source: Path, root: Path | None, part: Part | None) -> tuple[Iterator[Entry], Omissions]:
-    """Read a list of any form as it stands there, and count what it passes over, as the entries are asked for."""
+def read_entries(
+    source: Path, root: Path | None, part: Part | None
+) -> tuple[Iterator[Entry], Omissions]:
+    """Read a list of any form as it stands there, and count what it passes over, as the entries are asked for.
+
+    Raises:
+        DataError: as ``read_video_list``, but not for what only several entries together show.
+        ConfigError: as ``read_video_list``.
+    """
     left = Omissions()
     if source.name.startswith("*") and (files := hmdb_files(source)):
         return read_hmdb(files, root or source.parent, part, left), left
@@ -250,7 +257,7 @@ def _require_distinct(source: Path, labels: Iterable[str]) -> None:
     """Refuse classes whose names look alike: they are one class, spelled in two ways."""
     found: dict[str, str] = {}
     for label in sorted(labels):
-        other = found.setdefault(_alike(label), label)
+        other = found.setdefault(alike(label), label)
         if other != label:
             raise DataError(
                 f"{source}: the classes {quoted(other)} and {quoted(label)} differ only in case or in characters "
@@ -259,7 +266,7 @@ def _require_distinct(source: Path, labels: Iterable[str]) -> None:
             )
 
 
-def _alike(label: str) -> str:
+def alike(label: str) -> str:
     """Return what two spellings of a label have in common: no case, single blanks, compatible characters."""
     return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
 

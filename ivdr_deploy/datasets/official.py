@@ -114,7 +114,7 @@ def read_ucf(source: Path, root: Path) -> Iterator[Entry]:
         return
     index = source.parent / CLASS_INDEX
     indexed = index.is_file()
-    names = _class_names(index) if indexed else {}
+    names = class_names(index) if indexed else {}
     for entry in entries:
         number = None if entry.label is None else str(int(entry.label))
         folder = entry.path.parent.name if "/" in entry.uri else None
@@ -149,8 +149,12 @@ def kinetics_entry(folders: ClassFolders, values: Mapping[str, str], where: str)
     return folders.entry(f"{values['youtube_id']}_{start:06d}_{end:06d}.mp4", label, where)
 
 
-def _class_names(index: Path) -> dict[str, str]:
-    """Read ``1 ApplyEyeMakeup`` a line."""
+def class_names(index: Path) -> dict[str, str]:
+    """Read ``classInd.txt``: ``1 ApplyEyeMakeup`` a line; number -> class.
+
+    Raises:
+        DataError: if a line is something else, or a number or class comes twice.
+    """
     names: dict[str, str] = {}
     with open_text(index) as lines:
         for place, line in enumerate(lines, start=1):
