@@ -38,7 +38,7 @@ def console_lines() -> list[str]:
 def help_lines() -> list[str]:
     """The examples at the end of each command's help."""
     texts = [command.epilog for command in COMMANDS.values()]
-    for name in ("pretrain", "finetune", "evaluate"):
+    for name in ("pretrain", "finetune", "evaluate", "check", "split"):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             _parser().parse_args([name, "-h"])
@@ -55,7 +55,7 @@ def check(words: list[str]) -> None:
             COMMANDS[name].make_context(name, rest)
         case ["python", "-m", "train", *rest] | ["torchrun", "--nproc-per-node", _, "-m", "train", *rest]:
             options = _parser().parse_args(rest)
-            if rest[0] in ("pretrain", "finetune"):
+            if rest[0] in ("pretrain", "finetune") and options.config:
                 kind = PretrainConfig if rest[0] == "pretrain" else FinetuneConfig
                 load_config(kind, ROOT / options.config, options.overrides)
         case ["make", target, *_]:

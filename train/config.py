@@ -35,6 +35,9 @@ class DataConfig:
     """Labelled list on which a fine-tuned model is measured at the end; empty: none. Of lists that hold both parts, the
     test part."""
 
+    validation: str = ""
+    """Labelled list on which fine-tuning is measured as it goes on, see ``validate_every``; empty: none."""
+
     cache: str = ""
     """Folder for decoded frames, which several runs may share; empty: ``cache`` in the run folder."""
 
@@ -48,7 +51,7 @@ class DataConfig:
     """Share of training videos that may be unusable or absent before training refuses to start, 0 to 1."""
 
     def __post_init__(self) -> None:
-        _paths_at_home(self, "train", "root", "test", "cache")
+        _paths_at_home(self, "train", "root", "test", "validation", "cache")
         VideoLimits.allowing(self.allow_containers)  # refuses unknown names
         _in_range("decode_workers", self.decode_workers, 1)
         _in_range("max_bad_share", self.max_bad_share, 0.0, 1.0)
@@ -244,9 +247,20 @@ class FinetuneConfig(RunConfig):
     list, and the better one trains on all of it. Of the file, ``data``, ``out``, ``seed`` and ``device`` do not count.
     Empty: no such choice."""
 
+    validate_every: float = 1.0
+    """Epochs between two measurements on ``data.validation``, where there is one. The best weights are kept in
+    ``best.safetensors`` beside the last ones."""
+
+    patience: int = 0
+    """Measurements without a better one after which training stops early; 0: it never does."""
+
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
         _paths_at_home(self, "init", "against")
+        _in_range("validate_every", self.validate_every, 1e-3)
+        _in_range("patience", self.patience, 0)
+        if self.data.validation and self.linear_probe:
+            raise ConfigError("a linear probe is fitted in one go: data.validation has no part in it")
         _in_range("dual_weight", self.dual_weight, 0.0)
         if self.augment.reverse_probability:
             raise ConfigError("augment.reverse_probability must be 0 when labels are trained")

@@ -10,10 +10,10 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from ivdr_deploy._console import console
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import Device
+
+T = TypeVar("T")
 
 _PATIENCE = timedelta(days=1)
 """The others wait while the first process decodes the list; where one dies, ``torchrun`` ends them all."""
@@ -246,6 +248,23 @@ def gather_rows(own: Tensor, *, count: int) -> Tensor:
     told = sum_of_all({"rows": len(own)})["rows"]
     assert told == count, f"{told} rows of {count} were computed"
     return whole.contiguous()
+
+
+def gather_items(own: Sequence[T], *, count: int) -> list[T]:
+    """Put what each process made for its ``shard`` together again, in the order of the whole.
+
+    Args:
+        own: One item for each of ``shard(count)``; small, since it is pickled.
+        count: Items in all.
+    """
+    every: list[list[T]] = [list(own)]
+    if world_size() > 1:
+        every = [[] for _ in range(world_size())]
+        dist.all_gather_object(every, list(own))
+    whole = [every[place % len(every)][place // len(every)] for place in range(count)]
+    told = sum(len(part) for part in every)
+    assert told == count, f"{told} items of {count} were made"
+    return whole
 
 
 def sum_of_all(values: Mapping[str, int]) -> dict[str, int]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,18 +18,21 @@ from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.spec import CheckpointInfo, TrainingState
 from ivdr_deploy.video.reader import VideoLimits
 from ivdr_deploy.video.sampling import random_start_clip
+from train.answers import VideoAnswer, units_of
 from train.augment import Changes, draw_changes
 from train.cache import CachedVideos
 from train.choice import choose, describe
 from train.config import DataConfig, FinetuneConfig
 from train.data import Batch, draw_dual_batch, golden_clips, single_views
-from train.distributed import joined, own_device, shard, sum_of_all, world_size
+from train.distributed import gather_items, joined, own_device, shard, world_size
 from train.evaluate import evaluate_model, open_in_memory
-from train.groups import group_videos, hold_out
+from train.groups import held_out_parts
 from train.init import transfer
-from train.loop import DrawBatch, run_steps
+from train.loop import AfterLine, DrawBatch, run_steps
 from train.probe import open_probe, train_probe
+from train.report import EvaluationReport, report_on, say_measured
 from train.run import (
+    CHECKPOINT_NAME,
     begin_or_resume,
     decode_options,
     open_state,
@@ -42,7 +43,9 @@ from train.run import (
     start_run,
     write_checkpoint,
 )
+from train.run_page import cached_facts, write_run_page
 from train.step import JointStep, LabelStep
+from train.validation import open_validation
 
 
 def finetune(config: FinetuneConfig) -> Path:
@@ -64,9 +67,10 @@ def finetune(config: FinetuneConfig) -> Path:
     """
     with joined(config.device):
         start_run(config)
-        if world_size() > 1 and (config.linear_probe or config.against):
+        if world_size() > 1 and (config.linear_probe or config.against or config.data.validation):
             raise ConfigError(
-                "linear_probe and against run in one process", hint="start the same command without torchrun"
+                "linear_probe, against and data.validation run in one process",
+                hint="start the same command without torchrun",
             )
         with run_folder(config):
             return _finetune(config)
@@ -76,7 +80,7 @@ def _finetune(config: FinetuneConfig) -> Path:
     videos, test, labels = read_labelled_lists(config.data)
     probe, measured = None, {}
     if config.linear_probe or config.against:
-        parts = _parts(videos, seed=config.seed)
+        parts = held_out_parts(videos, seed=config.seed)
         if config.against:
             chosen = choose(config, videos, labels, parts, train_on=_train)
             config, probe, measured = chosen.config, chosen.probe, chosen.metrics
@@ -87,22 +91,6 @@ def _finetune(config: FinetuneConfig) -> Path:
     if probe is not None:
         return train_probe(config, probe, videos, test, labels, measured)
     return _train(config, videos, test, labels, measured)
-
-
-def _parts(videos: VideoList, *, seed: int) -> list[np.ndarray]:
-    """Choose the rows of the training list that are held out in turn, and say how; absent files never are."""
-    groups, said = group_videos(videos.items)
-    present = [row for row, item in enumerate(videos.items) if os.path.isfile(item.path)]
-    names = [groups[row] for row in present]
-    labels = [str(videos.items[row].label) for row in present]
-    parts = [np.array(present)[part] for part in hold_out(names, labels, seed=seed)]
-    held = {row for part in parts for row in part.tolist()}
-    console.print(
-        f"held out in {len(parts)} parts: {len(held)} of {len(present)} videos, "
-        f"{len({groups[row] for row in held})} of {len(set(names))} groups ({said})",
-        markup=False,
-    )
-    return parts
 
 
 def _train(
@@ -121,72 +109,90 @@ def _train(
         labels: Classes, in logit order.
         measured: Metrics that are known already.
     """
-    spec = replace(config.model, num_classes=len(labels))
-    model, before = (
-        transfer(Path(config.init), spec, config.clip, labels=labels)
-        if config.init
-        else (build_model(spec, config.clip), None)
-    )
+    model, before = _network(config, labels)
     cached = open_videos(config, videos)
-    spec = model.spec
     step = prepare(config, _build_step(model, config), own_device(config.device))
     state = open_state(config, step, cached)
     begin_or_resume(config, state)
     draw = _batches(cached, VideoList(videos.source, cached.items).targets(labels), config)
-    metrics = run_steps(config, step, state, draw, count=len(cached), description="fine-tuning")
-    metrics |= measured or {}
 
-    training = training_state(before.training if before else TrainingState(), config, steps=state.step)
-    if test is not None:
-        info = CheckpointInfo(
-            clip=config.clip, view_plan=config.view_plan, model=spec, labels=labels, training=training
+    def info_after(steps: int) -> CheckpointInfo:
+        trained = training_state(before.training if before else TrainingState(), config, steps=steps)
+        return CheckpointInfo(
+            clip=config.clip, view_plan=config.view_plan, model=model.spec, labels=labels, training=trained
         )
-        opened = open_in_memory(model, info, device=config.device)
-        metrics |= _measure(opened, test, config)
-    return write_checkpoint(
-        config,
-        model=model,
-        videos=videos,
-        golden=golden_clips(cached, config.clip),
-        labels=labels,
-        training=training,
-        metrics=metrics,
-        origin=before.provenance.origin if before else {},
+
+    def write(info: CheckpointInfo, metrics: Mapping[str, float], name: str = CHECKPOINT_NAME) -> Path:
+        return write_checkpoint(
+            config,
+            model=model,
+            videos=videos,
+            golden=golden_clips(cached, config.clip),
+            labels=labels,
+            training=info.training,
+            metrics=metrics,
+            origin=before.provenance.origin if before else {},
+            name=name,
+        )
+
+    facts = cached_facts(cached)
+    watch = open_validation(
+        config, model, state, info_after=info_after, write=write, videos=videos, facts=facts
     )
+    if watch is not None and watch.stopped:  # it ended early, and was stopped before its checkpoint
+        metrics = state.metrics
+    else:
+        after_line = _go_on if watch is None else watch.after_line
+        metrics = run_steps(
+            config, step, state, draw, count=len(cached), description="fine-tuning", after_line=after_line
+        )
+    metrics = metrics | dict(measured or {}) | (watch.metrics() if watch is not None else {})
+    report, info = None, info_after(state.step)
+    if test is not None:
+        report = _measure(open_in_memory(model, info, device=config.device), test, config)
+        metrics |= report.metrics()
+    path = write(info, metrics)
+    write_run_page(
+        config, videos, state=f"ended after {state.step} steps", test=test, report=report, facts=facts
+    )
+    return path
 
 
-def _measure(model: LoadedModel, test: VideoList, config: FinetuneConfig) -> dict[str, float]:
-    """Return the accuracy on the test list; a video that cannot be used is named, and counts as wrong.
+def _go_on() -> AfterLine:
+    return "go on"
+
+
+def _network(config: FinetuneConfig, labels: tuple[str, ...]) -> tuple[VideoModel, CheckpointInfo | None]:
+    """Return the network before its first step, and what it starts from."""
+    spec = replace(config.model, num_classes=len(labels))
+    if config.init:
+        return transfer(Path(config.init), spec, config.clip, labels=labels)
+    return build_model(spec, config.clip), None
+
+
+def _measure(model: LoadedModel, test: VideoList, config: FinetuneConfig) -> EvaluationReport:
+    """Measure on the test list; a video that cannot be used is named, and counts as wrong.
 
     Each of several processes measures its own share of the list.
     """
     limits = VideoLimits.allowing(config.data.allow_containers)
     share = replace(test, items=tuple(test.items[place] for place in shard(len(test.items))))
-    counts = {"videos": 0, "right": 0, "clips": 0, "clips_right": 0, "failed": 0}
+    own: list[VideoAnswer] = []
     if share.items:
-        report = evaluate_model(model, share, limits=limits, decode=decode_options(config))
-        for uri, reason in report.failed:
-            console.print(
-                f"test video failed, counted as wrong: {uri}: {reason}", style="yellow", markup=False
-            )
-        video, clip = report.video_accuracy, report.clip_accuracy
-        counts = {
-            "videos": video.total,
-            "right": video.correct,
-            "clips": clip.total,
-            "clips_right": clip.correct,
-            "failed": len(report.failed),
-        }
-    total = sum_of_all(counts)
-    assert total["videos"] == len(test.items), (
-        f"{total['videos']} of {len(test.items)} test videos were measured"
+        own += evaluate_model(model, share, limits=limits, decode=decode_options(config)).answers
+    answers = gather_items(own, count=len(test.items))
+    units, said = units_of(test.items)
+    report = report_on(
+        [replace(one, unit=unit) for one, unit in zip(answers, units, strict=True)],
+        model.labels,
+        model=str(model.path),
+        data=str(test.source),
+        contract_hash=model.contract_hash,
+        plan=model.view_plan,
+        units=said,
     )
-    return {
-        "video_accuracy": total["right"] / total["videos"],
-        "clip_accuracy": total["clips_right"] / total["clips"],
-        "test_videos": total["videos"],
-        "test_videos_failed": total["failed"],
-    }
+    say_measured(report)
+    return report
 
 
 def _build_step(model: VideoModel, config: FinetuneConfig) -> nn.Module:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
 import numpy as np
 
+from ivdr_deploy._console import console
 from ivdr_deploy._text import quoted
-from ivdr_deploy.datasets.lists import VideoItem
+from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.errors import DataError
 
 PARTS = 3
@@ -75,6 +77,22 @@ def _by_word(pairs: Sequence[tuple[str, str]]) -> list[str]:
     kinds = {(group, label) for group, (_, label) in zip(groups, pairs, strict=True)}
     several = len(kinds) > len({label for _, label in kinds})  # some class has two
     return groups if several and len(pairs) >= 2 * len(set(groups)) else []
+
+
+def held_out_parts(videos: VideoList, *, seed: int) -> list[np.ndarray]:
+    """Choose the rows of the training list that are held out in turn, and say how; absent files never are."""
+    groups, said = group_videos(videos.items)
+    present = [row for row, item in enumerate(videos.items) if os.path.isfile(item.path)]
+    names = [groups[row] for row in present]
+    labels = [str(videos.items[row].label) for row in present]
+    parts = [np.array(present)[part] for part in hold_out(names, labels, seed=seed)]
+    held = {row for part in parts for row in part.tolist()}
+    console.print(
+        f"held out in {len(parts)} parts: {len(held)} of {len(present)} videos, "
+        f"{len({groups[row] for row in held})} of {len(set(names))} groups ({said})",
+        markup=False,
+    )
+    return parts
 
 
 def hold_out(groups: Sequence[str], labels: Sequence[str], *, seed: int) -> list[np.ndarray]:

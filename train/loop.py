@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,10 @@ Validate = Callable[[], dict[str, float]]
 """Measures the network as it is; leaves its mode and every generator alone."""
 
 
+AfterLine = Literal["go on", "save", "end"]
+"""What a run does after a line of its log: nothing else, save its state, or save it and end."""
+
+
 class Step(Protocol):
     """One of the modules of ``train.step``, or what wraps it."""
 
@@ -50,6 +54,7 @@ def run_steps(
     count: int,
     description: str,
     validate: Validate | None = None,
+    after_line: Callable[[], AfterLine] = lambda: "go on",
 ) -> dict[str, float]:
     """Train from the state's step to the end of the last epoch.
 
@@ -64,6 +69,7 @@ def run_steps(
         count: Training videos.
         description: For the progress bar.
         validate: Called before the first step and after every epoch; its metrics stand in the lines that follow.
+        after_line: Called when a line of the log is written; says what to do then.
 
     Returns:
         The latest metrics.
@@ -93,11 +99,14 @@ def run_steps(
                 continue
             state.log_bytes, state.metrics = log.position, log.last
             alarm = watch.look()
-            if alarm or state.step == total or time.monotonic() - saved >= SAVE_SECONDS:
+            then = after_line()
+            if alarm or then != "go on" or state.step == total or time.monotonic() - saved >= SAVE_SECONDS:
                 keep_state(state, folder, keep=config.keep_states)
                 saved = time.monotonic()
             if alarm:
                 raise alarm
+            if then == "end":
+                break
     return state.metrics
 
 

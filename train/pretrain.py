@@ -28,6 +28,7 @@ from train.run import (
     start_run,
     write_checkpoint,
 )
+from train.run_page import cached_facts, write_run_page
 from train.step import DualStep, MocoStep
 
 
@@ -75,7 +76,7 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> Path:
     training = TrainingState(
         backbone_step=state.step, head_steps=dict.fromkeys(config.dual.trained_heads, state.step)
     )
-    return write_checkpoint(
+    path = write_checkpoint(
         config,
         model=model,
         videos=videos,
@@ -84,3 +85,5 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> Path:
         training=training,
         metrics=metrics,
     )
+    write_run_page(config, videos, state=f"ended after {state.step} steps", facts=cached_facts(cached))
+    return path

@@ -19,14 +19,14 @@ from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.decoding import DecodePool
 from ivdr_deploy.errors import FolderError, IvdrError
-from ivdr_deploy.evaluation.metrics import Accuracy, clip_accuracy, video_accuracy
+from ivdr_deploy.evaluation.metrics import Accuracy
 from ivdr_deploy.models.network import VideoModel
-from ivdr_deploy.results import softmax
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.registry import misfit
 from ivdr_deploy.spec import CheckpointInfo, TrainingState, ViewPlan
 from ivdr_deploy.video import PathSource, VideoLimits
 from ivdr_deploy.video.clips import load_clips
+from train.answers import answer, units_of
 from train.cache import usable
 from train.config import FinetuneConfig
 from train.data import golden_rows
@@ -34,7 +34,9 @@ from train.evaluate import open_in_memory
 from train.features import FrozenBackbone, video_features
 from train.init import checkpoint_of, transfer
 from train.regression import Linear, choose_penalty, fit
+from train.report import EvaluationReport, report_on, say_measured
 from train.run import decode_options, keep_settings, write_checkpoint
+from train.run_page import write_run_page
 from train.state import saved_states
 
 
@@ -124,14 +126,17 @@ def train_probe(
     measured = {"penalty": probe.penalty} | measured
     if probe.held_out.total:
         measured |= {"held_out_accuracy": probe.held_out.value, "held_out_videos": probe.held_out.total}
+    report = None
     if test is not None:
-        measured |= _measure(config, linear, probe.backbone, test, labels)
+        report = _measure(config, linear, probe.backbone, test, labels)
+        say_measured(report)
+        measured |= report.metrics()
     model = probe.model
     assert model.classifier is not None
     model.classifier.linear.weight.copy_(torch.from_numpy(linear.weight))
     model.classifier.linear.bias.copy_(torch.from_numpy(linear.bias))
     before = probe.before.training
-    return write_checkpoint(
+    written = write_checkpoint(
         config,
         model=model,
         videos=videos,
@@ -144,6 +149,10 @@ def train_probe(
         metrics=measured,
         origin=probe.before.provenance.origin,
     )
+    held = [("accuracy on held-out training videos", str(probe.held_out))] if probe.held_out.total else []
+    facts = [("training videos with features", str(len(probe.items))), *held]
+    write_run_page(config, videos, state="linear probe, ended", test=test, report=report, facts=facts)
+    return written
 
 
 def _measure(
@@ -152,28 +161,26 @@ def _measure(
     backbone: FrozenBackbone,
     test: VideoList,
     labels: tuple[str, ...],
-) -> dict[str, float]:
-    """Return the accuracy on the test list; a video that cannot be used is named, and counts as wrong."""
-    logits, truth, missed = [], [], 0
-    for item, target, made in zip(
-        test.items, test.targets(labels), _features(config, test, backbone), strict=True
-    ):
-        if isinstance(made, IvdrError):
-            console.print(
-                f"test video failed, counted as wrong: {item.uri}: {made}", style="yellow", markup=False
-            )
-            missed += 1
-            continue
-        logits.append(linear.logits(made))
-        truth.append(target)
-    videos = video_accuracy([softmax(one).mean(axis=0) for one in logits], truth).with_wrong(missed)
-    console.print(f"test list: video accuracy {videos}", markup=False)
-    return {
-        "video_accuracy": videos.value,
-        "clip_accuracy": clip_accuracy(logits, truth).with_wrong(missed * config.view_plan.max_views).value,
-        "test_videos": videos.total,
-        "test_videos_failed": missed,
-    }
+) -> EvaluationReport:
+    """Measure on the test list; a video that cannot be used counts as wrong."""
+    units, said = units_of(test.items)
+    made = _features(config, test, backbone)
+    clips = config.view_plan.max_views
+    answers = [
+        answer(item, unit, target, None, clips=clips, error=str(one))
+        if isinstance(one, IvdrError)
+        else answer(item, unit, target, linear.logits(one), clips=clips)
+        for item, unit, target, one in zip(test.items, units, test.targets(labels), made, strict=True)
+    ]
+    return report_on(
+        answers,
+        labels,
+        model="the linear probe in training",
+        data=str(test.source),
+        contract_hash=config.clip.contract_hash,
+        plan=config.view_plan,
+        units=said,
+    )
 
 
 def _features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shlex
@@ -210,9 +211,10 @@ def write_checkpoint(
     training: TrainingState,
     metrics: Mapping[str, float],
     origin: Mapping[str, str] | None = None,
+    name: str = CHECKPOINT_NAME,
 ) -> Path:
-    """Write the checkpoint of a finished run into its folder and return its path; one process of several does."""
-    path = Path(config.out) / CHECKPOINT_NAME
+    """Write a checkpoint into the run folder and return its path; one process of several does."""
+    path = Path(config.out) / name
     if rank() > 0:
         return path
     provenance = Provenance(
@@ -222,7 +224,8 @@ def write_checkpoint(
         seed=config.seed,
         packages=package_versions(),
         config=to_dict(config),
-        metrics=dict(metrics),
+        # What the last line could not measure is NaN, such as the rank of shuffled clips where none was shuffled.
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         origin=dict(origin or {}),
     )
     info = CheckpointInfo(

@@ -30,12 +30,7 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval, which stays inside [0, 1] and is sound for small counts."""
-        if not self.total:
-            return (0.0, 1.0)
-        n, p, z2 = self.total, self.value, _Z95**2
-        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-        half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-        return (max(0.0, centre - half), min(1.0, centre + half))
+        return wilson(self.value, self.total) if self.total else (0.0, 1.0)
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -50,6 +45,14 @@ class Accuracy:
         low, high = self.interval
         value = self.value if self.total else None
         return {"value": value, "correct": self.correct, "total": self.total, "low": low, "high": high}
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share of ``count`` answers, at least 1."""
+    n, p, z2 = count, share, _Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return (max(0.0, centre - half), min(1.0, centre + half))
 
 
 def video_accuracy(probabilities: Sequence[np.ndarray], targets: Sequence[int], *, k: int = 1) -> Accuracy:
@@ -109,6 +112,22 @@ def retrieval_recall(
         query_labels: Class of every query row.
         ks: The values of k, each at least 1.
     """
+    ranks = retrieval_ranks(gallery, queries, gallery_labels=gallery_labels, query_labels=query_labels)
+    return {k: Accuracy(int((ranks < min(k, len(gallery))).sum()), len(queries)) for k in ks}
+
+
+def retrieval_ranks(
+    gallery: np.ndarray,
+    queries: np.ndarray,
+    *,
+    gallery_labels: Sequence[int],
+    query_labels: Sequence[int],
+) -> np.ndarray:
+    """Return at which place, from 0, each query finds its class; see ``retrieval_recall``.
+
+    Returns:
+        int64 (Q,); the size of the gallery where it holds none of the class.
+    """
     gallery_unit, query_unit = _centred_unit(gallery), _centred_unit(queries)
     classes, wanted = np.asarray(gallery_labels), np.asarray(query_labels)
     ranks = np.empty(len(queries), np.int64)
@@ -120,7 +139,7 @@ def retrieval_recall(
         before = np.arange(len(gallery)) < best[:, None]
         rank = ((similarity > nearest) | ((similarity == nearest) & before)).sum(axis=1)
         ranks[rows] = np.where(np.isneginf(nearest[:, 0]), len(gallery), rank)  # none of its class
-    return {k: Accuracy(int((ranks < min(k, len(gallery))).sum()), len(queries)) for k in ks}
+    return ranks
 
 
 def leave_one_out_hits(features: np.ndarray, labels: Sequence[int]) -> np.ndarray:

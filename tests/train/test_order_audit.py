@@ -1,0 +1,132 @@
+"""The order audit, and the comparison of two models."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import finetune_config
+
+from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.errors import ConfigError, DataError
+from ivdr_deploy.evaluation.order import feature_change, reversed_clips, shuffled_clips
+from ivdr_deploy.runtimes.loading import open_model
+from train.__main__ import main
+from train.comparison import compare, mcnemar
+from train.config import AugmentConfig, DataConfig
+from train.evaluate import evaluate
+from train.finetune import finetune
+from train.order_audit import audit_order
+
+
+@pytest.fixture(scope="module")
+def mover(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that tells down from up, which only order does."""
+    config = finetune_config(
+        tmp_path_factory.mktemp("mover"),
+        replace(data, test=""),
+        augment=AugmentConfig(jitter_probability=0.0),
+    )
+    optim = replace(config.optim, epochs=15, lr=3e-3)
+    return finetune(replace(config, optim=optim, log_every=100))
+
+
+def test_backwards_a_network_that_sees_motion_answers_the_opposite(mover: Path, data: DataConfig) -> None:
+    model = open_model(mover)
+    with model.runtime:
+        found = audit_order(model, read_video_list(data.test))
+    report = found.to_dict()
+    assert report["video_accuracy"]["true"]["value"] == evaluate(mover, data.test).video_accuracy.value == 1.0
+    assert report["video_accuracy"]["reversed"]["value"] == 0.0
+    assert report["drop"]["reversed"]["value"] == 1.0
+    assert report["drop"]["reversed"]["low"] == 1.0
+    assert report["feature_change"]["reversed"] > 0.01
+    assert report["per_class"]["up"]["accuracy_reversed"] == 0.0
+    assert report["per_class"]["up"]["videos"] == 3
+    assert report["segments"] == 2
+
+
+def test_a_network_that_sees_no_order_is_told_so(mover: Path, data: DataConfig) -> None:
+    model = open_model(mover)
+    true = model.runtime.infer
+
+    def blind(video: np.ndarray) -> dict[str, np.ndarray]:
+        return true(np.sort(video, axis=1))  # the same for every order of the frames
+
+    model.runtime.infer = blind  # type: ignore[method-assign]
+    with model.runtime:
+        report = audit_order(model, read_video_list(data.test)).to_dict()
+    for change in ("reversed", "shuffled"):
+        assert report["drop"][change]["value"] == 0.0
+        assert report["feature_change"][change] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_video_that_cannot_be_used_is_wrong_in_every_order(
+    mover: Path, data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = Path(data.test).read_text().splitlines()
+    lines = [rows[0], *(f"{Path(data.test).parent}/{row}" for row in rows[1:]), f"{tmp_path}/broken.mp4,up"]
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    words = ["evaluate", str(mover), "--data", str(tmp_path / "t.csv"), "--protocol", "order", "--json"]
+    assert main(words) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["video_accuracy"]["true"]["value"] == pytest.approx(6 / 7)
+    assert len(report["failed"]) == 1
+    assert report["per_class"]["up"]["videos"] == 4
+
+
+def test_segments_that_do_not_divide_a_clip_are_refused(mover: Path, data: DataConfig) -> None:
+    model = open_model(mover)
+    with model.runtime, pytest.raises(ConfigError, match="3 segments do not divide a clip of 4 frames"):
+        audit_order(model, read_video_list(data.test), segments=3)
+
+
+@pytest.mark.parametrize("segments", [2, 4])
+def test_shuffling_moves_whole_segments_and_never_leaves_them_all(segments: int) -> None:
+    clips = np.arange(8, dtype=np.uint8)[None, :, None, None, None].repeat(20, axis=0)
+    other = shuffled_clips(clips, segments, rng=np.random.default_rng(0))[:, :, 0, 0, 0]
+    size = 8 // segments
+    for row in other:
+        assert sorted(row.tolist()) == list(range(8))
+        assert row.tolist() != list(range(8))
+        for part in row.reshape(segments, size):
+            assert part.tolist() == list(range(part[0], part[0] + size))
+    assert reversed_clips(clips)[0, :, 0, 0, 0].tolist() == list(range(7, -1, -1))
+
+
+def test_the_change_of_a_feature_is_one_minus_the_cosine() -> None:
+    assert feature_change(np.array([[1.0, 0.0]]), np.array([[0.0, 2.0]])) == pytest.approx(1.0)
+    assert feature_change(np.array([[1.0, 1.0]]), np.array([[3.0, 3.0]])) == pytest.approx(0.0)
+
+
+# --- comparison
+
+
+def test_a_comparison_is_paired_by_video(mover: Path, data: DataConfig, tmp_path: Path) -> None:
+    other = finetune(finetune_config(tmp_path / "other", replace(data, test="")))
+    before, now = evaluate(other, data.test), evaluate(mover, data.test)
+    found = compare(before, now)
+    assert found.change.won == 6 - before.video_accuracy.correct
+    assert found.change.lost == 0
+    assert len(found.won) == found.change.won
+    assert found.change.value == pytest.approx(now.video_accuracy.value - before.video_accuracy.value)
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["p_value"] == found.p_value
+    with pytest.raises(DataError, match="not measured on the same videos"):
+        compare(before, evaluate(mover, data.train))
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "p_value"), [(0, 0, 1.0), (0, 6, 2 / 64), (5, 5, 1.0), (1, 9, 22 / 1024), (3, 0, 0.25)]
+)
+def test_mcnemars_test_by_hand(lost: int, won: int, p_value: float) -> None:
+    assert mcnemar(lost, won) == pytest.approx(p_value)
+
+
+def test_the_command_compares(mover: Path, data: DataConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(mover), "--data", data.test, "--against", str(mover), "--json"]) == 0
+    printed = capsys.readouterr()
+    comparison = json.loads(printed.out)["comparison"]
+    assert (comparison["video_accuracy"]["value"], comparison["p_value"]) == (0.0, 1.0)
+    assert "won 0, lost 0 of 6, p = 1" in printed.err

@@ -1,0 +1,197 @@
+"""The recipes of the paper: their settings, and small sets in the official layouts that train, test and retrieve."""
+
+import json
+from pathlib import Path
+
+import pytest
+from clips import moving_square
+from videos import write_video
+
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from train.__main__ import main
+from train.config import FinetuneConfig, PretrainConfig
+from train.config_file import load_config
+from train.dry_run import Needs, dry_run
+
+CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
+SMALL = [
+    "device=cpu", "bf16=false", "model.backbone=tiny", "model.clip_dim=16", "model.slot_dim=8", "clip.num_frames=4",
+    "clip.frame_stride=3", "clip.short_side=36", "clip.crop_size=32", "optim.epochs=1", "optim.milestones=[]",
+    "optim.batch_size=4", "log_every=1", "data.decode_workers=1", "view_plan.num_clips=2",
+]  # fmt: skip
+WAYS = {"ApplyEyeMakeup": "down", "YoYo": "up"}
+
+
+@pytest.fixture(scope="module")
+def ucf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """UCF101 as it is published, with two of its classes: the index names three."""
+    folder = tmp_path_factory.mktemp("ucf101")
+    lists: dict[str, list[str]] = {"trainlist01.txt": [], "testlist01.txt": []}
+    (folder / "lists").mkdir()
+    (folder / "lists" / "classInd.txt").write_text("1 ApplyEyeMakeup\n2 Archery\n101 YoYo\n")
+    for number, (label, way) in zip((1, 101), WAYS.items(), strict=True):
+        for group in range(1, 5):
+            name = f"{label}/v_{label}_g{group:02d}_c01.avi"
+            path = folder / "UCF-101" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, moving_square(way, seed=10 * group + number), codec="mpeg4", bframes=0)
+            if group == 1:
+                lists["testlist01.txt"].append(name)  # without the number
+            else:
+                lists["trainlist01.txt"].append(f"{name} {number}")
+    for name, lines in lists.items():
+        (folder / "lists" / name).write_text("\r\n".join(lines) + "\r\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hmdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """HMDB51 as it is published: one list a class, of which 0 is not used."""
+    folder = tmp_path_factory.mktemp("hmdb51")
+    (folder / "splits").mkdir()
+    for label, way in (("brush_hair", "down"), ("wave", "up")):
+        lines = []
+        for number, use in enumerate((1, 1, 1, 2, 0)):
+            name = f"clip{number}_{label}_u_nm_np1_ba_goo_0.avi"
+            path = folder / "videos" / label / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, moving_square(way, seed=50 + number), codec="mpeg4", bframes=0)
+            lines.append(f"{name} {use} ")
+        (folder / "splits" / f"{label}_test_split1.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def ucf_lists(ucf: Path) -> dict[str, str]:
+    return {
+        "data.train": str(ucf / "lists" / "trainlist01.txt"),
+        "data.test": str(ucf / "lists" / "testlist01.txt"),
+        "data.root": str(ucf / "UCF-101"),
+    }
+
+
+def settings(**given: str) -> list[str]:
+    return [*SMALL, *(f"{key}={value}" for key, value in given.items())]
+
+
+def test_the_settings_are_those_of_the_paper() -> None:
+    for name in ("ucf101_pretrain", "k400_pretrain"):
+        config = load_config(PretrainConfig, CONFIGS / f"{name}.toml")
+        assert (config.clip.num_frames, config.clip.frame_stride, config.clip.crop_size) == (16, 4, 112)
+        assert (config.optim.lr, config.optim.weight_decay, config.optim.momentum) == (0.003, 1e-4, 0.9)
+        assert (config.optim.epochs, config.optim.milestones, config.optim.batch_size) == (
+            200,
+            (120, 160),
+            64,
+        )
+        assert (config.dual.clip_weight, config.dual.coherence_weight, config.dual.rank_weight) == (1, 1, 1)
+        assert (config.dual.rank_theta, config.dual.rank_clamp) == (0.05, 5.0)
+        assert config.view_plan.num_clips == 10
+    for name in ("ucf101_finetune", "hmdb51_finetune"):
+        tuned = load_config(FinetuneConfig, CONFIGS / f"{name}.toml")
+        assert (tuned.clip.frame_stride, tuned.optim.lr, tuned.optim.weight_decay) == (2, 0.05, 1e-3)
+        assert (tuned.optim.epochs, tuned.optim.milestones, tuned.optim.batch_size) == (100, (30, 60, 80), 16)
+        assert tuned.model.backbone == "r2plus1d_10"
+
+
+def test_ucf101_trains_tests_and_retrieves_with_the_right_names(
+    ucf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = ucf_lists(ucf)
+    pre = settings(
+        **{key: value for key, value in lists.items() if key != "data.test"}, out=str(tmp_path / "pre")
+    )
+    assert main(["pretrain", "--config", str(CONFIGS / "ucf101_pretrain.toml"), *pre]) == 0
+    init = str(tmp_path / "pre" / "checkpoint.safetensors")
+    tune = settings(
+        **lists, out=str(tmp_path / "ft"), init=init, **{"data.cache": str(tmp_path / "pre" / "cache")}
+    )
+    assert main(["finetune", "--config", str(CONFIGS / "ucf101_finetune.toml"), *tune]) == 0
+    tuned = tmp_path / "ft" / "checkpoint.safetensors"
+    info = load_checkpoint(tuned).info
+    assert info.labels == ("ApplyEyeMakeup", "YoYo")
+    assert info.provenance.metrics["test_videos"] == 2
+    capsys.readouterr()
+    measured = ["--data", lists["data.test"], "--root", lists["data.root"], "--json"]
+    gallery = ["--gallery", lists["data.train"], "--cache", str(tmp_path / "features")]
+    assert main(["evaluate", init, "--protocol", "retrieval", *gallery, *measured]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["queries"], found["gallery_videos"]) == (2, 6)
+    assert main(["evaluate", str(tuned), "--protocol", "ten-clip", *measured]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["per_class"]) == ["ApplyEyeMakeup", "YoYo"]
+    assert report["clip_accuracy"]["total"] == 20
+
+
+def test_hmdb51_trains_and_tests_on_its_parts(
+    hmdb: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = str(hmdb / "splits" / "*_test_split1.txt")
+    given = {"data.train": lists, "data.test": lists, "data.root": str(hmdb / "videos")}
+    tune = settings(**given, out=str(tmp_path / "ft"), init="")
+    assert main(["finetune", "--config", str(CONFIGS / "hmdb51_finetune.toml"), *tune]) == 0
+    info = load_checkpoint(tmp_path / "ft" / "checkpoint.safetensors").info
+    assert info.labels == ("brush_hair", "wave")
+    assert info.provenance.metrics["test_videos"] == 2
+    assert "6 training videos" in capsys.readouterr().err
+
+
+# --- dry run
+
+
+def needs(ucf: Path, tmp_path: Path, **given: str) -> Needs:
+    words = settings(**ucf_lists(ucf), out=str(tmp_path / "run"), **{"init": ""} | given)
+    return dry_run(load_config(FinetuneConfig, CONFIGS / "ucf101_finetune.toml", words))
+
+
+def test_a_dry_run_counts_and_measures_without_training(ucf: Path, tmp_path: Path) -> None:
+    found = needs(ucf, tmp_path, **{"optim.epochs": "7"})
+    assert (found.videos, found.test_videos, found.classes) == (6, 2, 2)
+    assert (found.steps, found.videos_per_step, found.clips_per_step) == (7, 4, 4)
+    assert found.cache_bytes == 6 * 16 * 36 * 48 * 3
+    assert found.missing == found.test_missing == found.bad == ()
+    assert found.clip_seconds > 0
+    assert found.decode_seconds > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_activations_grow_with_the_clip_and_with_the_batch(ucf: Path, tmp_path: Path) -> None:
+    small, long = needs(ucf, tmp_path), needs(ucf, tmp_path, **{"clip.num_frames": "8"})
+    assert 1.5 < long.activation_bytes / small.activation_bytes < 2.5
+    assert needs(ucf, tmp_path, **{"optim.batch_size": "2"}).activation_bytes == small.activation_bytes // 2
+    assert long.state_bytes == small.state_bytes > 0
+
+
+def test_a_step_of_pretraining_encodes_four_clips_a_video(ucf: Path, tmp_path: Path) -> None:
+    words = settings(**ucf_lists(ucf), out=str(tmp_path / "run"))
+    found = dry_run(load_config(PretrainConfig, CONFIGS / "ucf101_pretrain.toml", words))
+    assert (found.videos_per_step, found.clips_per_step) == (4, 16)
+
+
+def test_a_dry_run_names_what_is_missing_or_bad(
+    ucf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "UCF-101"
+    for path in (ucf / "UCF-101").rglob("*.avi"):
+        target = root / path.relative_to(ucf / "UCF-101")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    (root / "YoYo" / "v_YoYo_g02_c01.avi").unlink()
+    (root / "ApplyEyeMakeup" / "v_ApplyEyeMakeup_g02_c01.avi").write_bytes(b"no video")
+    words = settings(**ucf_lists(ucf) | {"data.root": str(root)}, out=str(tmp_path / "run"), init="")
+    line = ["finetune", "--config", str(CONFIGS / "ucf101_finetune.toml"), *words, "--dry-run"]
+    assert main(line) == 1
+    said = capsys.readouterr().err
+    assert "6 videos, 1 missing: YoYo/v_YoYo_g02_c01.avi" in said
+    assert "cannot be used: " in said
+    assert said.splitlines()[-1] == "FAIL: nothing was trained, 2 videos are missing or cannot be used"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_root_is_said_with_the_place_that_was_looked_at(
+    ucf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = settings(**ucf_lists(ucf) | {"data.root": str(tmp_path / "nowhere")}, out=str(tmp_path), init="")
+    with pytest.raises(SystemExit) as caught:
+        main(["finetune", "--config", str(CONFIGS / "ucf101_finetune.toml"), *words, "--dry-run"])
+    assert caught.value.code == 3
+    assert f"the first would be {tmp_path / 'nowhere' / 'ApplyEyeMakeup'}" in capsys.readouterr().err

@@ -1,0 +1,162 @@
+"""``python -m train evaluate``: every protocol, one report each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ivdr_deploy._console import console, done, print_json
+from ivdr_deploy._text import quoted
+from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.evaluation.bootstrap import Estimate
+from ivdr_deploy.evaluation.metrics import Accuracy
+from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.spec import ViewPlan
+from ivdr_deploy.video.reader import VideoLimits
+from train.comparison import compare
+from train.evaluate import PROTOCOLS, evaluate
+from train.frozen import classify, open_frozen, retrieve
+from train.order_audit import CHANGES, audit_order
+from train.page import write_evaluation, write_report
+from train.report import EvaluationReport
+
+_FROZEN = ("retrieval", "knn", "linear-probe")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure as the options say, and return the exit code: 1 if a video could not be used.
+
+    Raises:
+        ConfigError: if options do not fit together.
+    """
+    frozen = options.protocol in _FROZEN
+    if frozen != bool(options.gallery):
+        raise ConfigError(
+            f"--gallery goes with --protocol {', '.join(_FROZEN)}, and they need it",
+            hint="the gallery is usually the training list",
+        )
+    if options.against and (frozen or options.protocol == "order"):
+        raise ConfigError(
+            f"--against compares accuracies; it does not go with --protocol {quoted(options.protocol)}"
+        )
+    if frozen:
+        return _frozen(options)
+    return _order(options) if options.protocol == "order" else _accuracy(options)
+
+
+def _accuracy(options: argparse.Namespace) -> int:
+    plan, origin = None, "the checkpoint's plan"
+    if options.clips is not None:
+        plan, origin = ViewPlan(num_clips=options.clips), f"--clips {options.clips}"
+    elif options.protocol:
+        plan, origin = PROTOCOLS[options.protocol], f"--protocol {options.protocol}"
+    how: dict[str, Any] = {"root": options.root, "limits": _limits(options), "device": options.device}
+    report = evaluate(options.checkpoint, options.videos, plan=plan, out=options.out, **how)
+    extra: dict[str, Any] = {}
+    if options.against:
+        other = evaluate(options.against, options.videos, plan=report.view_plan, **how)
+        comparison = compare(other, report)
+        extra = {"comparison": comparison.to_dict()}
+        if options.out:
+            write_report(Path(options.out), report.to_dict() | extra)
+        console.print(f"against {options.against}: {comparison}", markup=False)
+    return _show(options, report, extra, f"on {report.view_plan} ({origin})")
+
+
+def _show(options: argparse.Namespace, report: EvaluationReport, extra: dict[str, Any], how: str) -> int:
+    for uri, reason in report.failed:
+        console.print(f"failed {uri}: {reason}", style="red", markup=False)
+    if options.json:
+        print_json(report.to_dict() | extra)
+    else:
+        table = Table("class", "right", "of", "accuracy")
+        for label, accuracy in report.per_class.items():
+            shown = f"{accuracy.value:.1%}" if accuracy.total else "-"
+            table.add_row(label, str(accuracy.correct), str(accuracy.total), shown)
+        console.print(table)
+    console.print(f"intervals over {report.video_estimate.units} units: {report.units}", markup=False)
+    console.print(f"clip accuracy {_said(report.clip_accuracy, report.clip_estimate)}", markup=False)
+    if options.out:
+        console.print(f"wrote {Path(options.out) / 'page.html'}", markup=False)
+    done(f"video accuracy {_said(report.video_accuracy, report.video_estimate)}, {how}")
+    return 1 if report.failed else 0
+
+
+def _frozen(options: argparse.Namespace) -> int:
+    model = open_model(options.checkpoint, device=options.device)
+    frozen = open_frozen(
+        model, options.gallery, options.videos, options.cache, root=options.root, limits=_limits(options)
+    )
+    if options.protocol != "retrieval":
+        report = classify(frozen, options.protocol)
+        if options.out:
+            write_evaluation(Path(options.out), report, frozen.queries, model, limits=_limits(options))
+        return _show(
+            options, report, {"protocol": options.protocol}, f"{options.protocol}, on {report.view_plan}"
+        )
+    found = retrieve(frozen)
+    for uri, reason in found.failed:
+        console.print(f"failed {uri}: {reason}", style="red", markup=False)
+    if options.json:
+        print_json(found.to_dict())
+    if options.out:
+        write_report(Path(options.out), found.to_dict())
+    for k, recall in found.recalls.items():
+        console.print(f"R@{k} {recall}", markup=False)
+    done(
+        f"retrieval: {found.queries} queries in {found.gallery_videos} videos, on {found.view_plan}; "
+        f"R@1 {found.recalls[1]}"
+    )
+    return 1 if found.failed else 0
+
+
+def _order(options: argparse.Namespace) -> int:
+    model = open_model(options.checkpoint, device=options.device)
+    with model.runtime:
+        videos = read_video_list(options.videos, root=options.root, part="test")
+        found = audit_order(model, videos, limits=_limits(options)).to_dict()
+    for one in found["failed"]:
+        console.print(f"failed {one['uri']}: {one['reason']}", style="red", markup=False)
+    if options.json:
+        print_json(found)
+    else:
+        table = Table(
+            "class", "videos", *(f"{name}" for name in CHANGES), "change reversed", "change shuffled"
+        )
+        for label, row in found["per_class"].items():
+            cells = [row[f"accuracy_{name}"] for name in CHANGES]
+            moved = [row[f"feature_change_{name}"] for name in CHANGES[1:]]
+            table.add_row(
+                label,
+                str(row["videos"]),
+                *(f"{cell:.0%}" for cell in cells),
+                *("-" if cell is None else f"{cell:.3f}" for cell in moved),
+            )
+        console.print(table)
+    if options.out:
+        write_report(Path(options.out), found)
+    for name in CHANGES[1:]:
+        moved, drop = found["feature_change"][name], found["drop"][name]
+        console.print(
+            f"{name}: accuracy {found['video_accuracy'][name]['value']:.1%}, "
+            f"{0.0 - 100 * drop['value']:+.1f} points; the feature moves by "
+            + ("-" if moved is None else f"{moved:.4f}"),
+            markup=False,
+        )
+    done(
+        f"order audit of {len(videos.items)} videos with {found['segments']} segments: "
+        f"accuracy {found['video_accuracy']['true']['value']:.1%} as they are"
+    )
+    return 1 if found["failed"] else 0
+
+
+def _limits(options: argparse.Namespace) -> VideoLimits:
+    return VideoLimits.allowing(options.allow_container)
+
+
+def _said(accuracy: Accuracy, estimate: Estimate) -> str:
+    return f"{estimate} ({accuracy.correct}/{accuracy.total})"
