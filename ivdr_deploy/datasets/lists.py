@@ -205,9 +205,7 @@ def one_spelling(label: str) -> str:
     return unicodedata.normalize("NFC", label.strip())
 
 
-def read_entries(
-    source: Path, root: Path | None, part: Part | None
-) -> tuple[Iterator[Entry], Omissions]:
+def read_entries(source: Path, root: Path | None, part: Part | None) -> tuple[Iterator[Entry], Omissions]:
     """Read a list of any form as it stands there, and count what it passes over, as the entries are asked for.
 
     Raises:
