@@ -26,7 +26,6 @@ from train.__main__ import main
 from train.config import DataConfig, FinetuneConfig
 from train.finetune import finetune
 from train.init import load_finetune_config
-from train.state import STATE_NAME
 
 
 @pytest.fixture
@@ -193,10 +192,10 @@ def test_a_run_folder_with_another_training_is_left_alone(
     pretrained: Path, own: DataConfig, tmp_path: Path
 ) -> None:
     config = probe_config(tmp_path, own, pretrained)
-    (tmp_path / STATE_NAME).write_bytes(b"of another run")
+    (tmp_path / "state-00000003.pt").write_bytes(b"of another run")
     with pytest.raises(FolderError, match="holds the state of another run"):
         finetune(config)
-    (tmp_path / STATE_NAME).unlink()
+    (tmp_path / "state-00000003.pt").unlink()
     finetune(config)
     with pytest.raises(FolderError, match="is used"):
         finetune(config)
