@@ -47,7 +47,7 @@ def write_files(folder: Path) -> Path:
     for index in range(8):
         names.append(f"videos/{index}.mp4")
         numbered_video(folder / names[-1], num_frames=12 + index, size=(64, 48))
-    for name in ("video.mp4", "a.mp4", "b.mp4"):
+    for name in ("video.mp4", "long.mp4", "a.mp4", "b.mp4"):
         (folder / name).symlink_to(names[0])
     rows = [f"{name},{('sit', 'wave')[index % 2]}" for index, name in enumerate(names)]
     (folder / "videos.csv").write_text("\n".join(["path", *names]) + "\n")
