@@ -101,7 +101,7 @@ def run_lines(lines: list[str], capsys: pytest.CaptureFixture[str], *, small: li
     Args:
         lines: The commands.
         capsys: What they print, for the message of one that fails.
-        small: Settings for whatever reads a training config.
+        small: Settings for whatever trains.
     """
     for line in lines:
         words = shlex.split(line.removeprefix("$ "), comments=True)
@@ -110,7 +110,7 @@ def run_lines(lines: list[str], capsys: pytest.CaptureFixture[str], *, small: li
         elif words[0] == "ivdr":
             code = ended(lambda words=words[1:]: ivdr(words))
         else:
-            added = small if "--config" in words else []
+            added = small if words[3] in ("pretrain", "finetune") else []
             code = ended(lambda words=[*words[3:], *added]: train(words))
         assert not code, f"{line}\n{capsys.readouterr().err}"
 
@@ -139,7 +139,7 @@ def test_own_classes_become_an_endpoint_as_it_is_written(
     shutil.copytree(tiny_bundle, folder / "runs" / "i3d")
     first, *lines = block("console", heading="Your own classes, tonight").splitlines()
     assert first == "$ ivdr import i3d-k400 -o runs/i3d"
-    assert len(lines) == 4
+    assert len(lines) == 5
     (folder / "demo_finetune.toml").write_text(
         (ROOT / "train/configs/demo_finetune.toml").read_text().replace("epochs = 48", "epochs = 3")
     )
