@@ -20,6 +20,9 @@ from ivdr_deploy.cli import main
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.runtimes import loading
 from ivdr_deploy.runtimes.base import LoadedModel
+from ivdr_deploy.scoring.inputs import InputStream, Selection
+from ivdr_deploy.scoring.scorer import score_with
+from ivdr_deploy.scoring.task import Task, open_predictor
 from ivdr_deploy.serving.torchserve.archive import build_archive
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 from ivdr_deploy.spec import ClipSpec, ViewPlan
@@ -96,6 +99,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(loading, "open_model", opened)
     monkeypatch.setattr("ivdr_deploy.serving.core.service.open_model", opened)
     monkeypatch.setattr("ivdr_deploy.api.open_model", opened)
+    monkeypatch.setattr("ivdr_deploy.scoring.task.open_model", opened)
     return digests
 
 
@@ -128,7 +132,8 @@ def assert_the_same_everywhere(source: Path, bundle: Path, heard: list[str], tmp
     ivdr("predict", bundle, *paths, "--json")
     assert taken(heard) == training
 
-    ivdr("score", bundle, source, "-o", tmp_path / "scores")
+    with open_predictor(Task(artifact=bundle)) as stage:  # what `ivdr score` runs in a process of its own
+        score_with(stage, InputStream(videos, Selection()), tmp_path / "scores")
     assert taken(heard) == training
 
     with ivdr_deploy.load(bundle) as model:
