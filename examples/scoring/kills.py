@@ -41,12 +41,22 @@ class Kills:
 
 
 def make_list(folder: Path) -> Path:
-    """Make a list of many small files, of which every fourth is a video: a bad one is quick, and a row as well."""
+    """Make a list for ``SHARDS`` shards."""
     folder.mkdir(parents=True)
     make_figures(folder / "made", train_actors=1, test_actors=1)
-    kinds = sorted((folder / "made").rglob("*.mp4"))[:3]
+    return write_list(folder, sorted((folder / "made").rglob("*.mp4"))[:3], count=32 * SHARDS)
+
+
+def write_list(folder: Path, kinds: Sequence[Path], *, count: int) -> Path:
+    """Write a labelled list of many small files, every fourth of them a video: a bad one is quick, and a row as well.
+
+    Args:
+        folder: Where list and files go.
+        kinds: The videos that are copied.
+        count: How many files.
+    """
     lines = ["path,label"]
-    for index in range(32 * SHARDS):
+    for index in range(count):
         path = folder / f"{index:05d}.mp4"
         if index % 4 == 0:
             shutil.copyfile(kinds[index % len(kinds)], path)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from videos import numbered_video
 
+from examples.scoring.kills import write_list
 from ivdr_deploy.scoring import read_scores
 
 KILLS = 10
@@ -36,16 +37,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         numbered_video(folder / f"kind{index}.mp4", num_frames=frames, size=(48, 36))
         for index, frames in enumerate((3, 8, 13))
     ]
-    lines = ["path,label"]
-    for index in range(VIDEOS):
-        path = folder / f"{index:04d}.mp4"
-        if index % 4 == 0:
-            shutil.copyfile(kinds[index % len(kinds)], path)
-        else:
-            path.write_bytes(b"no video")
-        lines.append(f"{path.name},class{index % 7}")
-    (folder / "list.csv").write_text("\n".join(lines))
-    return folder / "list.csv"
+    return write_list(folder, kinds, count=VIDEOS)
 
 
 def start(bundle: Path, videos: Path, out: Path) -> subprocess.Popen[str]:

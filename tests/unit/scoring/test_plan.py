@@ -3,25 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import run_plans
 
 from ivdr_deploy.errors import ConfigError
-from ivdr_deploy.scoring.plan import RunPlan, ScoreOptions
+from ivdr_deploy.scoring.plan import ScoreOptions
 from ivdr_deploy.spec import ViewPlan
 
-PLAN = RunPlan(
-    ivdr_version="0.1.0",
-    model="tiny",
-    model_version="1.0",
-    model_sha256="bb",
-    variant="onnx-fp32",
-    runtime="onnxruntime 1.32.0, CPUExecutionProvider, fp32",
-    contract_hash="cc",
-    view_plan=ViewPlan(num_clips=2),
-    top_k=5,
-    hash_files=False,
-    decoder="pyav",
-    limits={"max_bytes": 100},
-)
+PLAN = replace(run_plans.PLAN, top_k=5, limits={"max_bytes": 100})
 
 
 def test_equal_plans_have_the_same_run_id():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import run_plans
 from damage import damaged_bytes, damaged_json, dumped
 
 from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE as LEDGER_FILE
@@ -28,20 +29,7 @@ from ivdr_deploy.scoring.store import FolderStore
 from ivdr_deploy.scoring.table import open_table, read_scores
 from ivdr_deploy.spec import ViewPlan
 
-PLAN = RunPlan(
-    ivdr_version="0.1.0",
-    model="tiny",
-    model_version="1.0",
-    model_sha256="bb",
-    variant="onnx-fp32",
-    runtime="onnxruntime 1.32.0, CPUExecutionProvider, fp32",
-    contract_hash="cc",
-    view_plan=ViewPlan(num_clips=1),
-    top_k=2,
-    outputs=("feature", "intra"),
-    hash_files=False,
-    decoder="pyav",
-)
+PLAN = replace(run_plans.PLAN, view_plan=ViewPlan(num_clips=1), outputs=("feature", "intra"))
 MANIFEST = {"name": "tiny", "labels": ["sit", "stand"]}
 
 
