@@ -104,6 +104,16 @@ def decode_workers() -> int:
     return max(1, usable_cores() // 2)
 
 
+def only_gpu(index: int) -> dict[str, str]:
+    """Return the environment of a process that is to see one GPU, as its ``cuda``.
+
+    Args:
+        index: Place among the GPUs that this process may see; counted round where there are fewer.
+    """
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return {"CUDA_VISIBLE_DEVICES": names[index % len(names)] if names else str(index)}
+
+
 def _program() -> list[str]:
     """Return what started this process as a person types it, not where it is installed."""
     path = Path(sys.argv[0])

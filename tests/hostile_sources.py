@@ -10,10 +10,11 @@ import os
 import resource
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.video.source import Source, SourceIdentity
 
 
@@ -102,3 +103,34 @@ def page_faults(source: Source, *, limits: object) -> int:
     pictures = [bytes(200_000) for _ in range(20)]
     del pictures
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@dataclass(frozen=True)
+class SaysWhoDecodes(_Hostile):
+    """A good video; a line in a file tells which process has the decode worker."""
+
+    log: Path = Path()
+    good: Path = Path()
+
+    def local(self) -> Path | bytes:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        with self.log.open("a") as stream:
+            stream.write(f"{parent.pid}\n")
+        return self.good
+
+
+@dataclass(frozen=True, slots=True)
+class HostileItem(VideoItem):
+    hostile: Source = field(kw_only=True)
+
+    @property
+    def source(self) -> Source:
+        return self.hostile
+
+
+def with_hostile(videos: VideoList, place: int, hostile: Source) -> VideoList:
+    item = videos.items[place]
+    items = [*videos.items]
+    items[place] = HostileItem(item.path, item.label, item.uri, hostile=hostile)
+    return VideoList(videos.source, tuple(items))

@@ -57,11 +57,17 @@ RootOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
-def decode_options(workers: int | None, isolation: Isolation) -> DecodeOptions:
-    """Return how videos are decoded; the number of workers leaves half of the cores to the network."""
+def decode_options(workers: int | None, isolation: Isolation, *, engines: int = 1) -> DecodeOptions:
+    """Return how videos are decoded; the number of workers leaves half of the cores to the network.
+
+    Args:
+        workers: As given; for each engine.
+        isolation: As given.
+        engines: Engines that each have workers of their own.
+    """
     from ivdr_deploy.decoding import DecodeOptions
 
-    return DecodeOptions(workers=workers or decode_workers(), isolation=isolation)
+    return DecodeOptions(workers=workers or max(1, decode_workers() // engines), isolation=isolation)
 
 
 def view_plan(own: ViewPlan, num_clips: int | None) -> ViewPlan:

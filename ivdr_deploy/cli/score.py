@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -71,6 +71,13 @@ def score(
         Literal["local", "ray"],
         typer.Option(help="ray: actors on the cluster of RAY_ADDRESS, or of this machine."),
     ] = "local",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I,J",
+            help="GPUs by number, an engine for each; one named twice gets two. Implies --device cuda.",
+        ),
+    ] = None,
     variant: VariantOption = None,
     device: DeviceOption = None,
     decoder: DecoderOption = "pyav",
@@ -88,10 +95,11 @@ def score(
     """
     from ivdr_deploy.datasets.lists import VideoStream
     from ivdr_deploy.datasets.remote import UrlStream
+    from ivdr_deploy.errors import ConfigError
     from ivdr_deploy.scoring.inputs import InputStream, Selection, parse_share, parse_since
     from ivdr_deploy.scoring.plan import ScoreOptions
     from ivdr_deploy.scoring.scorer import RETRIED, score_with
-    from ivdr_deploy.scoring.task import Task
+    from ivdr_deploy.scoring.task import Task, parse_devices
     from ivdr_deploy.video.remote import is_url
 
     out = out if is_url(out) else at_home(out)
@@ -100,19 +108,25 @@ def score(
     listed = UrlStream(videos) if is_url(videos) else VideoStream(at_home(videos), root=root)
     inputs = InputStream(listed, selection, hash_files=hash_files)
     inputs.require_any()
+    gpus = () if devices is None else parse_devices(devices)
+    if gpus and (engine == "ray" or isolation != "process" or device == "cpu"):
+        raise ConfigError(
+            "--devices goes with neither --engine ray, --isolation nor --device cpu",
+            hint="leave one out; with Ray each actor gets its GPU from the cluster",
+        )
     task = Task(
         artifact=artifact,
         variant=variant,
-        device=device,
+        device="cuda" if gpus else device,
         decoder=decoder,
         limits=video_limits(allow_container),
-        decode=decode_options(decode_workers, isolation),
+        decode=decode_options(decode_workers, isolation, engines=len(gpus) or 1),
         options=ScoreOptions(top_k=top_k, outputs=tuple(output or ()), hash_files=hash_files),
         num_clips=num_clips,
         share="" if share is None else f"{share[0]}/{share[1]}",
     )
     with ExitStack() as stack:
-        opened = _open(engine, task, out, stack)
+        opened = _open(engine, [replace(task, gpu=gpu) for gpu in gpus] or [task], out, stack)
         stopping = stack.enter_context(stopping_softly("stopping when the shard in work is scored"))
         meter = stack.enter_context(Meter("scoring"))
         try:
@@ -133,8 +147,9 @@ def score(
     _report(summary, as_json=as_json)
 
 
-def _open(engine: str, task: Task, out: str, stack: ExitStack) -> Engine:
-    """Open the model in a process of its own, or in this one where decoding is to be in it too."""
+def _open(engine: str, tasks: list[Task], out: str, stack: ExitStack) -> Engine:
+    """Open the model in a process of its own for each task, or in this one where decoding is to be in it too."""
+    task = tasks[0]
     if engine == "ray":
         from ivdr_deploy.scoring.ray_engine import RayEngine
 
@@ -142,6 +157,10 @@ def _open(engine: str, task: Task, out: str, stack: ExitStack) -> Engine:
         return stack.enter_context(RayEngine(task, out))
     from ivdr_deploy.scoring.supervisor import Supervisor
 
+    if len(tasks) > 1:
+        from ivdr_deploy.scoring.several import Several
+
+        return stack.enter_context(Several(tasks))
     if task.decode.isolation == "process":
         return stack.enter_context(Supervisor(task))
     from ivdr_deploy.scoring.task import open_predictor

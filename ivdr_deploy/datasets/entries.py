@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -62,11 +61,18 @@ class Entry(NamedTuple):
     key: str
     """The same for all entries of one file."""
 
-    where: str = ""
-    """Place in the list, such as ``line 3``; empty where the uri says it all."""
-
     group: str | None = None
     """What it shares with other videos, when the list says it."""
+
+    place: str = ""
+    """What ``number`` counts, such as ``list.csv: line``; empty where the uri says it all."""
+
+    number: int = 0
+
+    @property
+    def where(self) -> str:
+        """Place in the list, such as ``list.csv: line 3``, for messages."""
+        return f"{self.place} {self.number}" if self.place else ""
 
     @property
     def path(self) -> Path:
@@ -105,46 +111,53 @@ class Omissions:
         return tuple(LeftOut(key, count, tuple(self._examples[key])) for key, count in self._counts.items())
 
 
-def listed(root: Path, written: str, label: str | None, where: str, *, group: str | None = None) -> Entry:
+class Root:
+    """Where the relative paths of a list start; made once for a list, which may be long."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.before, self.before_absolute = (
+            os.path.join(way, "") for way in (os.fspath(path), os.path.abspath(path))
+        )
+
+
+def listed(
+    root: Root, written: str, label: str | None, place: str, number: int, *, group: str | None = None
+) -> Entry:
     """Make an entry of what a list file writes.
 
     Args:
         root: Where relative paths start.
         written: The path, read as UTF-8; bytes that are not are lone surrogates. ``~/`` is the home folder.
         label: The class, if there is one.
-        where: The place, for messages.
+        place: As in ``Entry``, and so is ``number``: made into a message only where there is one.
+        number: See ``place``.
         group: The group, if there is one.
 
     Raises:
         DataError: if the label is not UTF-8.
     """
-    if is_url(written):
-        uri = as_text(written)
-        return Entry(uri, uri, label or None, uri, where, group or None)
     if _SIMPLE.fullmatch(written) and (
         label is None or label.isascii()
     ):  # nearly all of a list; it may be long
-        base, absolute = _bases(root)
-        return Entry(base + written, written, label or None, absolute + written, where, group or None)
+        file, key = root.before + written, root.before_absolute + written
+        return Entry(file, written, label or None, key, group or None, place, number)
+    if is_url(written):
+        uri = as_text(written)
+        return Entry(uri, uri, label or None, uri, group or None, place, number)
     # Whatever the locale, the path has the bytes that stand in the list.
     plain = written.isascii()
     local = written if plain else os.fsdecode(written.encode("utf-8", "surrogateescape"))
-    file = os.path.join(root, os.path.expanduser(local) if local.startswith("~/") else local)
+    file = os.path.join(root.path, os.path.expanduser(local) if local.startswith("~/") else local)
     if label is not None and not label.isascii():
         try:
             label.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{where}: the label {quoted(label)} is not UTF-8", hint="save the list as UTF-8"
+                f"{place} {number}: the label {quoted(label)} is not UTF-8", hint="save the list as UTF-8"
             ) from error
     uri = written if plain else as_text(written)
-    return Entry(file, uri, label or None, os.path.abspath(file), where, group or None)
-
-
-@lru_cache(maxsize=64)
-def _bases(root: Path) -> tuple[str, str]:
-    """Return what stands before a relative path in a path, and in an absolute one."""
-    return os.path.join(root, ""), os.path.join(os.path.abspath(root), "")
+    return Entry(file, uri, label or None, os.path.abspath(file), group or None, place, number)
 
 
 def open_text(source: Path, *, newline: str | None = None) -> TextIO:

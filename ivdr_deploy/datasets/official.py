@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ivdr_deploy._text import as_text, quoted
-from ivdr_deploy.datasets.entries import Entry, Omissions, listed, open_text, some
+from ivdr_deploy.datasets.entries import Entry, Omissions, Root, listed, open_text, some
 from ivdr_deploy.datasets.text import read_text
 from ivdr_deploy.errors import DataError
 
@@ -27,15 +27,15 @@ class ClassFolders:
     """Places files that a list names without a folder: in the folder of their class, where there is one."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self._root = Root(root)
         self._known: dict[str, bool] = {}
 
-    def entry(self, name: str, label: str | None, where: str) -> Entry:
+    def entry(self, name: str, label: str | None, place: str, number: int) -> Entry:
         """Make the entry of one file."""
         if label is not None and label not in self._known:
-            self._known[label] = os.path.isdir(self._root / label)  # never raises, whatever the name
+            self._known[label] = os.path.isdir(self._root.path / label)  # never raises, whatever the name
         inside = label is not None and self._known[label]
-        return listed(self._root, f"{label}/{name}" if inside else name, label, where)
+        return listed(self._root, f"{label}/{name}" if inside else name, label, place, number)
 
 
 def hmdb_files(source: Path) -> list[Path]:
@@ -91,7 +91,7 @@ def read_hmdb(files: Collection[Path], root: Path, part: Part | None, left: Omis
                 if use is None or part not in (None, use):
                     left.add("not used by the split" if use is None else f"of the {use} part", as_text(name))
                     continue
-                yield folders.entry(name, as_text(match["label"]), f"{file}: line {number}")
+                yield folders.entry(name, as_text(match["label"]), f"{file}: line", number)
 
 
 def is_ucf(source: Path) -> bool:
@@ -139,14 +139,14 @@ def is_kinetics(header: Collection[str]) -> bool:
     return set(header) >= _KINETICS and "path" not in header
 
 
-def kinetics_entry(folders: ClassFolders, values: Mapping[str, str], where: str) -> Entry | None:
+def kinetics_entry(folders: ClassFolders, values: Mapping[str, str], place: str, number: int) -> Entry | None:
     """Make the entry of one line; the file is named ``ID_START_END.mp4``. None if a time is no number."""
     times = [values["time_start"].strip(), values["time_end"].strip()]
     if not values["youtube_id"] or not all(time.replace(".", "", 1).isdecimal() for time in times):
         return None
     start, end = (int(float(time)) for time in times)
     label = values.get("label", "").strip() or None
-    return folders.entry(f"{values['youtube_id']}_{start:06d}_{end:06d}.mp4", label, where)
+    return folders.entry(f"{values['youtube_id']}_{start:06d}_{end:06d}.mp4", label, place, number)
 
 
 def class_names(index: Path) -> dict[str, str]:

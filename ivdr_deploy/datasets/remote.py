@@ -11,7 +11,7 @@ from ivdr_deploy.video.remote import UrlSource, changed_ns, file_system
 
 
 class UrlStream:
-    """The videos below ``s3://bucket/prefix``, each as uri (below the prefix), label (None) and source.
+    """The videos below ``s3://bucket/prefix``, each as source, uri (below the prefix) and label (None).
 
     One folder of the store is listed at a time, those in it after its files.
     """
@@ -25,7 +25,7 @@ class UrlStream:
         """What was passed over so far, by reason."""
         return self._left.found()
 
-    def __iter__(self) -> Iterator[tuple[str, None, UrlSource]]:
+    def __iter__(self) -> Iterator[tuple[UrlSource, str, None]]:
         """Go through the store, once.
 
         Raises:
@@ -52,7 +52,8 @@ class UrlStream:
                     continue
                 if f".{name.rpartition('.')[2].lower()}" in VIDEO_SUFFIXES:
                     found = True
-                    yield uri, None, UrlSource(f"{scheme}://{name}", int(info["size"]), changed_ns(info))
+                    source = UrlSource(f"{scheme}://{name}", int(info["size"]), changed_ns(info))
+                    yield source, uri, None
                 else:
                     self._left.add("without the suffix of a video", uri)
             below = [str(info["name"]).rstrip("/") for info in inside if info["type"] == "directory"]

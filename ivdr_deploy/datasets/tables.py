@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from ivdr_deploy._optional import import_pyarrow
 from ivdr_deploy._text import quoted
-from ivdr_deploy.datasets.entries import Entry, listed, open_text
+from ivdr_deploy.datasets.entries import Entry, Root, listed, open_text
 from ivdr_deploy.datasets.official import ClassFolders, is_kinetics, kinetics_entry
 from ivdr_deploy.datasets.text import is_blank_separated, read_text
 from ivdr_deploy.errors import DataError
@@ -37,25 +37,23 @@ def read_csv(source: Path, root: Path) -> Iterator[Entry]:
                     "and label if there are labels",
                     hint="put path,label on the first line",
                 )
-            folders, name, width = ClassFolders(root), str(source), len(header)
+            folders, base, place, width = ClassFolders(root), Root(root), f"{source}: line", len(header)
             path, label, group = (
                 header.index(column) if column in header else width for column in ("path", "label", "group")
             )
             for row in rows:
                 if not row:
                     continue
-                where = f"{name}: line {rows.line_num}"
-                if len(row) != width:
-                    raise _bad_row(where, row, header)
-                if kinetics:
-                    entry = kinetics_entry(folders, dict(zip(header, row, strict=True)), where)
-                else:
+                number, entry = rows.line_num, None
+                if len(row) == width and kinetics:
+                    entry = kinetics_entry(folders, dict(zip(header, row, strict=True)), place, number)
+                elif len(row) == width:
                     row.append("")  # what a column that is not there holds
-                    written = row[path].strip(" \t")
-                    entry = listed(root, written, row[label], where, group=row[group]) if written else None
+                    if written := row[path].strip(" \t"):
+                        entry = listed(base, written, row[label], place, number, group=row[group])
                     row.pop()
                 if entry is None:
-                    raise _bad_row(where, row, header)
+                    raise _bad_row(f"{place} {number}", row, header)
                 yield entry
         except csv.Error as error:
             raise DataError(f"{source}: line {rows.line_num} is not valid csv ({error})") from error
@@ -77,34 +75,27 @@ def read_parquet(source: Path, root: Path) -> Iterator[Entry]:
                 raise DataError(
                     f"{source} has the columns {quoted(', '.join(names))}; expected path, and label if there are labels"
                 )
-            row = 0
+            row, base, place = 0, Root(root), f"{source}: row"
             for batch in file.iter_batches(
                 columns=[name for name in ("path", "label", "group") if name in names]
             ):
                 for values in batch.to_pylist():
                     row += 1
-                    where = f"{source}: row {row}"
                     path = values.pop("path")
                     if not isinstance(path, str) or any(
                         isinstance(value, float | bytes | list | dict) for value in values.values()
                     ):
                         raise DataError(
-                            f"{where} is {quoted({'path': path, **values})}; expected text in path, label and group"
+                            f"{place} {row} is {quoted({'path': path, **values})}; "
+                            "expected text in path, label and group"
                         )
                     said = {name: "" if value is None else str(value) for name, value in values.items()}
-                    entry = _entry(root, {"path": path, **said}, where)
-                    if entry is None:
-                        raise DataError(f"{where} has no path")
-                    yield entry
+                    if not (written := path.strip(" \t")):
+                        raise DataError(f"{place} {row} has no path")
+                    yield listed(base, written, said.get("label"), place, row, group=said.get("group"))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:100]
         raise DataError(f"{source} cannot be read as Parquet ({reason})") from error
-
-
-def _entry(root: Path, values: Mapping[str, str], where: str) -> Entry | None:
-    """Make an entry of a row; None if it has no path."""
-    written = values["path"].strip(" \t")
-    return listed(root, written, values.get("label"), where, group=values.get("group")) if written else None
 
 
 def _bad_row(where: str, row: list[str], header: list[str]) -> DataError:

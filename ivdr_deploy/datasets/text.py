@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ivdr_deploy.datasets.entries import VIDEO_SUFFIXES, Entry, listed, open_text
+from ivdr_deploy.datasets.entries import VIDEO_SUFFIXES, Entry, Root, listed, open_text
 
 # A path may contain blanks: it ends at the first video suffix that a blank or the line's end follows.
 _UNQUOTED = re.compile(
@@ -25,11 +25,11 @@ def read_text(source: Path, root: Path) -> Iterator[Entry]:
         DataError: if it cannot be read, is no text, or a label is not UTF-8.
     """
     with open_text(source) as lines:
-        name = str(source)
+        place, base = f"{source}: line", Root(root)
         for number, line in enumerate(lines, start=1):
             written, label = parse_line(line)
             if written:
-                yield listed(root, written, label, f"{name}: line {number}")
+                yield listed(base, written, label, place, number)
 
 
 def parse_line(line: str) -> tuple[str, str | None]:

@@ -54,7 +54,7 @@ def mmd(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
         ours: float, (N, D), N at least 2.
         theirs: float, (M, D), M at least 2.
     """
-    ours, theirs = _sample(ours), _sample(theirs)
+    ours, theirs = ours[sample(len(ours))], theirs[sample(len(theirs))]
     both, count = np.concatenate([ours, theirs]), len(ours)
     lengths = (both**2).sum(axis=1)
     distances = np.maximum(lengths[:, None] + lengths[None, :] - 2.0 * both @ both.T, 0.0)
@@ -65,8 +65,9 @@ def mmd(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     return _unbiased(kernel, np.arange(len(both)), count), float(np.quantile(shuffled, 0.95))
 
 
-def _sample(rows: np.ndarray) -> np.ndarray:
-    return rows if len(rows) <= _SAMPLE else rows[np.linspace(0, len(rows) - 1, _SAMPLE).astype(int)]
+def sample(count: int) -> np.ndarray:
+    """Return which of so many rows ``mmd`` looks at: int64, all where they are few."""
+    return np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64)
 
 
 def _unbiased(kernel: np.ndarray, order: np.ndarray, count: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,15 @@ class Index:
 
     def __init__(self) -> None:
         self._batches: list[Any] = []
-        self._rows: list[tuple[str, str, str | None]] = []
+        self._rows: list[Input] = []
 
     def __len__(self) -> int:
         return sum(len(batch) for batch in self._batches) + len(self._rows)
 
-    def add(self, item: Input) -> None:
-        """Add the next input."""
-        self._rows.append((item.key, item.video_id, item.label))
-        if len(self._rows) == _BATCH:
+    def add(self, inputs: Iterable[Input]) -> None:
+        """Add the next inputs."""
+        self._rows += inputs
+        if len(self._rows) >= _BATCH:
             self._pack()
 
     def table(self) -> Any:
@@ -63,9 +64,13 @@ class Index:
 
     def _pack(self) -> None:
         if self._rows:
-            pa, columns = import_pyarrow(), list(zip(*self._rows, strict=True))
-            labels = pa.array(columns[2], pa.string()).dictionary_encode()
-            arrays = [pa.array(columns[0]), pa.array(columns[1]), labels]
+            pa, rows = import_pyarrow(), self._rows
+            labels = pa.array([item.label for item in rows], pa.string()).dictionary_encode()
+            arrays = [
+                pa.array([item.key for item in rows]),
+                pa.array([item.video_id for item in rows]),
+                labels,
+            ]
             self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=_schema()))
             self._rows = []
 

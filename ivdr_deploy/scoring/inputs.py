@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ivdr_deploy._files import sha256_file
 from ivdr_deploy._text import as_text, quoted
@@ -44,7 +44,7 @@ class Input(NamedTuple):
     """Of the uri and the state of the file: a row belongs to a key, and a file that is another one has another."""
 
     file: str | Source
-    """Where it is: a path, or what else holds it."""
+    """Where it is: a path, a URL, or a source that knows more than its URL."""
 
     sha256: str | None = None
     """Of the file, where it was asked for."""
@@ -55,7 +55,7 @@ class Input(NamedTuple):
     @property
     def source(self) -> Source:
         """The video, as decoders take it."""
-        return PathSource(Path(self.file)) if isinstance(self.file, str) else self.file
+        return _source(self.file)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +99,12 @@ class InputStream:
     ) -> None:
         self.selection = selection
         self._videos, self._hash, self._left = videos, hash_files, Omissions()
-        self._found: Iterator[tuple[str, str | None, str | Source]] = self._files()
+        self._found: Iterator[tuple[Any, ...]] = iter(
+            ((_place(item.source), as_text(item.uri), item.label) for item in videos.items)
+            if isinstance(videos, VideoList)
+            else videos
+        )
+        """Each begins with where it is, uri and label: an ``Entry``, or the like."""
 
     def require_any(self) -> None:
         """Look at the beginning of the list, before anything is written.
@@ -119,7 +124,8 @@ class InputStream:
         """Yield them."""
         chosen, position = self.selection, 0
         since = None if chosen.since is None else chosen.since.timestamp() * 1e9
-        for uri, label, file in self._found:
+        for entry in self._found:
+            file, uri, label = entry[:3]
             if position == chosen.limit:
                 self._left.add("behind the limit", uri)
                 continue
@@ -135,22 +141,6 @@ class InputStream:
             key = input_key(uri, sha256 if sha256 is not None else f"{state[0]} {state[1]}")
             yield Input(position, uri, label, video, key, file, sha256, unreadable)
             position += 1
-
-    def _files(self) -> Iterator[tuple[str, str | None, str | Source]]:
-        if isinstance(self._videos, UrlStream):
-            yield from self._videos
-            return
-        if isinstance(self._videos, VideoStream):
-            for entry in self._videos:
-                yield entry.uri, entry.label, UrlSource(entry.file) if is_url(entry.file) else entry.file
-            return
-        for item in self._videos.items:
-            source = item.source
-            yield (
-                as_text(item.uri),
-                item.label,
-                os.fspath(source.path) if isinstance(source, PathSource) else source,
-            )
 
 
 def video_id(uri: str) -> str:
@@ -168,9 +158,9 @@ def input_key(uri: str, state: str) -> str:
 
 def _state(file: str | Source) -> tuple[int, int]:
     """Return size and time of change in ns; those of ``_ABSENT`` where there is no file."""
-    if isinstance(file, Source):
+    if not isinstance(file, str) or is_url(file):
         try:
-            found = file.identity()
+            found = _source(file).identity()
         except VideoError:
             return _ABSENT
         return found.size_bytes, found.changed_ns or 0
@@ -184,8 +174,8 @@ def _state(file: str | Source) -> tuple[int, int]:
 def _hashed(file: str | Source, uri: str) -> tuple[str | None, str | None]:
     """Return the SHA-256 of a file, or why it cannot be read; neither where there is no file."""
     try:
-        if isinstance(file, Source):
-            with file.open() as stream:
+        if not isinstance(file, str) or is_url(file):
+            with _source(file).open() as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest(), None  # type: ignore[arg-type]
         return (sha256_file(Path(file)) if os.path.isfile(file) else None), None
     except VideoError:
@@ -193,6 +183,16 @@ def _hashed(file: str | Source, uri: str) -> tuple[str | None, str | None]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         return None, f"{quoted(uri)} cannot be read for its SHA-256: {reason}"
+
+
+def _place(source: Source) -> str | Source:
+    return os.fspath(source.path) if isinstance(source, PathSource) else source
+
+
+def _source(file: str | Source) -> Source:
+    if not isinstance(file, str):
+        return file
+    return UrlSource(file) if is_url(file) else PathSource(Path(file))
 
 
 def parse_since(text: str) -> datetime:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from ivdr_deploy._optional import require
@@ -51,12 +51,9 @@ class RayEngine:
         self._ray.init(log_to_driver=False, logging_level="ERROR", **local)
         self._ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        have = self._ray.cluster_resources()
-        self._cpus = min(task.decode.workers + 1, int(have.get("CPU", 1)))
+        have = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._gpus = 1 if task.device == "cuda" else 0
-        self._actors = max(
-            1, int(have.get("GPU", 0)) if self._gpus else int(have.get("CPU", 1)) // self._cpus
-        )
+        self._cpus, self._actors = actor_shares(have, task.decode.workers + 1, gpus=self._gpus)
         shares = {"num_cpus": self._cpus, "num_gpus": self._gpus}
         try:
             opened = self._ray.get(self._ray.remote(_open).options(**shares).remote(task))
@@ -71,10 +68,11 @@ class RayEngine:
     ) -> Iterator[tuple[Shard, list[Row] | None]]:
         """Yield each shard when an actor has committed it; the list is gone through before the first is begun."""
         data = self._ray.data
-        waiting = {shard.name: shard for shard in shards}
-        if not waiting:
+        items = [
+            {"shard": pickle.dumps(shard)} for shard in shards
+        ]  # packed: there may be millions of inputs
+        if not items:
             return
-        items = [{"shard": pickle.dumps(shard)} for shard in waiting.values()]
         done = data.from_items(items, override_num_blocks=len(items)).map(
             _Actor,
             fn_constructor_args=(self._task, self._where, self.plan),
@@ -83,7 +81,7 @@ class RayEngine:
             num_gpus=self._gpus,
         )
         for row in done.iter_rows():
-            shard = waiting.pop(row["name"])
+            shard: Shard = pickle.loads(row["shard"])
             for _ in shard.inputs:
                 scored()
             yield shard, None
@@ -126,4 +124,19 @@ class _Actor:
             for done, rows in self._engine.run(iter([shard]), journal=journal, scored=lambda: None):
                 self._table.write(done, rows)
                 journal.forget(done)
-        return {"name": shard.name}
+        return item
+
+
+def actor_shares(nodes: Sequence[Mapping[str, float]], wanted: int, *, gpus: int) -> tuple[int, int]:
+    """Return the cores of an actor, and how many actors there may be.
+
+    Args:
+        nodes: Resources of each node, as Ray counts them.
+        wanted: Cores that an actor would take; fewer where no node has as many, since an actor is on one node.
+        gpus: GPUs of an actor.
+    """
+    cpus = max(1, min(wanted, max((int(node.get("CPU", 0)) for node in nodes), default=1)))
+    fit = (int(node.get("CPU", 0)) // cpus for node in nodes)
+    if gpus:
+        fit = (min(ours, int(node.get("GPU", 0)) // gpus) for ours, node in zip(fit, nodes, strict=True))
+    return cpus, max(1, sum(fit))

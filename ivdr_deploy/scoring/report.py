@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ivdr_deploy.errors import ConfigError
-from ivdr_deploy.scoring.drift import Drift, label_psi, mmd
+from ivdr_deploy.scoring.drift import Drift, label_psi, mmd, sample
 from ivdr_deploy.scoring.table import read_present
 
 NAMED = 20
@@ -156,7 +156,8 @@ def _drift(folder: str | Path, reference: str | Path) -> Drift:
         )
     moved = None
     if vector:
-        kept = [table[vector].drop_null().to_pylist() for table in tables]
+        given = [table[vector].drop_null() for table in tables]
+        kept = [column.take(sample(len(column))).to_pylist() for column in given]
         if all(kept) and len({len(row) for rows in kept for row in rows}) != 1:
             raise ConfigError(f"the {vector} of {folder} and of {reference} are of different lengths")
         if min(map(len, kept)) > 1:

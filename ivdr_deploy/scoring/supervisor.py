@@ -20,6 +20,7 @@ from multiprocessing.connection import Pipe
 from typing import Any, Self
 
 from ivdr_deploy.decoding import GRACE_SECONDS
+from ivdr_deploy.environment import only_gpu
 from ivdr_deploy.errors import ResourceError, VideoCrashError, VideoTimeoutError
 from ivdr_deploy.scoring.attempts import ALONE_ENDS, UNSEEN_ENDS, Journal
 from ivdr_deploy.scoring.inputs import Input
@@ -263,6 +264,7 @@ class Supervisor:
                 str(life),
             ],
             pass_fds=(theirs.fileno(), life),
+            env=os.environ | ({} if self._task.gpu is None else only_gpu(self._task.gpu)),
             stdin=subprocess.DEVNULL,
             stdout=2,  # what libraries print; stdout is for results
             start_new_session=True,  # Ctrl-C is for the supervisor

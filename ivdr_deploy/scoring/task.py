@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.decoding import DecodeOptions
+from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.scoring.plan import RunPlan, ScoreOptions
@@ -39,6 +41,8 @@ class Task:
     """Clips of a video instead of the number in the model's view plan."""
 
     share: str = ""
+    gpu: int | None = None
+    """Which of the GPUs that can be seen; None: whichever is the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +71,17 @@ def open_predictor(task: Task) -> Iterator[InProcess]:
     predictor = VideoPredictor(model, limits=task.limits, decoder=task.decoder, decode=task.decode)
     with model.runtime, predictor:
         yield InProcess(predictor, options, share=task.share)
+
+
+def parse_devices(text: str) -> tuple[int, ...]:
+    """Read numbers of GPUs, ``0,1``.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    names = text.split(",")
+    if not all(name.isascii() and name.isdecimal() and len(name) < 4 for name in names):
+        raise ConfigError(
+            f"{quoted(text)} is no list of GPUs", hint="such as 0,1; nvidia-smi shows the numbers"
+        )
+    return tuple(map(int, names))

@@ -20,8 +20,7 @@ EXTRAS = {"s3": ("s3fs", "s3")}
 
 def is_url(where: str) -> bool:
     """Whether text names a place in an object store, and no path of this machine."""
-    scheme, found, _ = where.partition("://")
-    return bool(found) and scheme in EXTRAS
+    return "://" in where and where.partition("://")[0] in EXTRAS
 
 
 @lru_cache(maxsize=8)

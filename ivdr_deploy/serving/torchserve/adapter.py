@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ivdr_deploy.artifacts.archive import BUNDLE_FOLDER, check_unpacked
-from ivdr_deploy.environment import engine_threads
+from ivdr_deploy.environment import engine_threads, only_gpu
 from ivdr_deploy.serving.core.metrics import Metric, Metrics, Series
 from ivdr_deploy.serving.core.schema import Envelope, Response
 from ivdr_deploy.serving.core.service import InferenceService
@@ -114,8 +114,5 @@ def _envelope(parts: Mapping[str, Any], headers: Mapping[str, Any]) -> Envelope:
 
 def _choose_gpu(gpu_id: int | None) -> None:
     """Show this process the one GPU that TorchServe gave it, before anything looks for GPUs: it is `cuda` then."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if gpu_id is None or gpu_id < 0 or visible == "":
-        return
-    names = visible.split(",") if visible else []
-    os.environ["CUDA_VISIBLE_DEVICES"] = names[gpu_id % len(names)] if names else str(gpu_id)
+    if gpu_id is not None and gpu_id >= 0 and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        os.environ |= only_gpu(gpu_id)

@@ -72,8 +72,7 @@ def write(
             row |= {"preprocess_ms": 1.0, "infer_ms": 5.0}
         rows.append(row)
     index = Index()
-    for item in inputs:
-        index.add(item)
+    index.add(inputs)
     with open_table(FolderStore(folder), plan, manifest={}) as table:
         table.write(make_shard(plan.run_id, inputs), rows)
         if whole:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
-from hostile_sources import KillsTheScorer
+from hostile_sources import KillsTheScorer, with_hostile
 from videos import numbered_video
 
-from ivdr_deploy.datasets.lists import VideoItem, VideoList, read_video_list
+from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import ArtifactError
 from ivdr_deploy.scoring import read_scores
 from ivdr_deploy.scoring.attempts import ALONE_ENDS, UNSEEN_ENDS, Attempts, Journal
@@ -24,26 +22,11 @@ from ivdr_deploy.scoring.shard import make_shard
 from ivdr_deploy.scoring.store import FolderStore
 from ivdr_deploy.scoring.supervisor import Supervisor
 from ivdr_deploy.scoring.task import Task
-from ivdr_deploy.video import Source
 from ivdr_deploy.video.reader import VideoLimits
 
+pytestmark = pytest.mark.usefixtures("workers_find_the_tests")
+
 TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
-
-
-@dataclass(frozen=True, slots=True)
-class HostileItem(VideoItem):
-    hostile: Source = field(kw_only=True)
-
-    @property
-    def source(self) -> Source:
-        return self.hostile
-
-
-@pytest.fixture(autouse=True)
-def _workers_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The workers unpickle the hostile sources."""
-    tests = Path(__file__).parents[2]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tests.parent), str(tests)]))
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +37,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> VideoList:
     return read_video_list(folder)
 
 
-def with_hostile(videos: VideoList, place: int, hostile: Source) -> VideoList:
-    item = videos.items[place]
-    items = [*videos.items]
-    items[place] = HostileItem(item.path, item.label, item.uri, hostile=hostile)
-    return VideoList(videos.source, tuple(items))
-
-
 class Counting(Supervisor):
     """Counts the workers that were started."""
 
@@ -69,11 +45,6 @@ class Counting(Supervisor):
     def _start(self) -> object:
         self.started += 1
         return super()._start()
-
-
-@pytest.fixture
-def task(tiny_bundle: Path) -> Task:
-    return Task(artifact=tiny_bundle, variant="onnx-fp32", limits=VideoLimits(max_decode_seconds=60.0))
 
 
 def run(task: Task, videos: VideoList, out: Path, **given: object) -> tuple[ScoreSummary, int]:

@@ -67,8 +67,7 @@ SHARDS = shards()
 
 def index_of(inputs: tuple[Input, ...]) -> Index:
     index = Index()
-    for item in inputs:
-        index.add(item)
+    index.add(inputs)
     return index
 
 
