@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -25,6 +26,8 @@ from ivdr_deploy.video.clips import Clips, load_clips
 from ivdr_deploy.video.reader import VideoLimits
 from ivdr_deploy.video.source import VideoSource, as_source
 from ivdr_deploy.video.windows import Windows, read_windows
+
+NO_HOLDS: Mapping[int, Future[None]] = MappingProxyType({})
 
 
 class VideoPredictor:
@@ -134,7 +137,7 @@ class VideoPredictor:
         sources: Iterable[VideoSource],
         *,
         plan: ViewPlan | None = None,
-        call_starts: Container[int] = (),
+        holds: Mapping[int, Future[None]] = NO_HOLDS,
     ) -> Iterator[Outcome]:
         """Yield one outcome per source, in order, while the next videos are decoded.
 
@@ -145,13 +148,14 @@ class VideoPredictor:
         Args:
             sources: Paths, encoded bytes or sources; read lazily, a few ahead.
             plan: As in ``load``.
-            call_starts: Positions in ``sources`` at which a new call begins whatever came before.
+            holds: Positions in ``sources`` at which a new call begins whatever came before. It and those after it are
+                decoded, but go to the network only when the future is done.
         """
         per_call = max(1, self.model.runtime.call_clips // (plan or self.model.view_plan).max_views)
         ahead = self._pool.options.workers + 2 * per_call  # one call runs while the next one is decoded
         waiting: deque[Future[Outcome]] = deque()
-        for group in _neighbours(sources, per_call, call_starts):
-            waiting += _Call(self, group, shared=True).load(plan)
+        for hold, group in _neighbours(sources, per_call, holds):
+            waiting += _Call(self, group, shared=True, hold=hold).load(plan)
             while len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -215,13 +219,21 @@ class _Call:
         predictor: Whose network.
         sources: The videos.
         shared: They are one call and no others are in it. False: each goes with whatever waits then.
+        hold: What the network waits for besides.
     """
 
-    def __init__(self, predictor: VideoPredictor, sources: Sequence[VideoSource], *, shared: bool) -> None:
+    def __init__(
+        self,
+        predictor: VideoPredictor,
+        sources: Sequence[VideoSource],
+        *,
+        shared: bool,
+        hold: Future[None] | None = None,
+    ) -> None:
         self.outcomes: list[Future[Outcome]] = [Future() for _ in sources]
         for outcome in self.outcomes:
             outcome.set_running_or_notify_cancel()
-        self._predictor, self._sources, self._shared = predictor, sources, shared
+        self._predictor, self._sources, self._shared, self._hold = predictor, sources, shared, hold
         self._missing = len(sources)
         self._good: dict[int, _Loaded] = {}
         self._lock = threading.Lock()
@@ -246,7 +258,11 @@ class _Call:
             outcome.set_exception(error)
         if complete and self._good:
             good = [self._good[place] for place in sorted(self._good)]
-            self._predictor._infer(good, shared=self._shared)
+            infer = partial(self._predictor._infer, good, shared=self._shared)
+            if self._hold is None:
+                infer()
+            else:
+                self._hold.add_done_callback(lambda _: infer())
 
 
 def finite(given: Inferred) -> Inferred:
@@ -264,14 +280,16 @@ def finite(given: Inferred) -> Inferred:
 
 
 def _neighbours(
-    sources: Iterable[VideoSource], size: int, starts: Container[int]
-) -> Iterator[list[VideoSource]]:
-    """Cut a list into groups of at most ``size`` neighbours; one begins at each of ``starts``."""
+    sources: Iterable[VideoSource], size: int, holds: Mapping[int, Future[None]]
+) -> Iterator[tuple[Future[None] | None, list[VideoSource]]]:
+    """Cut a list into groups of at most ``size`` neighbours, each with its hold; one begins at each of ``holds``."""
     group: list[VideoSource] = []
+    hold: Future[None] | None = None
     for position, source in enumerate(sources):
-        if group and (len(group) == size or position in starts):
-            yield group
+        if group and (len(group) == size or position in holds):
+            yield hold, group
             group = []
+        hold = holds.get(position, hold)
         group.append(source)
     if group:
-        yield group
+        yield hold, group

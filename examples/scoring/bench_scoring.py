@@ -21,7 +21,9 @@ import numpy as np
 
 from examples.demo.figures import make_figures
 from examples.engines.networks import write_network
-from examples.scoring.kills import as_json, kill_actors, kill_local, make_list
+from examples.scoring.kills import as_json, kill_command, make_list, score_whole
+from examples.scoring.obvious import over_reference
+from examples.scoring.ray_kills import kill_ray
 from ivdr_deploy._console import console, exiting
 from ivdr_deploy._files import scratch_folder
 from ivdr_deploy.benchmarks.report import write_report
@@ -101,12 +103,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.scoring.bench_scoring", description=__doc__)
     parser.add_argument("--bundle", type=Path, help="what is scored; default: a small network, exported here")
     parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="what goes through the obvious pipeline and ours; default: r3d_18, made here",
+    )
+    parser.add_argument(
         "--videos", type=Path, help="list for throughput; default: real clips, or made videos"
     )
     parser.add_argument("--kills", type=int, default=100, help="of the local engine")
-    parser.add_argument("--ray-kills", type=int, default=20, help="of an actor; 0 leaves Ray out")
+    parser.add_argument(
+        "--ray-kills", type=int, nargs=3, default=(20, 5, 5), metavar="N", help="of actors, drivers and nodes"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--only", default="plan throughput kills ray", help="parts, with blanks between")
+    parser.add_argument(
+        "--only", default="plan throughput reference kills ray", help="parts, with blanks between"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/bench/scoring.json"), help="the report")
     given = parser.parse_args(arguments)
     parts = given.only.split()
@@ -119,19 +130,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bundle = given.bundle or _bundle(scratch, videos)
         if "throughput" in parts:
             _keep(found, throughput(bundle, videos, scratch), given.out)
+        if "reference" in parts:
+            _keep(found, over_reference(given.checkpoint, scratch), given.out)
         if "kills" in parts or "ray" in parts:
             listed = make_list(scratch / "kill-list")
-            killed = kill_local(
-                bundle, listed, scratch, kills=given.kills if "kills" in parts else 0, seed=given.seed
-            )
+            how = {"seconds": score_whole(bundle, listed, scratch), "seed": given.seed}
             if "kills" in parts:
+                killed = kill_command(bundle, listed, scratch, kills=given.kills, **how)
                 _keep(found, as_json(killed), given.out)
-            if "ray" in parts and given.ray_kills:
-                _keep(
-                    found,
-                    kill_actors(bundle, listed, scratch, kills=given.ray_kills, seed=given.seed),
-                    given.out,
-                )
+            if "ray" in parts:
+                kinds = dict(zip(("actors", "drivers", "nodes"), given.ray_kills, strict=True))
+                _keep(found, kill_ray(bundle, listed, scratch, **kinds, **how), given.out)
         console.print(f"report: {given.out}", markup=False)
 
 

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +66,15 @@ def write_list(folder: Path, kinds: Sequence[Path], *, count: int) -> Path:
     return folder / "list.csv"
 
 
-def start(bundle: Path, videos: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    """Start the real command."""
+def start(bundle: Path, videos: Path, out: Path, *more: str, **variables: str) -> subprocess.Popen[str]:
+    """Start the real command, with more options and variables of the environment."""
     words = ["score", str(bundle), str(videos), "-o", str(out), "--json", *more]
     return subprocess.Popen(
         [sys.executable, "-P", "-c", "from ivdr_deploy.cli import main; main()", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
     )
 
 
@@ -103,27 +102,42 @@ def compare(whole: Any, out: Path, found: Kills) -> None:
     found.duplicated += sum(count - 1 for count in plain.values())
 
 
-def kill_local(bundle: Path, videos: Path, scratch: Path, *, kills: int, seed: int) -> Kills:
-    """Kill the command so often; whenever a table is whole, the next series begins with an empty folder."""
+def score_whole(bundle: Path, videos: Path, scratch: Path) -> float:
+    """Score once without a kill, into ``scratch / "whole"``; returns the seconds that took."""
+    return float(finish(start(bundle, videos, scratch / "whole"))["seconds"])
+
+
+def kill_command(
+    bundle: Path,
+    videos: Path,
+    scratch: Path,
+    *,
+    kills: int,
+    seconds: float,
+    seed: int,
+    more: Sequence[str] = (),
+) -> Kills:
+    """Kill the command so often; whenever a table is whole, the next series begins with an empty folder.
+
+    Args:
+        bundle: What scores.
+        videos: See ``make_list``.
+        scratch: Where ``score_whole`` was.
+        kills: How many.
+        seconds: Of a whole run.
+        seed: Of the moments.
+        more: Options of the command.
+    """
     found, moments = Kills(), random.Random(seed)
-    seconds = finish(start(bundle, videos, scratch / "whole"))["seconds"]
     whole = read_scores(scratch / "whole")
     series = 0
     while found.kills < kills:
-        out, series = scratch / f"series{series}", series + 1
+        out, series = scratch / f"series{series}{''.join(more)}", series + 1
         while len(shards(out)) < SHARDS and found.kills < kills:
-            before, process = shards(out), start(bundle, videos, out)
-            try:
-                hit = wait_until(process, (out / "_run.lock").exists)
-                end = time.monotonic() + moments.uniform(0, 0.3 * seconds) + moments.choice((0.0, 2.0))
-                hit = hit and wait_until(process, _past(end))
-                if not hit:
-                    continue  # it was done before: that is no kill
-                process.send_signal(signal.SIGKILL)
-            finally:
-                process.communicate()
-            if process.returncode != -signal.SIGKILL:
-                continue
+            before, process = shards(out), start(bundle, videos, out, *more)
+            pause = moments.uniform(0, 0.3 * seconds) + moments.choice((0.0, 2.0))
+            if not _killed(process, (out / "_run.lock").exists, pause):
+                continue  # it was done before: that is no kill
             kept = shards(out)
             if len(kept) == SHARDS:
                 continue  # no work was outstanding
@@ -137,6 +151,24 @@ def kill_local(bundle: Path, videos: Path, scratch: Path, *, kills: int, seed: i
     return found
 
 
+def _killed(process: subprocess.Popen[str], begun: Callable[[], object], pause: float) -> bool:
+    """Kill a process so long after it has begun, and wait for all that it started; False if it ended by itself."""
+    try:
+        others = _family(process)
+        if wait_until(process, begun) and wait_until(process, past(time.monotonic() + pause)):
+            others = _family(process)
+            process.send_signal(signal.SIGKILL)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+    _, left = psutil.wait_procs(others, timeout=60)
+    if left:
+        named = ", ".join(" ".join(one.cmdline())[:80] for one in left)
+        raise RuntimeError(f"{len(left)} processes of a killed run are still there after a minute: {named}")
+    return process.returncode == -signal.SIGKILL
+
+
 def wait_until(process: subprocess.Popen[str], condition: Callable[[], object]) -> bool:
     """Wait for a condition; False if the process ended before."""
     while not condition():
@@ -146,52 +178,15 @@ def wait_until(process: subprocess.Popen[str], condition: Callable[[], object]) 
     return True
 
 
-def _past(moment: float) -> Callable[[], bool]:
+def _family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return what a process started and may write; the agents of a Ray node only find out that it ended."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    return [one for one in found if not (one.cmdline() or [""])[0].rstrip().endswith("Agent")]
+
+
+def past(moment: float) -> Callable[[], bool]:
+    """Return a condition: the monotonic clock is there."""
     return lambda: time.monotonic() >= moment
-
-
-def kill_actors(bundle: Path, videos: Path, scratch: Path, *, kills: int, seed: int) -> dict[str, Any]:
-    """Run on Ray, and kill actors meanwhile; also says whether an undisturbed run gives the files of the local one."""
-    whole, moments = read_scores(scratch / "whole"), random.Random(seed)
-    finish(start(bundle, videos, scratch / "ray", "--engine", "ray"))
-    undisturbed = Kills()
-    compare(whole, scratch / "ray", undisturbed)
-    names = [sorted(shards(scratch / name)) for name in ("whole", "ray")]
-    found, series = Kills(), 0
-    while found.kills < kills:
-        out, series = scratch / f"actors{series}", series + 1
-        process = start(bundle, videos, out, "--engine", "ray")
-        while found.kills < kills and wait_until(process, partial(_actors, process.pid)):
-            pause = time.monotonic() + moments.uniform(0.0, 6.0)
-            if not wait_until(process, _past(pause)):
-                break
-            alive = _actors(process.pid)
-            if alive and len(shards(out)) < SHARDS:
-                alive[0].kill()
-                found.kills += 1
-                console.print(
-                    f"actor kill {found.kills}: {len(shards(out))} of {SHARDS} shards", markup=False
-                )
-        finish(process)
-        compare(whole, out, found)
-        shutil.rmtree(out)
-    return {
-        "ray_equal": names[0] == names[1] and not undisturbed.lost and not undisturbed.duplicated,
-        "ray_kills": found.kills,
-        "ray_kill_lost": found.lost + found.duplicated,
-    }
-
-
-def _actors(driver: int) -> Sequence[psutil.Process]:
-    """Return the actors that score, of the cluster that a driver started."""
-    found = []
-    for process in psutil.Process(driver).children(recursive=True):
-        try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::MapWorker"):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 def as_json(found: Kills) -> dict[str, int]:

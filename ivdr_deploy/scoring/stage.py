@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from ivdr_deploy import __version__
@@ -64,8 +65,11 @@ def plan_run(predictor: VideoPredictor, options: ScoreOptions, *, share: str = "
 
 def score_groups(
     predictor: VideoPredictor, groups: Iterable[Group], plan: RunPlan
-) -> Iterator[tuple[str, Input, Row]]:
+) -> Iterator[tuple[str, Input, Row, bool]]:
     """Yield the row of every input, in order, while the next ones are decoded.
+
+    Of the groups that are read ahead only videos are decoded: the network takes one up when the last row of the group
+    before it was taken. So whoever commits a group before asking for more has the work of one group to lose at most.
 
     Args:
         predictor: The model.
@@ -74,24 +78,33 @@ def score_groups(
         plan: What decides the rows.
 
     Yields:
-        The name of the shard, the input and its row.
+        The name of the shard, the input, its row, and whether it is the last of its group.
     """
-    sent: deque[tuple[str, Input]] = deque()
-    starts: set[int] = set()
+    sent: deque[tuple[str, Input, bool]] = deque()
+    held: deque[Future[None]] = deque()
+    holds: dict[int, Future[None]] = {}
 
     def sources() -> Iterator[Source]:
         count = 0
         for name, inputs in groups:
-            starts.clear()
-            starts.add(count)  # read by `predict_many` with the source that comes now
-            for item in inputs:
-                sent.append((name, item))
+            hold: Future[None] = Future()
+            if sent:
+                held.append(hold)
+            else:
+                hold.set_result(None)
+            holds.clear()
+            holds[count] = hold  # read by `predict_many` with the source that comes now
+            for place, item in enumerate(inputs, start=1):
+                sent.append((name, item, place == len(inputs)))
                 count += 1
                 yield item.source
 
-    for outcome in predictor.predict_many(sources(), plan=plan.view_plan, call_starts=starts):
-        name, item = sent.popleft()
-        yield name, item, _row(item, outcome, plan)
+    for outcome in predictor.predict_many(sources(), plan=plan.view_plan, holds=holds):
+        name, item, last = sent[0]
+        yield name, item, _row(item, outcome, plan), last
+        sent.popleft()
+        if last and held:
+            held.popleft().set_result(None)
 
 
 class InProcess:
@@ -115,7 +128,7 @@ class InProcess:
                 begun[shard.name] = shard, []
                 yield shard.name, shard.inputs
 
-        for name, _, row in score_groups(self.predictor, groups(), self.plan):
+        for name, _, row, _ in score_groups(self.predictor, groups(), self.plan):
             shard, rows = begun[name]
             rows.append(row)
             scored()

@@ -8,31 +8,22 @@ attempts at most, and its neighbours are scored together as ever.
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Pipe
 from typing import Any, Self
 
 from ivdr_deploy.decoding import GRACE_SECONDS
-from ivdr_deploy.environment import only_gpu
 from ivdr_deploy.errors import ResourceError, VideoCrashError, VideoTimeoutError
 from ivdr_deploy.scoring.attempts import ALONE_ENDS, UNSEEN_ENDS, Journal
 from ivdr_deploy.scoring.inputs import Input
+from ivdr_deploy.scoring.process import Worker
 from ivdr_deploy.scoring.shard import Shard
 from ivdr_deploy.scoring.stage import Group, Row, failed_row
-from ivdr_deploy.scoring.task import FAILED, FLUSH, NEXT, READY, ROW, Opened, Task
+from ivdr_deploy.scoring.task import DONE, FAILED, FLUSH, NEXT, ROW, Task
 
 INFER_SECONDS = 300.0
 """Wall time for a call of the network, on top of what decoding may take; then the worker is taken for hung."""
-
-_END_SECONDS = 10.0
-"""How long a worker may take to close what it has open."""
 
 _IDLE_DEATHS = 3
 """Workers that may die one after the other without work; then it is no matter of an input."""
@@ -54,6 +45,8 @@ class _Work:
     """Inputs that are still to be tried alone."""
 
     tried: bool = False
+    begun: bool = False
+    """Whether that is in the journal."""
 
     def try_alone(self) -> None:
         self.rows.clear()
@@ -90,16 +83,16 @@ class Supervisor:
         """The worker asks for a group; it has some that it was not told to finish; there are no more shards."""
 
         self._idle_deaths = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        opened = self._start()
+        self._worker: Worker
+        self._start()
+        opened = self._worker.opened
         self.plan, self.manifest = opened.plan, opened.manifest
         self._call_videos = opened.call_videos
 
     @property
     def pid(self) -> int:
         """Of the worker."""
-        assert self._process is not None
-        return self._process.pid
+        return self._worker.pid
 
     def run(
         self, shards: Iterator[Shard], *, journal: Journal, scored: Callable[[], object]
@@ -129,6 +122,9 @@ class Supervisor:
             if kind == ROW:
                 self._took(journal, *said)
                 scored()
+            elif kind == DONE:  # the row before it was taken, and the shard with it
+                self._begin_next(journal)
+                self._worker.tell(None)
             elif kind == NEXT:
                 self._asked = True
             elif kind == FAILED:
@@ -138,15 +134,7 @@ class Supervisor:
 
     def close(self) -> None:
         """End the worker, whatever it does; calling it twice is allowed."""
-        if self._process is not None:
-            self._channel.close()  # it notices with the next row, or at once when it waits
-            try:
-                self._process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            os.close(self._life)
-            self._process = None
+        self._worker.close()
 
     def __enter__(self) -> Self:
         return self
@@ -168,11 +156,20 @@ class Supervisor:
         if shard is None:
             self._ended = True
             return self._send(FLUSH) if self._sent else None
-        before = journal.begin(shard)
+        before = journal.read(shard)
         self._works[shard.name] = work = _Work(shard)
+        if len(self._works) == 1:
+            self._begin_next(journal)
         if before.deaths or before.begun >= UNSEEN_ENDS:
             return work.try_alone()
         return self._send((shard.name, shard.inputs))
+
+    def _begin_next(self, journal: Journal) -> None:
+        """Note that the network may take up the oldest shard that is not complete; those after it are only decoded."""
+        work = next(iter(self._works.values()), None)
+        if work is not None and not work.begun:
+            work.begun = True
+            journal.begin(work.shard)
 
     def _try_next(self, work: _Work, journal: Journal) -> None:
         item = work.untried.popleft()
@@ -222,77 +219,22 @@ class Supervisor:
                     continue
                 journal.died(work.shard, error.message)
                 work.try_alone()
+        self._worker.close()
         self._start()
 
     def _receive(self) -> tuple[Any, ...]:
         """Return what the worker says next, or ``("died", error)``."""
         videos = 1 if self._alone is not None else self._call_videos
         turns = math.ceil(videos / self._task.decode.workers) + 1
-        seconds = turns * (self._task.limits.max_decode_seconds + GRACE_SECONDS) + self._infer_seconds
-        assert self._process is not None
-        try:
-            if self._channel.poll(seconds):
-                return self._channel.recv()  # type: ignore[no-any-return]
-        except (EOFError, OSError):
-            how = _ending(self._process.wait())
-            return "died", VideoCrashError(f"the process that scored it {how}")
-        self._process.kill()
-        return "died", VideoTimeoutError(
-            f"the process that scored it did not answer within {seconds:g} s and was killed; this may depend on the "
-            "load of the machine"
+        return self._worker.receive(
+            turns * (self._task.limits.max_decode_seconds + GRACE_SECONDS) + self._infer_seconds
         )
 
     def _send(self, group: Group | None) -> None:
         self._asked, self._sent = False, group is not FLUSH
-        with suppress(BrokenPipeError, ConnectionResetError):  # it died: what it says next is that
-            self._channel.send(group)
+        self._worker.tell(group)
 
-    def _start(self) -> Opened:
-        """Start a worker in the place of the one before; returns when the model is open."""
-        self.close()
-        self._channel, theirs = Pipe()
-        life, self._life = os.pipe()
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-W",  # a worker that dies leaves what its tracker removes, and then complains of
-                "ignore::UserWarning:multiprocessing.resource_tracker",
-                "-m",
-                "ivdr_deploy.scoring.worker",
-                str(theirs.fileno()),
-                str(life),
-            ],
-            pass_fds=(theirs.fileno(), life),
-            env=os.environ | ({} if self._task.gpu is None else only_gpu(self._task.gpu)),
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # what libraries print; stdout is for results
-            start_new_session=True,  # Ctrl-C is for the supervisor
-        )
-        theirs.close()
-        os.close(life)
+    def _start(self) -> None:
+        """Start a worker in the place of the one before."""
         self._asked = self._sent = False
-        self._channel.send(self._task)
-        try:
-            kind, said = self._channel.recv()
-        except (EOFError, OSError):
-            how = _ending(self._process.wait())
-            kind, said = (
-                FAILED,
-                ResourceError(
-                    f"the scoring process {how} while it opened the model",
-                    hint="the machine's memory, or the engine: `ivdr predict` on one video shows it",
-                ),
-            )
-        except BaseException:
-            self.close()
-            raise
-        if kind == FAILED:
-            self.close()
-            raise said
-        assert kind == READY
-        return said  # type: ignore[no-any-return]
-
-
-def _ending(code: int) -> str:
-    return f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        self._worker = Worker(self._task)

@@ -18,8 +18,9 @@ from ivdr_deploy.scoring.stage import InProcess
 from ivdr_deploy.spec import DecoderName, Device
 from ivdr_deploy.video.reader import VideoLimits
 
-NEXT, ROW, READY, FAILED = "next", "row", "ready", "failed"
-"""What a worker says: give me a group; the row of an input; the model is open; an error that would hit every input."""
+NEXT, ROW, DONE, READY, FAILED = "next", "row", "done", "ready", "failed"
+"""What a worker says: give me a group; the row of an input; it was the last of its group, may I go on; the model is
+open; an error that would hit every input."""
 
 FLUSH = None
 """The answer to ``NEXT`` after which what was asked for so far is finished before more is taken."""

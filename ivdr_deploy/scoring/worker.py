@@ -1,7 +1,7 @@
 """The process that decodes and runs the network for a scoring run: what kills it is a matter of one input.
 
 Started by ``supervisor`` as ``python -P -m ivdr_deploy.scoring.worker CHANNEL LIFE``. It asks for groups of inputs, and
-answers with one row for each, in order.
+answers with one row for each, in order. After the last of a group it waits for leave to begin the next.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ivdr_deploy.decoding import end_with
 from ivdr_deploy.environment import let_threads_sleep
 from ivdr_deploy.errors import IvdrError
 from ivdr_deploy.scoring.stage import Group, score_groups
-from ivdr_deploy.scoring.task import FAILED, FLUSH, NEXT, READY, ROW, Opened, Task, open_predictor
+from ivdr_deploy.scoring.task import DONE, FAILED, FLUSH, NEXT, READY, ROW, Opened, Task, open_predictor
 
 
 def serve(task: Task, channel: Connection) -> None:
@@ -25,8 +25,11 @@ def serve(task: Task, channel: Connection) -> None:
     with open_predictor(task) as scorer:
         channel.send((READY, Opened(scorer.plan, scorer.manifest, scorer.call_videos)))
         while True:
-            for name, item, row in score_groups(scorer.predictor, _asked_for(channel), scorer.plan):
+            for name, item, row, last in score_groups(scorer.predictor, _asked_for(channel), scorer.plan):
                 channel.send((ROW, name, item.key, row))
+                if last:
+                    channel.send((DONE,))
+                    channel.recv()  # the shard is committed
 
 
 def _asked_for(channel: Connection) -> Iterator[Group]:

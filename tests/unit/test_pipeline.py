@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,18 @@ class Wrapped(Runtime):
 
     def close(self) -> None:
         self.runtime.close()
+
+
+class Hold(Future[None]):
+    """Counts who waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = threading.Semaphore(0)
+
+    def add_done_callback(self, fn: Callable[[Future[None]], object]) -> None:
+        super().add_done_callback(fn)
+        self.waiting.release()
 
 
 def test_result_combines_the_clips_as_documented(predictor: VideoPredictor, videos: list[Path]) -> None:
@@ -163,7 +176,14 @@ def test_what_shares_a_call_depends_on_the_list_alone(model: LoadedModel, videos
         first = list(predictor.predict_many(sources))
         assert sorted(wrapped.calls) == [4, 6, 6]  # with three workers, in whichever order they are decoded
         wrapped.calls.clear()
-        again = list(predictor.predict_many(sources, call_starts={4}))
+        hold = Hold()
+        taken = predictor.predict_many(sources, holds={4: hold})
+        again = [next(taken) for _ in range(4)]
+        for _ in range(2):  # both calls behind it are decoded
+            assert hold.waiting.acquire(timeout=20)
+        assert sorted(wrapped.calls) == [2, 6], "the network took up what is held back"
+        hold.set_result(None)
+        again += taken
         assert sorted(wrapped.calls) == [2, 2, 6, 6]
     for one, other in zip(first, again, strict=True):
         assert one.result is not None

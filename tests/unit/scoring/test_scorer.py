@@ -23,7 +23,9 @@ from ivdr_deploy.errors import ClosedError, ConfigError, FolderError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.scoring import ScoreOptions, inputs, read_scores, score
+from ivdr_deploy.scoring.inputs import InputStream, Selection
 from ivdr_deploy.scoring.shard import METADATA_KEY
+from ivdr_deploy.scoring.stage import InProcess, score_groups
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video import Source, VideoLimits
 
@@ -40,7 +42,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def predictor(checkpoint: Path) -> Iterator[VideoPredictor]:
     model = open_model(checkpoint)
-    with model.runtime, VideoPredictor(model, decode=DecodeOptions(isolation="thread")) as predictor:
+    with (
+        model.runtime,
+        VideoPredictor(model, decode=DecodeOptions(isolation="thread")) as predictor,
+    ):
         yield predictor
 
 
@@ -482,3 +487,28 @@ def test_parts_of_a_list_and_failures_are_scored_as_the_command_is_told(
     assert sorted(uris("share1") + uris("share2")) == [f"{index}.mp4" for index in range(5)]
     assert shares[0]["run_id"] != shares[1]["run_id"]
     run("share1", "--shard", "2/2", code=10)
+
+
+def test_the_network_takes_up_a_shard_when_the_one_before_was_taken(
+    predictor: VideoPredictor, videos: VideoList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    infer = predictor._batcher.submit_together
+
+    def watched(pixels: list[np.ndarray]) -> object:
+        calls.append(len(pixels))
+        return infer(pixels)
+
+    monkeypatch.setattr(predictor._batcher, "submit_together", watched)
+    engine = InProcess(predictor, ONE_CLIP)
+    good = [item for item in InputStream(videos, Selection()) if item.uri in {"0.mp4", "1.mp4", "3.mp4"}]
+    groups = [(item.uri, (item,)) for item in good]
+    rows = score_groups(predictor, groups, engine.plan)
+
+    first = next(rows)
+    predictor.load(good[0].source)  # the one worker takes them in order: all are decoded
+    assert calls == [1], "while the first shard is being committed, the network is at the second"
+    rest = [*rows]
+
+    assert calls == [1, 1, 1]
+    assert [row[3] for row in (first, *rest)] == [True, True, True], "each is the last of its group"

@@ -42,9 +42,9 @@ class Counting(Supervisor):
 
     started = 0
 
-    def _start(self) -> object:
+    def _start(self) -> None:
         self.started += 1
-        return super()._start()
+        super()._start()
 
 
 def run(task: Task, videos: VideoList, out: Path, **given: object) -> tuple[ScoreSummary, int]:
@@ -188,3 +188,24 @@ def test_no_process_is_left_behind(engine, videos, tmp_path):
 
     _, alive = psutil.wait_procs(started, timeout=30)
     assert not alive
+
+
+def test_a_kill_has_one_shard_to_lose_at_most(task: Task, videos: VideoList, tmp_path: Path) -> None:
+    """While a shard is being committed the next ones are decoded, and no row of them is there or in the journal."""
+    store, scored = FolderStore(tmp_path), 0
+
+    def count() -> None:
+        nonlocal scored
+        scored += 1
+
+    with Supervisor(task) as engine:
+        inputs = [*InputStream(videos, Selection())]
+        shards = [make_shard(engine.plan.run_id, [item]) for item in inputs]
+        journal = Journal(store)
+        for done, (shard, rows) in enumerate(
+            engine.run(iter(shards), journal=journal, scored=count), start=1
+        ):
+            begun = [path.name for path in tmp_path.glob("_attempt-*")]
+            assert (len(rows), scored, len(begun)) == (1, done, 1)
+            journal.forget(shard)
+    assert scored == len(inputs)
