@@ -63,7 +63,7 @@ def scores(
 
 
 def _show(report: Report) -> None:
-    from ivdr_deploy.scoring.page import drift_lines
+    from ivdr_deploy.scoring.page import accuracy_line, drift_lines
 
     known = "" if report.listed is None else f" of {report.listed}"
     state = "complete" if report.rows == report.listed else f"not finished: {report.rows}{known} rows"
@@ -78,9 +78,7 @@ def _show(report: Report) -> None:
             f"in tenths {' '.join(map(str, report.confidence['bins']))}"
         )
     if report.accuracy is not None:
-        print_line(
-            f"accuracy    {report.accuracy['top1']:.1%} of {report.accuracy['videos']} videos with a label"
-        )
+        print_line(f"accuracy    {accuracy_line(report.accuracy)}")
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
     print_line(f"time        {spent}")
     for name, line in drift_lines(report).items():
@@ -89,6 +87,8 @@ def _show(report: Report) -> None:
         print_line(f"slow        {row['ms']:.0f} ms  {row['uri']}")
     for row in report.failed[:_SHOWN]:
         print_line(f"failed      {row['code']}  {row['uri']}: {row['message']}")
+    if more := report.failures - len(report.failed[:_SHOWN]):
+        print_line(f"            and {more} more that failed")
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -38,15 +38,15 @@ def page(report: Report) -> str:
         ),
     ]
     if report.accuracy is not None:
-        parts.append(
-            f"<p>{report.accuracy['top1']:.1%} of {report.accuracy['videos']} videos got the label of the list.</p>"
-        )
+        parts.append(f"<p>{accuracy_line(report.accuracy)}</p>")
     if report.drift is not None:
         drift = report.drift
         parts += ["<h2>Drift</h2>", _facts({"against": drift.reference, **drift_lines(report)})]
     parts += ["<h2>Slowest</h2>", _rows(("uri", "num_frames", "ms"), report.slowest)]
     if report.failed:
         parts += ["<h2>Failed</h2>", _rows(("uri", "code", "message"), report.failed)]
+        if more := report.failures - len(report.failed):
+            parts.append(f"<p>and {more} more</p>")
     head = (
         f'<meta charset="utf-8"><title>Scores of {_text(report.run["model"])}</title><style>{_STYLE}</style>'
     )
@@ -55,6 +55,12 @@ def page(report: Report) -> str:
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
+
+
+def accuracy_line(accuracy: Mapping[str, Any]) -> str:
+    """Say what the accuracy of a report is."""
+    failed = f"; the {accuracy['failed']} that failed count as wrong" if accuracy["failed"] else ""
+    return f"{accuracy['top1']:.1%} of {accuracy['videos']} videos got the label of the list{failed}"
 
 
 def drift_lines(report: Report) -> dict[str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ivdr_deploy._optional import import_pyarrow
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.scoring.drift import Drift, label_psi, mmd, sample
 from ivdr_deploy.scoring.table import read_present
@@ -47,7 +49,8 @@ class Report:
     """``mean``, ``median``, and ``bins``: videos by the probability of their label, ten equal bins from 0 to 1."""
 
     accuracy: dict[str, Any] | None
-    """``videos`` that the list gives a label, and the share ``top1`` of them that got it; None without such."""
+    """``videos`` that the list gives a label, the ``failed`` ones among them, and the share ``top1`` of all these that
+    got it; None without labels."""
 
     seconds: dict[str, float]
     """Of video, and of decoding, preprocessing and the network over all videos."""
@@ -56,6 +59,11 @@ class Report:
     failed: tuple[dict[str, Any], ...]
     drift: Drift | None
     """Against another table, where one was given."""
+
+    @property
+    def failures(self) -> int:
+        """How many inputs failed; ``failed`` names the first."""
+        return self.rows - self.outcomes["ok"]
 
 
 def report(folder: str | Path, *, reference: str | Path | None = None) -> Report:
@@ -70,14 +78,10 @@ def report(folder: str | Path, *, reference: str | Path | None = None) -> Report
         ConfigError: if the tables are of different labels or outputs, so that nothing can be compared.
     """
     table, ledger, listed = read_present(folder, columns=_COLUMNS)
-    rows: dict[str, list[Any]] = {name: table[name].to_pylist() for name in _COLUMNS}
+    rows = _columns(table, _COLUMNS)
     codes = Counter("ok" if code is None else code for code in rows["error_code"])
-    best = [
-        (labels[0], scores[0])
-        for labels, scores in zip(rows["labels"], rows["scores"], strict=True)
-        if labels
-    ]
-    sure = np.array([score for _, score in best], np.float64)
+    best = [label for label in rows["labels"] if label is not None]
+    sure = np.array([score for score in rows["scores"] if score is not None], np.float64)
     spent = [
         None if decode is None else decode + prepare + infer
         for decode, prepare, infer in zip(
@@ -91,7 +95,7 @@ def report(folder: str | Path, *, reference: str | Path | None = None) -> Report
         rows=table.num_rows,
         listed=listed,
         outcomes={"ok": codes.pop("ok", 0), **dict(codes.most_common())},
-        labels=dict(Counter(label for label, _ in best).most_common()),
+        labels=dict(Counter(best).most_common()),
         confidence={
             "mean": float(sure.mean()) if len(sure) else None,
             "median": float(np.median(sure)) if len(sure) else None,
@@ -116,6 +120,16 @@ def report(folder: str | Path, *, reference: str | Path | None = None) -> Report
     )
 
 
+def _columns(table: Any, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return columns as lists; of ``labels`` and ``scores`` the first, None where there is none."""
+    compute = import_pyarrow().compute
+    first = {"labels", "scores"}
+    return {
+        name: (compute.list_element(table[name], 0) if name in first else table[name]).to_pylist()
+        for name in names
+    }
+
+
 def _facts(plan: Any) -> dict[str, Any]:
     return {
         "model": f"{plan.model} {plan.model_version}",
@@ -132,13 +146,17 @@ def _numbers(values: list[Any]) -> np.ndarray:
 
 def _accuracy(rows: dict[str, list[Any]]) -> dict[str, Any] | None:
     pairs = [
-        (label, labels[0])
-        for label, labels in zip(rows["label"], rows["labels"], strict=True)
-        if label and labels
+        (said, found, code)
+        for said, found, code in zip(rows["label"], rows["labels"], rows["error_code"], strict=True)
+        if said is not None
     ]
-    if not pairs:
+    if not pairs or all(label is None for label in rows["labels"]):
         return None
-    return {"videos": len(pairs), "top1": sum(said == found for said, found in pairs) / len(pairs)}
+    return {
+        "videos": len(pairs),
+        "failed": sum(code is not None for _, _, code in pairs),
+        "top1": sum(said == found for said, found, _ in pairs) / len(pairs),
+    }
 
 
 def _drift(folder: str | Path, reference: str | Path) -> Drift:
@@ -148,7 +166,7 @@ def _drift(folder: str | Path, reference: str | Path) -> Drift:
     )
     columns = ["labels", *([vector] if vector else [])]
     tables = [read_present(each, columns=columns)[0] for each in (folder, reference)]
-    best = [Counter(labels[0] for labels in table["labels"].to_pylist() if labels) for table in tables]
+    best = [Counter(label for label in _columns(table, ["labels"])["labels"] if label) for table in tables]
     if not vector and not all(best):
         raise ConfigError(
             f"{folder} and {reference} have neither labels nor the same vectors, so nothing can be compared",
@@ -169,6 +187,19 @@ def _drift(folder: str | Path, reference: str | Path) -> Drift:
         mmd=None if moved is None else moved[0],
         mmd_by_chance=None if moved is None else moved[1],
     )
+
+
+class _Row(NamedTuple):
+    """What two tables are held against each other by."""
+
+    video: str
+    key: str
+    uri: str
+    error_code: str | None
+    label: str | None
+    """The most probable one, with its score."""
+
+    score: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,13 +232,14 @@ def difference(first: str | Path, second: str | Path) -> Difference:
         DataError: if a table is damaged, or none.
     """
     (ours, mine, _), (theirs, other, _) = (read_present(each, columns=_COLUMNS) for each in (first, second))
-    columns = ["input_key", "video_id", "uri", "error_code", "labels", "scores"]
+    names = ("video_id", "input_key", "uri", "error_code", "labels", "scores")
     left, right = (
-        {row["video_id"]: row for row in table.select(columns).to_pylist()} for table in (ours, theirs)
+        {row[0]: _Row(*row) for row in zip(*_columns(table, names).values(), strict=True)}
+        for table in (ours, theirs)
     )
     found: dict[str, list[str]] = {
-        "only in the first": [row["uri"] for video, row in left.items() if video not in right],
-        "only in the second": [row["uri"] for video, row in right.items() if video not in left],
+        "only in the first": [row.uri for video, row in left.items() if video not in right],
+        "only in the second": [row.uri for video, row in right.items() if video not in left],
         "another file": [],
         "outcome": [],
         "label": [],
@@ -216,18 +248,18 @@ def difference(first: str | Path, second: str | Path) -> Difference:
     largest = 0.0
     both = [(row, right[video]) for video, row in left.items() if video in right]
     for row, its in both:
-        if row["input_key"] != its["input_key"]:
-            found["another file"].append(row["uri"])
-        if row["error_code"] != its["error_code"]:
-            found["outcome"].append(row["uri"])
-        elif row["labels"] and its["labels"]:
-            if row["labels"][0] != its["labels"][0]:
-                found["label"].append(row["uri"])
+        if row.key != its.key:
+            found["another file"].append(row.uri)
+        if row.error_code != its.error_code:
+            found["outcome"].append(row.uri)
+        elif row.score is not None and its.score is not None:
+            if row.label != its.label:
+                found["label"].append(row.uri)
                 continue
-            change = abs(row["scores"][0] - its["scores"][0])
+            change = abs(row.score - its.score)
             largest = max(largest, change)
             if change > _SAME_SCORE:
-                found["scores"].append(row["uri"])
+                found["scores"].append(row.uri)
     return Difference(
         first=str(first),
         second=str(second),

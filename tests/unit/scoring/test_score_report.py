@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import run_plans
 
 from ivdr_deploy.cli import main
 from ivdr_deploy.errors import ConfigError, DataError
@@ -21,22 +22,8 @@ from ivdr_deploy.scoring.report import difference, report
 from ivdr_deploy.scoring.shard import make_shard
 from ivdr_deploy.scoring.store import FolderStore
 from ivdr_deploy.scoring.table import open_table
-from ivdr_deploy.spec import ViewPlan
 
-PLAN = RunPlan(
-    ivdr_version="0.1.0",
-    model="<b>tiny",
-    model_version="1.0",
-    model_sha256="bb",
-    variant="onnx-fp32",
-    runtime="onnxruntime",
-    contract_hash="cc",
-    view_plan=ViewPlan(num_clips=1),
-    top_k=2,
-    outputs=("feature",),
-    hash_files=False,
-    decoder="pyav",
-)
+PLAN = replace(run_plans.PLAN, model="<b>tiny", outputs=("feature",))
 LABELS = ["sit", "sit", "turn", None, "sit", None]
 SCORES = [0.95, 0.81, 0.55, None, 0.3, None]
 
@@ -88,7 +75,7 @@ def test_figures_of_a_table(tmp_path):
     assert found.labels == {"sit": 3, "turn": 1}
     assert found.confidence["bins"] == [0, 0, 0, 1, 0, 1, 0, 0, 1, 1]
     assert found.confidence["mean"] == pytest.approx(0.6525, abs=1e-6)
-    assert found.accuracy == {"videos": 3, "top1": pytest.approx(2 / 3)}
+    assert found.accuracy == {"videos": 3, "failed": 0, "top1": pytest.approx(2 / 3)}
     assert found.seconds == pytest.approx({"video": 8.0, "decode": 0.07, "preprocess": 0.004, "infer": 0.02})
     assert [row["uri"] for row in found.slowest] == ["v4.mp4", "v2.mp4", "v1.mp4", "v0.mp4"]
     assert found.slowest[0]["ms"] == 46.0
@@ -97,6 +84,18 @@ def test_figures_of_a_table(tmp_path):
         ("v5.mp4", "crashed"),
     ]
     assert found.drift is None
+
+
+def test_an_input_that_failed_stays_in_the_denominator_and_what_is_not_named_is_counted(tmp_path, capsys):
+    labels = [None, "sit", None, *[None] * 30]
+    table = write(tmp_path / "a", labels=labels, scores=[None if label is None else 0.5 for label in labels])
+
+    assert report(table).accuracy == {"videos": 3, "failed": 2, "top1": pytest.approx(1 / 3)}
+    main_exits(0, "scores", str(table), "--html", str(tmp_path / "page.html"))
+    printed = capsys.readouterr().out
+    assert "33.3% of 3 videos got the label of the list; the 2 that failed count as wrong" in printed
+    assert "and 22 more that failed" in printed
+    assert "<p>and 12 more</p>" in (tmp_path / "page.html").read_text()
 
 
 def test_a_table_that_is_not_finished_is_shown_as_such(tmp_path, capsys):
