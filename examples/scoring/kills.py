@@ -66,7 +66,9 @@ def write_list(folder: Path, kinds: Sequence[Path], *, count: int) -> Path:
     return folder / "list.csv"
 
 
-def start(bundle: Path, videos: Path, out: Path, *more: str, **variables: str) -> subprocess.Popen[str]:
+def start(
+    bundle: Path, videos: Path, out: Path, *, more: Sequence[str] = (), **variables: str
+) -> subprocess.Popen[str]:
     """Start the real command, with more options and variables of the environment."""
     words = ["score", str(bundle), str(videos), "-o", str(out), "--json", *more]
     return subprocess.Popen(
@@ -86,9 +88,9 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     return dict(json.loads(output))
 
 
-def shards(out: Path) -> dict[str, int]:
+def shards(out: Path) -> dict[str, tuple[int, int]]:
     """Return the committed shards, with what changes when one is written again."""
-    return {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("part-*")}
 
 
 def compare(whole: Any, out: Path, found: Kills) -> None:
@@ -134,7 +136,7 @@ def kill_command(
     while found.kills < kills:
         out, series = scratch / f"series{series}{''.join(more)}", series + 1
         while len(shards(out)) < SHARDS and found.kills < kills:
-            before, process = shards(out), start(bundle, videos, out, *more)
+            before, process = shards(out), start(bundle, videos, out, more=more)
             pause = moments.uniform(0, 0.3 * seconds) + moments.choice((0.0, 2.0))
             if not _killed(process, (out / "_run.lock").exists, pause):
                 continue  # it was done before: that is no kill

@@ -48,7 +48,7 @@ def kill_ray(
     seed: int,
 ) -> dict[str, Any]:
     """Run on Ray, undisturbed and with kills of each kind; see ``kills.kill_command`` for the arguments."""
-    finish(start(bundle, videos, scratch / "ray", *_RAY))
+    finish(start(bundle, videos, scratch / "ray", more=_RAY))
     undisturbed = Kills()
     compare(read_scores(scratch / "whole"), scratch / "ray", undisturbed)
     names = [sorted(shards(scratch / name)) for name in ("whole", "ray")]
@@ -69,11 +69,11 @@ def _kill_actors(bundle: Path, videos: Path, scratch: Path, *, kills: int, seed:
     found, series = Kills(), 0
     while found.kills < kills:
         out, series = scratch / f"actors{series}", series + 1
-        process = start(bundle, videos, out, *_RAY)
-        while found.kills < kills and wait_until(process, partial(_actors, process.pid)):
+        process = start(bundle, videos, out, more=_RAY)
+        while found.kills < kills and wait_until(process, partial(actors_below, process.pid)):
             if not wait_until(process, past(time.monotonic() + moments.uniform(0.0, 6.0))):
                 break
-            alive = _actors(process.pid)
+            alive = actors_below(process.pid)
             if alive and len(shards(out)) < SHARDS:
                 alive[0].kill()
                 found.kills += 1
@@ -86,7 +86,7 @@ def _kill_actors(bundle: Path, videos: Path, scratch: Path, *, kills: int, seed:
     return found
 
 
-def _actors(parent: int) -> Sequence[psutil.Process]:
+def actors_below(parent: int) -> Sequence[psutil.Process]:
     """Return the actors that score, below the process that started their node."""
     found = []
     for process in psutil.Process(parent).children(recursive=True):
@@ -106,8 +106,8 @@ def _kill_nodes(bundle: Path, videos: Path, scratch: Path, *, kills: int, seed: 
         with _node("--head", f"--port={_free_port()}", "--include-dashboard=false") as (_, address):
             with _node(f"--address={address}") as (second, _):
                 out = scratch / f"nodes{found.kills}"
-                process = start(bundle, videos, out, *_RAY, RAY_ADDRESS=address)
-                begun = wait_until(process, partial(_actors, second.pid))
+                process = start(bundle, videos, out, more=_RAY, RAY_ADDRESS=address)
+                begun = wait_until(process, partial(actors_below, second.pid))
                 begun = begun and wait_until(process, past(time.monotonic() + moments.uniform(0.0, 6.0)))
                 if begun and len(shards(out)) < SHARDS:
                     _kill_all(second)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -11,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from videos import numbered_video
 
-from examples.scoring.kills import write_list
+from examples.scoring import kills
+from examples.scoring.kills import TIMINGS, finish, shards, write_list
 from ivdr_deploy.scoring import read_scores
 
 KILLS = 10
@@ -26,7 +27,6 @@ SHARDS = 30
 VIDEOS = 32 * SHARDS
 
 GOOD = VIDEOS // 4
-TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
 
 
 @pytest.fixture(scope="module")
@@ -40,28 +40,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_list(folder, kinds, count=VIDEOS)
 
 
-def start(bundle: Path, videos: Path, out: Path) -> subprocess.Popen[str]:
-    """Start the real command."""
-    arguments = ["score", str(bundle), str(videos), "-o", str(out), "--output", "inter", "--json"]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", "from ivdr_deploy.cli import main; main()", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> dict:
-    """Wait for the end; some of the inputs are bad, so the exit code is 1."""
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 1, errors
-    return json.loads(output)
-
-
-def shards(out: Path) -> dict[str, tuple[int, int]]:
-    """Committed shards, with what changes when a file is written again."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("part-*")}
+start = partial(kills.start, more=("--output", "inter"))
 
 
 def half_written(out: Path) -> int:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +12,14 @@ import psutil
 import pytest
 from videos import numbered_video
 
+from examples.scoring import kills
+from examples.scoring.kills import TIMINGS, finish
+from examples.scoring.ray_kills import actors_below
 from ivdr_deploy.scoring import read_scores
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
-TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
 VIDEOS = 120
 
 
@@ -36,20 +35,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(bundle: Path, videos: Path, out: Path, engine: str) -> subprocess.Popen[str]:
-    words = ["score", str(bundle), str(videos), "-o", str(out), "--json", "--engine", engine]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", "from ivdr_deploy.cli import main; main()", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> dict:
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 1, errors
-    return json.loads(output)
+    return kills.start(bundle, videos, out, more=("--engine", engine))
 
 
 def files(out: Path) -> list[str]:
@@ -90,17 +76,6 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
         time.sleep(0.005)
 
 
-def actors(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::MapWorker"):
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
-
-
 @pytest.mark.parametrize("who", ["actor", "driver"])
 def test_a_kill_loses_nothing(tiny_bundle, videos, local, tmp_path, who):
     out = tmp_path / "out"
@@ -108,7 +83,7 @@ def test_a_kill_loses_nothing(tiny_bundle, videos, local, tmp_path, who):
     wait_for(lambda: list(out.glob("part-*")), process)
     assert len(list(out.glob("part-*"))) < 4, "there was no work outstanding"
     if who == "actor":
-        (actor,) = actors(process)
+        (actor,) = actors_below(process.pid)
         actor.kill()
         finish(process)
     else:
