@@ -10,13 +10,17 @@ from ivdr_deploy._text import one_line
 from ivdr_deploy.scoring.report import BINS, Report
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222; }
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .15rem .8rem .15rem 0; }
-td.number { text-align: right; width: 6rem; } td.bar { width: 50%; }
-td.bar div { background: #4477aa; height: .8rem; }
-td, code { overflow-wrap: anywhere; }
+table { border-collapse: collapse; width: 100%; }
+td, th { text-align: left; vertical-align: top; padding: .15rem .8rem .15rem 0; }
+th { white-space: nowrap; } td { overflow-wrap: anywhere; }
+.number { text-align: right; white-space: nowrap; overflow-wrap: normal; width: 4rem; }
+td.bar { width: 50%; vertical-align: middle; } td.bar div { background: #4a86c0; height: .8rem; }
 """
+
+_NUMBER = ' class="number"'
 
 
 def page(report: Report) -> str:
@@ -32,7 +36,7 @@ def page(report: Report) -> str:
         "<h2>Confidence</h2>",
         _bars(
             {
-                f"{place / BINS:.1f} to {(place + 1) / BINS:.1f}": n
+                f"{place / BINS:.1f}\u2013{(place + 1) / BINS:.1f}": n
                 for place, n in enumerate(report.confidence["bins"])
             }
         ),
@@ -42,9 +46,12 @@ def page(report: Report) -> str:
     if report.drift is not None:
         drift = report.drift
         parts += ["<h2>Drift</h2>", _facts({"against": drift.reference, **drift_lines(report)})]
-    parts += ["<h2>Slowest</h2>", _rows(("uri", "num_frames", "ms"), report.slowest)]
+    parts += ["<h2>Slowest</h2>", _rows({"uri": "video", "num_frames": "frames", "ms": "ms"}, report.slowest)]
     if report.failed:
-        parts += ["<h2>Failed</h2>", _rows(("uri", "code", "message"), report.failed)]
+        parts += [
+            "<h2>Failed</h2>",
+            _rows({"uri": "video", "code": "code", "message": "message"}, report.failed),
+        ]
         if more := report.failures - len(report.failed):
             parts.append(f"<p>and {more} more</p>")
     head = (
@@ -80,7 +87,10 @@ def _text(value: Any) -> str:
 
 
 def _facts(values: Mapping[str, Any]) -> str:
-    rows = (f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in values.items())
+    rows = (
+        f"<tr><th>{_text(name.replace('_', ' '))}</th><td>{_text(value)}</td></tr>"
+        for name, value in values.items()
+    )
     return f"<table>{''.join(rows)}</table>"
 
 
@@ -94,7 +104,20 @@ def _bars(counts: Mapping[str, int]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _rows(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(f'<td>{_text(row[name])}</td>' for name in names)}</tr>" for row in rows)
+def _rows(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return some columns of rows as a table, each under its name for people."""
+    head = "".join(
+        _cell("th", text, any(_is_number(row[name]) for row in rows)) for name, text in names.items()
+    )
+    body = "".join(
+        f"<tr>{''.join(_cell('td', row[name], _is_number(row[name])) for name in names)}</tr>" for row in rows
+    )
     return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(kind: str, value: Any, number: bool) -> str:
+    return f"<{kind}{_NUMBER if number else ''}>{_text(value)}</{kind}>"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
