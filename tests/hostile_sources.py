@@ -107,7 +107,7 @@ def page_faults(source: Source, *, limits: object) -> int:
 
 @dataclass(frozen=True)
 class SaysWhoDecodes(_Hostile):
-    """A good video; a line in a file tells which process has the decode worker."""
+    """A good video; a line in a file tells which process has the decode worker, and which video it was."""
 
     log: Path = Path()
     good: Path = Path()
@@ -116,7 +116,7 @@ class SaysWhoDecodes(_Hostile):
         parent = multiprocessing.parent_process()
         assert parent is not None
         with self.log.open("a") as stream:
-            stream.write(f"{parent.pid}\n")
+            stream.write(f"{parent.pid} {self.good.name}\n")
         return self.good
 
 

@@ -21,6 +21,7 @@ import psutil
 from examples.demo.figures import make_figures
 from ivdr_deploy._console import console
 from ivdr_deploy.scoring import read_scores
+from ivdr_deploy.scoring.shard import SHARD_NAME
 
 TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
 SHARDS = 40
@@ -99,7 +100,10 @@ def compare(whole: Any, out: Path, found: Kills) -> None:
 
     rows = read_scores(out).drop_columns(TIMINGS).to_pylist()
     expected = whole.drop_columns(TIMINGS).to_pylist()
-    found.lost += sum(row != other for row, other in zip(rows, expected, strict=True))
+    other = [(row, whole) for row, whole in zip(rows, expected, strict=True) if row != whole]
+    for row, _ in other:
+        console.print(f"another row: {row['uri']} {row['error_code']} {row['error_message']}", markup=False)
+    found.lost += len(other)
     plain = Counter(pq.read_table(out, columns=["input_key"])["input_key"].to_pylist())
     found.duplicated += sum(count - 1 for count in plain.values())
 
@@ -145,12 +149,18 @@ def kill_command(
                 continue  # no work was outstanding
             found.kills += 1
             found.lost += len(before.items() - kept.items())
-            found.redone_shards_max = max(found.redone_shards_max, len(list(out.glob("_attempt-*"))))
+            found.redone_shards_max = max(found.redone_shards_max, _begun(out))
             console.print(f"kill {found.kills}: {len(kept)} of {SHARDS} shards", markup=False)
         finish(start(bundle, videos, out))
         compare(whole, out, found)
         shutil.rmtree(out)
     return found
+
+
+def _begun(out: Path) -> int:
+    """Count the shards that are noted as begun, and are not there; the note of one may outlive a kill just after it."""
+    there = {match["digest"] for match in map(SHARD_NAME.fullmatch, shards(out)) if match}
+    return sum(path.stem.removeprefix("_attempt-") not in there for path in out.glob("_attempt-*"))
 
 
 def _killed(process: subprocess.Popen[str], begun: Callable[[], object], pause: float) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -48,9 +48,16 @@ class _Work:
     begun: bool = False
     """Whether that is in the journal."""
 
-    def try_alone(self) -> None:
+    def try_alone(self, ends: Mapping[str, int]) -> None:
+        """Begin to try the inputs one by one.
+
+        Args:
+            ends: Runs that ended while an input was tried, by key. These come last: so one is tried again only when
+                all others have passed, and runs that somebody ends at any moment condemn nobody.
+        """
         self.rows.clear()
-        self.untried.extend(item for item in self.shard.inputs if item.key not in self.crashed)
+        left = (item for item in self.shard.inputs if item.key not in self.crashed)
+        self.untried.extend(sorted(left, key=lambda item: ends.get(item.key, 0)))
 
     def in_order(self) -> list[Row]:
         known = self.rows | self.crashed
@@ -161,7 +168,7 @@ class Supervisor:
         if len(self._works) == 1:
             self._begin_next(journal)
         if before.deaths or before.begun >= UNSEEN_ENDS:
-            return work.try_alone()
+            return work.try_alone(before.alone)
         return self._send((shard.name, shard.inputs))
 
     def _begin_next(self, journal: Journal) -> None:
@@ -218,7 +225,7 @@ class Supervisor:
                     work.rows = {**work.spare}
                     continue
                 journal.died(work.shard, error.message)
-                work.try_alone()
+                work.try_alone({})
         self._worker.close()
         self._start()
 

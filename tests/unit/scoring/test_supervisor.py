@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hostile_sources import KillsTheScorer, with_hostile
+from hostile_sources import KillsTheScorer, SaysWhoDecodes, with_hostile
 from videos import numbered_video
 
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
@@ -145,6 +145,29 @@ def test_an_input_that_took_everything_along_twice_is_not_tried_again(task, vide
     assert [row["error_code"] for row in rows] == [None, "crashed", None, None, None, None]
     assert "nobody saw how" in rows[1]["error_message"]
     assert not list(out.glob("_attempt*"))
+
+
+def test_an_input_in_which_a_run_ended_once_is_tried_again_when_the_others_have_passed(
+    task, videos, tmp_path
+):
+    """Somebody may end runs at any moment; in which input that falls says something only when it is the same again."""
+    watched = videos
+    for place, item in enumerate(videos.items):
+        watched = with_hostile(watched, place, SaysWhoDecodes(log=tmp_path / "log", good=item.path))
+    selected = list(InputStream(watched, Selection()))
+    store = FolderStore(tmp_path / "out")
+    with store.claim(), Supervisor(task) as engine:
+        shard, journal = make_shard(engine.plan.run_id, selected), Journal(store)
+        for _ in range(UNSEEN_ENDS):
+            journal.begin(shard)
+        journal.alone(shard, selected[0].key)
+        ((_, rows),) = engine.run(iter([shard]), journal=journal, scored=lambda: None)
+
+    assert [row["status"] for row in rows] == ["ok"] * 6
+    tried = [line.split()[1] for line in (tmp_path / "log").read_text().splitlines()]
+    names = [f"{index}.mp4" for index in range(6)]
+    assert tried[:6] == [*names[1:], names[0]]
+    assert sorted(tried[6:]) == names
 
 
 def test_the_journal_tells_seen_deaths_from_others(tmp_path):
