@@ -37,6 +37,7 @@
     │   └── OptionError             it is well formed, but an option in it is not one that can be served
     ├── QueueFullError              the endpoint has taken as many requests as it takes at a time
     ├── DrainingError               the endpoint is about to stop and takes no more requests
+    ├── WorkerDiedError             the process that had a request has ended
     └── ServerError                 a server did not start, answer or stop as it should
 
 An error says what was found and what was expected in ``message``, and what to do in ``hint``. Errors know nothing
@@ -272,6 +273,12 @@ class DrainingError(IvdrError):
     """The endpoint is about to stop: it finishes what it has taken, and takes no more."""
 
     code = "draining"
+
+
+class WorkerDiedError(IvdrError):
+    """The process that had a request has ended before it answered; another one can answer it."""
+
+    code = "worker_died"
 
 
 class OptionError(RequestError):

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,13 +76,13 @@ def begun(serving: ServingCommand, video: Path) -> Iterator[HTTPConnection]:
         yield connection
 
 
-def finished(connection: HTTPConnection, video: Path) -> int | None:
-    """The status of a begun request whose last bytes are sent now; None if it was lost."""
-    try:
-        connection.send(video.read_bytes()[-10:])
-        return connection.getresponse().status
-    except (OSError, HTTPException):
-        return None
+def finished(connection: HTTPConnection, video: Path) -> tuple[int, str | None]:
+    """Status and Retry-After of a begun request whose last bytes are sent now."""
+    connection.send(video.read_bytes()[-10:])
+    answer = connection.getresponse()
+    assert answer.headers["X-Model-Version"] == "1.0"
+    assert answer.status == 200 or b'"worker_died"' in answer.read()
+    return answer.status, answer.headers["Retry-After"]
 
 
 def held_by(worker: psutil.Process) -> int:
@@ -107,7 +107,7 @@ def let_second_serve(serving: ServingCommand, second: Path, videos: list[Path]) 
     assert serving.version == "2.0"
 
 
-def test_a_worker_that_is_killed_costs_what_it_was_answering_and_is_replaced(
+def test_a_worker_that_is_killed_sends_away_what_it_was_answering_and_is_replaced(
     serving: ServingCommand, videos: list[Path]
 ) -> None:
     wait_until_whole(serving)
@@ -133,10 +133,12 @@ def test_a_worker_that_is_killed_costs_what_it_was_answering_and_is_replaced(
             quick.wait_for_more(5)
         statuses = [finished(connection, videos[0]) for connection in connections]
     assert victim.pid not in [worker.pid for worker in serving.workers]
-    assert statuses.count(None) == in_flight, "what the other had taken must be answered"
-    assert set(statuses) == {200, None}
-    assert len(quick.lost) <= 2, quick.lost  # those that it was just answering
-    assert {status for _, status, _ in quick.answers} == {200}
+    assert statuses.count((503, "1")) == in_flight, "what the other had taken must be answered"
+    assert set(statuses) == {(200, None), (503, "1")}
+    assert not quick.lost
+    assert {status for _, status, _ in quick.answers} <= {200, 503}
+    told = 'ivdr_requests_total{outcome="worker_died"}'
+    assert in_flight <= serving.client.metrics()[told] <= in_flight + 2  # and what quick was waiting for
     assert [when for when, _, _ in quick.answers if killed < when < replaced]
     assert quick.longest_gap() < quiet.longest_gap() + 1.0
     assert serving.client.metrics()["ivdr_clips_total"] > counted, "counters must not fall"

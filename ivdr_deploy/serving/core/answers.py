@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 STATUS: tuple[tuple[type[IvdrError], int], ...] = (
     (errors.QueueFullError, 429),
     (errors.DrainingError, 503),
+    (errors.WorkerDiedError, 503),
     (errors.RequestTimeoutError, 408),
     (errors.UnauthorizedError, 401),
     (errors.MethodError, 405),

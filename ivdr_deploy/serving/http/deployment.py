@@ -29,6 +29,7 @@ from ivdr_deploy.serving.http.run_folder import Record, RunFolder, Say
 from ivdr_deploy.serving.http.server import check_port, client_of, grpc_address, open_ports, reserve_grpc_port
 from ivdr_deploy.serving.http.settings import HttpSettings
 from ivdr_deploy.serving.http.shadow import check_replacement, compare_answers, described
+from ivdr_deploy.serving.http.standby import most_connections
 from ivdr_deploy.serving.http.worker_process import Launch
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class Deployment:
                 listening=self._sockets[0],
                 host=self._host,
                 grpc_port=self._grpc_port,
+                kept_connections=most_connections(self._settings.workers),
             )
             self._current = self._start(self._launch.bundle)
             self._current.serve()
@@ -128,7 +130,12 @@ class Deployment:
             app: ASGIApp = admin_app(self)
             if token is not None:
                 app = Guarded(app, token, refusal)
-            management = Listening(app, [self._sockets[1].dup()], stop_seconds=_MANAGEMENT_STOP_SECONDS)
+            management = Listening(
+                app,
+                [self._sockets[1].dup()],
+                stop_seconds=_MANAGEMENT_STOP_SECONDS,
+                patience_seconds=self._settings.receive_seconds,
+            )
             management.start()
             opened.callback(management.wait)
             opened.callback(management.stop)

@@ -6,12 +6,15 @@ import asyncio
 import socket
 import threading
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ivdr_deploy.errors import ServerError
+from ivdr_deploy.serving.http.connection import Connection
+from ivdr_deploy.serving.http.standby import Handover
 
 _LINGER_SECONDS = 1.0
 """That a connection which is open when the server leaves may take to send one more request; its answer says that the
@@ -30,6 +33,15 @@ class SharedSocket(socket.socket):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.setblocking(False)
+        self.handover: Handover | None = None
+        """Gets a duplicate of each connection, before anything is read from it."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Take the next connection."""
+        connection, address = super().accept()
+        if self.handover is not None:
+            self.handover.accepted(connection)
+        return connection, address
 
     def listen(self, backlog: int = 0, /) -> None:
         """Leave the queue as whoever opened the socket made it."""
@@ -42,7 +54,9 @@ class Listening:
         app: What answers.
         sockets: Open, and closed when it leaves; others that accept from them go on.
         stop_seconds: Longest time that requests which were taken may need.
+        patience_seconds: Longest time in which a client may send a request; see ``Connection``.
         headers: That every answer bears.
+        handover: To the process that answers when this one is killed.
     """
 
     def __init__(
@@ -51,13 +65,17 @@ class Listening:
         sockets: Sequence[SharedSocket],
         *,
         stop_seconds: int,
+        patience_seconds: float,
         headers: dict[str, str] | None = None,
+        handover: Handover | None = None,
     ) -> None:
         self._sockets: list[socket.socket] = list(sockets)
         self._outgoing = _Outgoing(app, headers or {})
         config = uvicorn.Config(
             self._outgoing,
             lifespan="off",
+            http=cast(Any, partial(Connection, patience_seconds=patience_seconds, handover=handover)),
+            ws="none",
             # The event loop accepts so many connections at a time. It would take all that wait, and refuse most of them
             # as too many, while another worker has nothing to do. Another loop might shorten the socket's queue to it.
             loop="asyncio",
@@ -74,6 +92,7 @@ class Listening:
             # The connections inherit it. The body of an answer follows its head in a packet of its own, and would else
             # wait for the client's system to acknowledge the head, which takes its time: 40 ms.
             held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            held.handover = handover
 
     def start(self) -> None:
         """Begin to accept connections."""
@@ -129,6 +148,7 @@ class _Outgoing:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
+                scope["state"]["connection"].answering()
                 ends = [(b"connection", b"close")] if self.leaving.is_set() else []
                 message = {**message, "headers": [*message.get("headers", ()), *self._headers, *ends]}
             await send(message)

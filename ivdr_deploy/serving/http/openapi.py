@@ -28,7 +28,7 @@ _REASONS = {
     424: "The server that a URL names did not give the video",
     429: "As many requests as are taken at a time are being answered",
     500: "The network failed on this video, or there is a defect of ours",
-    503: "The endpoint is about to stop",
+    503: "The endpoint is about to stop, or the process that had the request has ended",
     504: "Decoding took longer than the limit",
 }
 """Of an answer that is an error, by status."""

@@ -20,14 +20,12 @@ from ivdr_deploy.serving.http.auth import Guarded
 from ivdr_deploy.serving.http.listening import Listening, SharedSocket
 from ivdr_deploy.serving.http.oip import TensorEndpoint
 from ivdr_deploy.serving.http.settings import MAX_SECONDS_PER_CLIP, HttpSettings
+from ivdr_deploy.serving.http.standby import VERSION_HEADER, Handover
 
 if TYPE_CHECKING:
     from ivdr_deploy.serving.http.oip_grpc import GrpcListening
 
 LOOPBACK = "127.0.0.1"
-
-VERSION_HEADER = "X-Model-Version"
-"""Of every answer, also of one that is an error: which version of the model gave it."""
 
 
 class HttpServer:
@@ -42,6 +40,7 @@ class HttpServer:
         token: What whoever asks must show; None answers everyone who reaches the port.
         inherited: A listening socket of the process that started this one, which then has the management port too;
             ``port`` is not looked at, and ``grpc_port`` is one that it has reserved.
+        handover: To that process, which answers when this one is killed.
     """
 
     def __init__(
@@ -54,11 +53,12 @@ class HttpServer:
         grpc_port: int | None = None,
         token: str | None = None,
         inherited: SharedSocket | None = None,
+        handover: Handover | None = None,
     ) -> None:
         check_port(port)
         self.settings = settings
         self._bundle, self._host, self._port, self._token = bundle, host, port, token
-        self._grpc_port, self._inherited = grpc_port, inherited
+        self._grpc_port, self._inherited, self._handover = grpc_port, inherited, handover
         self.admission = Admission(settings.max_requests)
         self._sockets: list[SharedSocket] = []
         self._reserved: socket.socket | None = None
@@ -105,7 +105,9 @@ class HttpServer:
             self._applications(),  # new ones: they count what they have taken, in one loop of events each
             [held.dup() for held in self._sockets],
             stop_seconds=self.settings.stop_seconds,
+            patience_seconds=self.settings.receive_seconds,
             headers={VERSION_HEADER: self.service.model.version},
+            handover=self._handover,
         )
         self._listening = [earlier for earlier in self._listening if not earlier.wait(0)]
         self._listening.append(listening)

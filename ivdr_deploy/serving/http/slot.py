@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from ivdr_deploy._text import quoted
-from ivdr_deploy.errors import IvdrError, ServerError
-from ivdr_deploy.serving.core.metrics import METRICS, Series
+from ivdr_deploy.errors import IvdrError, ServerError, WorkerDiedError
+from ivdr_deploy.serving.core.metrics import METRICS, REQUESTS, Series
 from ivdr_deploy.serving.http.channel import Message
 from ivdr_deploy.serving.http.worker_process import Launch, WorkerProcess
 
@@ -29,6 +29,8 @@ MOST_FAILURES = 5
 """In a row, after which a worker is not started again unless others serve meanwhile."""
 
 _LONGEST_PAUSE_SECONDS = 30.0
+
+_DIED = Series(REQUESTS.name, REQUESTS, ((REQUESTS.label, WorkerDiedError.code),))
 
 _SAME = ("name", "version", "contract_hash", "labels", "outputs")
 """What every worker of a slot must say of its model as the first did; see ``InferenceService.describe``."""
@@ -159,9 +161,11 @@ class Slot:
         ended = worker.kill()
         with self._lock:
             counted = _series(last["counted"]) if last else self._counted
-            self._kept, self._counted = _sum(self._kept, _lasting(counted)), {}
+            self._kept = _sum(self._kept, _lasting(counted), {_DIED: float(worker.unanswered)})
+            self._counted = {}
         if isinstance(reason, ServerError):
-            reason = ServerError(f"{reason.message}; its process {ended}", hint=reason.hint)
+            said = f"{reason.message}; its process {ended}, and {worker.unanswered} requests were told to come again"
+            reason = ServerError(said, hint=reason.hint)
         if not self._first.is_set():
             self._failure = reason
         return str(reason)

@@ -1,7 +1,8 @@
 """A process that holds HTTP and the network. It is started by ``worker_process.WorkerProcess`` and never by hand.
 
-``python -m ivdr_deploy.serving.http.worker CONTROL LISTENING``: the numbers of two open sockets. The first word on the
-control socket says what to serve; then come questions. When the other end is gone, so is this process.
+``python -m ivdr_deploy.serving.http.worker CONTROL LISTENING NOTES TABLE``: the numbers of three open sockets and a
+file. The first word on the control socket says what to serve; then come questions. When the other end is gone, so is
+this process. Notes and table are those of ``standby.Handover``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ivdr_deploy.serving.http.channel import Channel, Message, error_message
 from ivdr_deploy.serving.http.listening import SharedSocket
 from ivdr_deploy.serving.http.server import HttpServer
 from ivdr_deploy.serving.http.settings import HttpSettings
+from ivdr_deploy.serving.http.standby import Handover
 
 _KEPT_BYTES, _LARGE_BYTES = 64 << 20, 16 << 20
 """Of freed memory: see ``keep_freed_memory``. Otherwise what a body of 2.3 MiB arrives in is taken from the system and
@@ -102,7 +104,7 @@ class Worker:
         self._channel.send({"id": number, "status": response.status, "body": response.body})
 
 
-def main(control: int, listening: int) -> int:
+def main(control: int, listening: int, notes: int, table: int) -> int:
     """Serve until the supervisor asks for the end, or a signal does; return the exit code."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     access = logging.getLogger("ivdr_deploy.access")
@@ -130,6 +132,7 @@ def main(control: int, listening: int) -> int:
         grpc_port=launch.grpc_port,
         token=launch.token,
         inherited=inherited,
+        handover=Handover(socket.socket(fileno=notes), table),
     )
     with ExitStack() as opened:
         try:
@@ -162,4 +165,4 @@ def _receive(channel: Channel, questions: queue.SimpleQueue[Message]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(*map(int, sys.argv[1:])))

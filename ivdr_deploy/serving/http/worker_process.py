@@ -19,6 +19,7 @@ from ivdr_deploy.records import to_dict
 from ivdr_deploy.serving.http.auth import VARIABLE
 from ivdr_deploy.serving.http.channel import Channel, Message, Questions
 from ivdr_deploy.serving.http.settings import HttpSettings
+from ivdr_deploy.serving.http.standby import MOST_CONNECTIONS, Standby, last_words
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ class Launch:
     grpc_port: int | None = None
     """Reserved by whoever started the workers, each of which listens on it; None is none."""
 
+    kept_connections: int = MOST_CONNECTIONS
+    """Whose clients are answered if the worker is killed."""
+
 
 class WorkerProcess:
     """One process with HTTP and the network, in a process group of its own.
@@ -61,8 +65,21 @@ class WorkerProcess:
 
     def __init__(self, launch: Launch, name: str, *, on_news: Callable[[], None]) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = _start(theirs, launch.listening)
+        self._standby = Standby(launch.kept_connections)
+        self.unanswered = 0
+        """Requests that it had when it was killed, and that were answered in its place."""
+
+        with theirs, self._standby.theirs, self._standby.table:
+            try:
+                self._process = _start(
+                    theirs.fileno(),
+                    launch.listening.fileno(),
+                    self._standby.theirs.fileno(),
+                    self._standby.table.fileno(),
+                )
+            except BaseException:
+                ours.close()
+                raise
         self._channel = Channel(ours)
         self._questions = Questions(self._channel, name, on_gone=on_news)
         self._questions.greeting.add_done_callback(lambda _: on_news())
@@ -106,17 +123,22 @@ class WorkerProcess:
         return last
 
     def kill(self) -> str:
-        """End it and its decoders at once; return how it ended, by itself or so."""
+        """End it and its decoders at once, and answer in its place; return how it ended, by itself or so."""
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         code = self._process.wait()
         self._channel.close()
+        self.unanswered += self._standby.speak(last_words(self._version()))
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
+    def _version(self) -> str:
+        greeting = self._questions.greeting
+        loaded = greeting.done() and greeting.exception() is None
+        return str(greeting.result()["facts"]["version"]) if loaded else ""
 
-def _start(control: socket.socket, listening: socket.socket) -> subprocess.Popen[bytes]:
-    numbers = control.fileno(), listening.fileno()
+
+def _start(*numbers: int) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "ivdr_deploy.serving.http.worker", *map(str, numbers)],
