@@ -17,13 +17,15 @@ _SHOWN = 20
 
 
 def update_server(
-    folder: Path, bundle: Path, *, videos: Path | None, min_agreement: float, as_json: bool
+    folder: Path, bundle: Path, *, videos: Path | None, min_agreement: float | None, as_json: bool
 ) -> None:
     """Have the server of a run folder compare a bundle with the one it serves, and change over to it."""
     if videos is None:
         raise ConfigError(
             "--update needs videos to compare the two bundles on", hint="name some with --videos"
         )
+    from ivdr_deploy.serving.http.shadow import MIN_AGREEMENT
+
     found = read_list(videos)
     found.require_files()
     paths = [str(item.path.resolve()) for item in found.items]
@@ -31,7 +33,7 @@ def update_server(
         "do": "update",
         "bundle": str(bundle.resolve()),
         "videos": paths,
-        "min_agreement": min_agreement,
+        "min_agreement": MIN_AGREEMENT if min_agreement is None else min_agreement,
     }
     answer = _ask(folder, order, total=len(paths))
     shadow = answer["shadow"]

@@ -30,11 +30,13 @@ def serve(
         Path | None, typer.Argument(metavar="ARCHIVE", help="What `ivdr archive` wrote (.mar), or a bundle.")
     ] = None,
     server: Annotated[
-        ServerChoice, typer.Option(help="torchserve, or http: FastAPI on uvicorn, which takes a bundle.")
-    ] = "torchserve",
+        ServerChoice | None,
+        typer.Option(help="torchserve (by default), or http: FastAPI on uvicorn, which takes a bundle."),
+    ] = None,
     host: Annotated[
-        str, typer.Option(help="Address of the inference port, with --server http.")
-    ] = "127.0.0.1",
+        str | None,
+        typer.Option(help="Address of the inference port, with --server http; by default 127.0.0.1."),
+    ] = None,
     port: Annotated[
         int,
         typer.Option(
@@ -78,11 +80,13 @@ def serve(
         Path | None, typer.Option("--videos", "--data", help=f"With --update: {VIDEOS_HELP}")
     ] = None,
     min_agreement: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0.0, max=1.0, help="With --update: share of videos that must get the label they get now."
+            min=0.0,
+            max=1.0,
+            help="With --update: share of videos that must get the label they get now; 0.9 by default.",
         ),
-    ] = 0.9,
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the addresses, or the report of an update, as JSON.")
     ] = False,
@@ -96,18 +100,29 @@ def serve(
 
         if source is not None or (update is not None and rollback):
             raise ConfigError("give one of ARCHIVE, --update BUNDLE and --rollback")
+        _refuse_given(
+            "is for starting a server; the one that runs keeps what it was started with",
+            server=None if server == "http" else server,
+            host=host,
+            grpc_port=grpc_port,
+            workers=workers,
+            auth=auth,
+            config=config,
+        )
         folder = run_dir or _http_run_dir(port)
         if update is None:
+            _refuse_given("is for --update", videos=videos, min_agreement=min_agreement)
             roll_back(folder, as_json=as_json)
         else:
             update_server(folder, update, videos=videos, min_agreement=min_agreement, as_json=as_json)
         return
+    _refuse_given("is for --update", videos=videos, min_agreement=min_agreement)
     if source is None:
         raise ConfigError("nothing to serve is named", hint="ivdr serve ARCHIVE, or a bundle")
     if server == "http":
         _serve_http(
             source,
-            host=host,
+            host=host or "127.0.0.1",
             port=port,
             grpc_port=grpc_port,
             workers=workers,
@@ -117,11 +132,15 @@ def serve(
             as_json=as_json,
         )
         return
-    if host != "127.0.0.1" or any(given is not None for given in (config, workers, auth, grpc_port)):
-        raise ConfigError(
-            "--config, --host, --workers, --auth and --grpc-port are for --server http",
-            hint="settings of TorchServe are packed with the archive: `ivdr archive --config`",
-        )
+    _refuse_given(
+        "is for --server http",
+        hint="settings of TorchServe are packed with the archive: `ivdr archive --config`",
+        host=host,
+        grpc_port=grpc_port,
+        workers=workers,
+        auth=auth,
+        config=config,
+    )
     from ivdr_deploy.serving.torchserve import process as servers
     from ivdr_deploy.serving.torchserve.config import Ports
 
@@ -144,6 +163,16 @@ def serve(
     done(f"stopped: nothing of {running.client.model} is left running")
 
 
+def _refuse_given(why: str, *, hint: str = "leave it out", **options: object) -> None:
+    """Refuse an option that would be passed over in silence.
+
+    Raises:
+        ConfigError: if one is given.
+    """
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ConfigError(f"--{given[0].replace('_', '-')} {why}", hint=hint)
+
+
 def _serve_http(
     source: Path,
     *,
@@ -161,7 +190,7 @@ def _serve_http(
     from ivdr_deploy.serving.core.settings import read_settings
     from ivdr_deploy.serving.http.settings import HttpSettings
 
-    for package in ("fastapi", "uvicorn", "python_multipart"):
+    for package in ("fastapi", "uvicorn", "httptools", "python_multipart"):
         require(package, extra="http")
     from ivdr_deploy.serving.http.auth import is_loopback
     from ivdr_deploy.serving.http.deployment import Deployment

@@ -63,7 +63,7 @@ def test_a_worker_that_answers_wrong_or_not_at_all_is_replaced(
 def test_a_worker_that_cannot_be_kept_running_ends_the_server_with_the_reason(
     tiny_bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slot, "MOST_FAILURES", 1)
+    monkeypatch.setattr(slot, "MOST_FAILURES", 2)
     monkeypatch.setenv(VARIABLE, "a-token-of-the-environment")
     before = set(psutil.Process().children())
     settings = HttpSettings(service=SETTINGS.service)

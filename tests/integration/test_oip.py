@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import re
 import signal
@@ -301,7 +302,7 @@ GOOD = {"name": "video", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}
         ({"inputs": [{**GOOD, "shape": [1, 1, 1]}]}, {}, 400, r"expected \[N\]"),
         ({"inputs": [{**GOOD, "shape": [0], "data": []}]}, {}, 400, "N of at least 1"),
         ({"inputs": [{**GOOD, "shape": [-1]}]}, {}, 400, "extents from 0 on"),
-        ({"inputs": [{**GOOD, "shape": [10**30]}]}, {}, 400, "elements as data"),
+        ({"inputs": [{**GOOD, "shape": [10**30]}]}, {}, 400, "which is more than 4096 elements"),
         ({"inputs": [{**GOOD, "data": ["*"]}]}, {}, 400, "not base64"),
         ({"inputs": [{**GOOD, "data": [1]}]}, {}, 400, "expected base64"),
         ({"inputs": [{**GOOD, "parameters": {"x": 1}}]}, {}, 422, "unknown parameter 'x'"),
@@ -375,8 +376,12 @@ def test_grpc_takes_the_fields_of_a_datatype_too_and_gives_codes(oip: HttpServer
 
 
 def test_a_call_that_is_given_up_counts_until_its_work_is_done(
-    oip: HttpServer, videos: list[Path], monkeypatch: pytest.MonkeyPatch
+    oip: HttpServer,
+    videos: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, logger="ivdr_deploy.access")
     right, reached, go_on = OrtRuntime.infer, threading.Event(), threading.Event()
 
     def wait_and_infer(runtime: OrtRuntime, video: np.ndarray) -> dict[str, np.ndarray]:
@@ -410,6 +415,10 @@ def test_a_call_that_is_given_up_counts_until_its_work_is_done(
         go_on.set()
     wait_for(has_room)
     assert oip.client.metrics()[name] == 0
+    lines = [json.loads(each.message) for each in caplog.records if each.name == "ivdr_deploy.access"]
+    assert [line["code"] for line in lines if line["path"].endswith("/ModelInfer")] == ["ok"], (
+        "the work that was done for it is in the log"
+    )
 
 
 def test_who_shows_no_token_learns_no_more_than_whether_it_is_ready(tiny_bundle: Path) -> None:

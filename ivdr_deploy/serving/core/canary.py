@@ -9,7 +9,6 @@ from typing import Literal
 
 from ivdr_deploy.artifacts.golden import Golden
 from ivdr_deploy.batching import Inferred
-from ivdr_deploy.errors import IvdrError
 from ivdr_deploy.runtimes.compare import compare_outputs, describe_failures
 from ivdr_deploy.spec import Precision
 
@@ -61,8 +60,8 @@ class Canary:
         while not self._closing.wait(self._every):
             try:
                 asked = self._ask()
-            except IvdrError as error:
-                self._said = ("wrong", error.message)
+            except Exception as error:  # noqa: BLE001  # a canary that is gone would say "ready" for ever
+                self._said = ("wrong", str(error)[:200])
                 continue
             answered = threading.Event()
             asked.add_done_callback(lambda _, answered=answered: answered.set())  # type: ignore[misc]

@@ -64,8 +64,7 @@ class Fetcher:
             found = self._ask(target, deadline)
             if isinstance(found, bytes):
                 return found
-            url = urljoin(f"{target.shown}{target.path}", found)
-            target = check_url(url, self._settings)
+            target = check_url(_followed(target, found), self._settings)
         raise UrlError(
             f"{target.shown[:100]}: there are more than {self._settings.max_redirects} redirects", hint=_AGAIN
         )
@@ -195,6 +194,15 @@ def _failing(target: Target, deadline: float, seconds: float) -> Iterator[None]:
         raise FetchError(
             f"{target.shown[:100]} cannot be asked ({type(error).__name__})", hint=_AGAIN
         ) from None  # its own words may hold the path
+
+
+def _followed(target: Target, location: str) -> str:
+    """Return where a redirect leads."""
+    try:
+        return urljoin(f"{target.shown}{target.path}", location)
+    except ValueError:
+        # Its words may be shown.
+        raise UrlError(f"{target.shown[:100]} redirects to what is no URL", hint=_AGAIN) from None
 
 
 def _check_time(deadline: float) -> None:

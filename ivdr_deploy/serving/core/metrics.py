@@ -131,6 +131,15 @@ class Metrics:
         return found
 
 
+def added(*values: Mapping[Series, float]) -> dict[Series, float]:
+    """Add up what several services have counted."""
+    found: dict[Series, float] = {}
+    for each in values:
+        for series, value in each.items():
+            found[series] = found.get(series, 0.0) + value
+    return found
+
+
 def exposition(values: Mapping[Series, float], *, metrics: Sequence[Metric] = METRICS) -> str:
     """Write the series of some metrics in Prometheus' text format."""
     lines: list[str] = []

@@ -21,7 +21,8 @@ from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ClipShapeError, IvdrError, OptionError, RequestError
 from ivdr_deploy.results import VideoResult
 from ivdr_deploy.serving.core.answers import MAX_ANSWER_BYTES
-from ivdr_deploy.serving.core.schema import Options, PredictRequest, Response, parse_options
+from ivdr_deploy.serving.core.parsing import parse_options
+from ivdr_deploy.serving.core.schema import Options, PredictRequest, Response
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.core.tensors import Datatype, Tensor
 from ivdr_deploy.spec import OUTPUT_NAMES

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import codecs
 import json
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from ivdr_deploy._text import quoted
-from ivdr_deploy.errors import ConfigError, EncodingError, MethodError, OptionError, RequestError
+from ivdr_deploy.errors import ConfigError, OptionError
 from ivdr_deploy.events import TimelinePlan
-from ivdr_deploy.records import from_dict, to_dict
+from ivdr_deploy.records import to_dict
 from ivdr_deploy.results import VideoResult
 from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.spec import ViewPlan
@@ -24,18 +19,6 @@ OutputChoice = Literal["labels", "feature", "inter", "intra"]
 
 METHODS = ("POST", "PUT")
 """Of HTTP that carry a request."""
-
-_FORMS = (
-    "send the video's bytes as the body (curl -T video.mp4 URL), or JSON "
-    '{"video": BASE64, "options": {...}} or {"video_url": URL, ...}, or a multipart form with the part "video" and '
-    'perhaps "options"'
-)
-
-_DATA_URL_HEAD = 200
-"""Characters in which the head of a data URL must end."""
-
-_TO_BASE64 = bytes.maketrans(b"-_", b"+/")
-"""From the alphabet for URLs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,72 +87,6 @@ class Response:
         """The body as UTF-8; every number in it is finite."""
         text = json.dumps(self.body, ensure_ascii=False, allow_nan=False)
         return text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes what JSON spells it as
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JsonBody:
-    """A request as JSON: one of ``video`` (base64) and ``video_url``."""
-
-    video: str | None = None
-    video_url: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-def parse_request(parts: Mapping[str, Any], envelope: Envelope) -> PredictRequest:
-    """Take one request apart.
-
-    Args:
-        parts: The named parts of the request. A plain body is the part ``body``: bytes, or what a server has
-            already parsed from JSON. A form has the parts ``video`` (or ``data``) and perhaps ``options``. Every other
-            part, of a form or of the query, is one option by its name.
-        envelope: What HTTP says about it.
-
-    Raises:
-        MethodError: if its method carries no request.
-        EncodingError: if its body is encoded for the transfer.
-        RequestError: if it has none of these forms.
-        OptionError: if an option is unknown, out of range or given twice.
-    """
-    if envelope.method not in METHODS:
-        raise MethodError(
-            f"{envelope.method[:40]} is not answered here, expected {' or '.join(METHODS)}", hint=_FORMS
-        )
-    if envelope.content_encoding.strip().lower() not in ("", "identity"):
-        raise EncodingError(
-            f"the body has the Content-Encoding {quoted(envelope.content_encoding)}, expected none",
-            hint="send the file as it is; videos are compressed already",
-        )
-    if not (found := [name for name in ("body", "video", "data") if name in parts]):
-        names = ", ".join(quoted(name) for name in sorted(parts)[:5])
-        raise RequestError(f"the request has the parts {names or 'none'}, expected a video", hint=_FORMS)
-    if len(found) > 1:
-        raise RequestError(f"the request has the parts {' and '.join(found)}, expected one", hint=_FORMS)
-    url: str | None = None
-    if found == ["body"]:
-        video, url, options = _parse_body(parts["body"])
-    else:
-        video, options = parts[found[0]], {}
-        if not isinstance(video, bytes | bytearray):
-            raise RequestError(
-                f"the video part holds {type(video).__name__}, expected the bytes of a file", hint=_FORMS
-            )
-    single = {name: value for name, value in parts.items() if name not in (*found, "options")}
-    chosen = _all_options(options, parts.get("options"), single)
-    return PredictRequest(video=bytes(video), video_url=url, options=chosen)
-
-
-def parse_options(values: object) -> Options:
-    """Check the options of a request.
-
-    Raises:
-        OptionError: if they are not a table of known options in range.
-    """
-    if isinstance(values, Mapping) and isinstance(values.get("timeline"), bool):
-        values = {**values, "timeline": {} if values["timeline"] else None}
-    try:
-        return from_dict(Options, values, where="options")  # type: ignore[arg-type]  # it checks that itself
-    except ConfigError as error:
-        raise OptionError(error.message, hint=error.hint) from error
 
 
 def chosen_outputs(options: Options, model: LoadedModel) -> tuple[OutputChoice, ...]:
@@ -253,91 +170,3 @@ def describe_model(model: LoadedModel) -> dict[str, Any]:
         "variant": model.variant,
         "contract_hash": model.contract_hash,
     }
-
-
-def _parse_body(body: object) -> tuple[bytes | bytearray, str | None, dict[str, Any]]:
-    """Return the video of a plain body or its URL, and the options beside it."""
-    if isinstance(body, bytes | bytearray):
-        if not body:
-            raise RequestError("the request is empty", hint=_FORMS)
-        text = body.removeprefix(codecs.BOM_UTF8)
-        if text.lstrip()[:1] != b"{":  # no container begins like a JSON object
-            return body, None, {}
-        body = text
-    if isinstance(body, bytes | bytearray | str):
-        body = _parse_json(body, what="the body")
-    try:
-        values = from_dict(JsonBody, body, where="the request")  # type: ignore[arg-type]  # it checks that itself
-    except ConfigError as error:
-        raise RequestError(error.message, hint=error.hint or _FORMS) from error
-    if (values.video is None) == (values.video_url is None):
-        raise RequestError(
-            f"the request has {'both' if values.video else 'none'} of video and video_url, expected one",
-            hint=_FORMS,
-        )
-    video = b"" if values.video is None else parse_base64(values.video)
-    return video, values.video_url, values.options
-
-
-def parse_base64(text: str) -> bytes:
-    """Decode a video in base64: line breaks, the alphabet for URLs and the head of a data URL are allowed.
-
-    Raises:
-        RequestError: if it is none; says why.
-    """
-    head = text[:_DATA_URL_HEAD]
-    if head[:5].lower() == "data:":
-        head, comma, _ = head.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
-            raise RequestError("the request: video is a data URL without ';base64,'", hint=_FORMS)
-        text = text[len(head) + 1 :]
-    encoded = text.encode("utf-8", "replace").translate(_TO_BASE64, delete=b" \t\r\n")
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
-        raise RequestError(
-            f"the request: video is not base64: {_why_not_base64(encoded)}", hint=_FORMS
-        ) from error
-
-
-def _why_not_base64(encoded: bytes) -> str:
-    if wrong := re.search(rb"[^A-Za-z0-9+/=]", encoded):
-        return f"there is {chr(wrong[0][0])!a} at character {wrong.start()}, line breaks not counted"
-    if re.search(rb"=[^=]", encoded):
-        return "there is a '=' before its end, as where two files follow each other"
-    return f"it has {len(encoded)} characters, not a multiple of 4: it was cut off, or its '=' at the end are missing"
-
-
-def _all_options(beside: dict[str, Any], part: object, single: Mapping[str, Any]) -> Options:
-    """Put together the options of a JSON body, of the part ``options``, and those that are parts by themselves."""
-    if isinstance(part, bytes | bytearray | str):
-        part = _parse_json(part, what="the options part")
-    if part is not None and not isinstance(part, Mapping):
-        raise OptionError(f"options: expected a table, found {quoted(part)}")
-    given: dict[str, Any] = {}
-    for values in (beside, part or {}, {name: _parse_single(name, value) for name, value in single.items()}):
-        if twice := sorted(set(given) & set(values)):
-            raise OptionError(f"options: {quoted(twice[0])} is given twice", hint="give each option once")
-        given |= values
-    return parse_options(given)
-
-
-def _parse_single(name: str, value: object) -> Any:
-    """Read an option that is text: ``top_k=3``, ``timings=true``, ``outputs=labels,inter``."""
-    if isinstance(value, bytes | bytearray):
-        value = value.decode("utf-8", "replace")
-    if not isinstance(value, str):
-        return value
-    if name == "outputs" and not value.startswith("["):
-        return value.split(",")
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value  # refused by its type
-
-
-def _parse_json(text: bytes | bytearray | str, *, what: str) -> Any:
-    try:
-        return json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{what} is not JSON ({str(error)[:100]})", hint=_FORMS) from error

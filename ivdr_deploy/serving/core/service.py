@@ -10,21 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from ivdr_deploy import __version__
 from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, read_manifest
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.errors import ArtifactError, DrainingError, OptionError, VideoOpenError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.results import Outcome, VideoResult
-from ivdr_deploy.runtimes.base import LoadedModel, Runtime
+from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.serving.core import metrics as counted
 from ivdr_deploy.serving.core.answers import bounded, refusal
 from ivdr_deploy.serving.core.canary import Canary
+from ivdr_deploy.serving.core.counted_runtime import CountedRuntime
 from ivdr_deploy.serving.core.fetch import Fetcher
 from ivdr_deploy.serving.core.metrics import Metrics
+from ivdr_deploy.serving.core.parsing import parse_request
 from ivdr_deploy.serving.core.schema import (
     Envelope,
     Options,
@@ -33,7 +33,6 @@ from ivdr_deploy.serving.core.schema import (
     chosen_outputs,
     chosen_plan,
     describe_result,
-    parse_request,
 )
 from ivdr_deploy.serving.core.settings import ServiceSettings
 from ivdr_deploy.serving.core.timelines import Found, Timelines, check_timeline
@@ -68,7 +67,7 @@ class InferenceService:
         self.view_plan = settings.view_plan(model.view_plan)
         self.metrics = metrics or Metrics()
         self._draining = False
-        self.model = replace(model, runtime=_CountedRuntime(model.runtime, self.metrics))
+        self.model = replace(model, runtime=CountedRuntime(model.runtime, self.metrics))
         self._fetcher = fetcher or Fetcher(settings.urls, max_bytes=settings.limits.max_bytes)
         self._predictor = VideoPredictor(
             self.model,
@@ -116,19 +115,15 @@ class InferenceService:
         Returns:
             The answer. A request that fails is an answer too: the future has no exception.
         """
-        answer: Future[Response] = Future()
-        answer.set_running_or_notify_cancel()
-        self.metrics.add(counted.BUSY)
-        try:
-            self._refuse_draining()
+
+        def begin(answer: Future[Response]) -> None:
             request = self._checked(parse_request(parts, envelope or Envelope()))
             if request.video_url is None and request.options.timeline is None:
                 self._predict(request, answer, self._described)
             else:
                 threading.Thread(target=self._take_time, args=(request, answer), daemon=True).start()
-        except Exception as error:  # noqa: BLE001  # a defect of ours must not take other requests along
-            self._finish(answer, error)
-        return answer
+
+        return self._begun(begin)
 
     def submit_video(self, request: PredictRequest, render: Render) -> Future[Response]:
         """Answer a request that was taken apart already, in a form of the caller's; else as ``submit``.
@@ -137,15 +132,7 @@ class InferenceService:
             request: The video itself, and what is asked about it; no timeline.
             render: Makes the answer of what the network said; runs in a thread of the pipeline.
         """
-        answer: Future[Response] = Future()
-        answer.set_running_or_notify_cancel()
-        self.metrics.add(counted.BUSY)
-        try:
-            self._refuse_draining()
-            self._predict(self._checked(request), answer, render)
-        except Exception as error:  # noqa: BLE001  # as in submit
-            self._finish(answer, error)
-        return answer
+        return self._begun(lambda answer: self._predict(self._checked(request), answer, render))
 
     def follow(
         self, parts: Mapping[str, Any], envelope: Envelope | None = None
@@ -170,7 +157,7 @@ class InferenceService:
                 )
             yield from self._timelines.find(self._fetched(request))
             outcome = "ok"
-        except Exception as error:  # noqa: BLE001  # as in submit
+        except Exception as error:  # noqa: BLE001  # as in _begun
             response = refusal(error)
             outcome = response.body["code"]
             yield response
@@ -234,6 +221,18 @@ class InferenceService:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _begun(self, begin: Callable[[Future[Response]], None]) -> Future[Response]:
+        """Begin to answer a request; what fails at once is its answer."""
+        answer: Future[Response] = Future()
+        answer.set_running_or_notify_cancel()
+        self.metrics.add(counted.BUSY)
+        try:
+            self._refuse_draining()
+            begin(answer)
+        except Exception as error:  # noqa: BLE001  # a defect of ours must not take other requests along
+            self._finish(answer, error)
+        return answer
+
     def _refuse_draining(self) -> None:
         if self._draining:
             raise DrainingError("this endpoint is about to stop", hint="send the request again later")
@@ -258,7 +257,7 @@ class InferenceService:
                 self._predict(request, answer, self._described)
             else:
                 self._finish(answer, bounded(self._timelines.whole(request)))
-        except Exception as error:  # noqa: BLE001  # as in submit
+        except Exception as error:  # noqa: BLE001  # as in _begun
             self._finish(answer, error)
 
     def _predict(self, request: PredictRequest, answer: Future[Response], render: Render) -> None:
@@ -281,7 +280,7 @@ class InferenceService:
             result = outcome.result
             assert result is not None
             response = render(result, options)
-        except Exception as error:  # noqa: BLE001  # as in submit
+        except Exception as error:  # noqa: BLE001  # as in _begun
             self._finish(answer, error)
             return
         self.metrics.add(counted.CLIPS, len(result.clip_seconds))
@@ -300,27 +299,6 @@ class InferenceService:
         response = refusal(found) if isinstance(found, Exception) else found
         self.metrics.add(counted.REQUESTS, label="ok" if response is found else response.body["code"])
         return response
-
-
-class _CountedRuntime(Runtime):
-    """A runtime whose calls are counted."""
-
-    def __init__(self, runtime: Runtime, metrics: Metrics) -> None:
-        self.name = runtime.name
-        self.precision = runtime.precision
-        self.description = runtime.description
-        self.output_names = runtime.output_names
-        self.call_clips = runtime.call_clips
-        self._runtime = runtime
-        self._metrics = metrics
-
-    def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = self._runtime.infer(video)
-        self._metrics.observe(counted.BATCH_CLIPS, len(video))
-        return outputs
-
-    def close(self) -> None:
-        self._runtime.close()
 
 
 def _check_version(recorded: str) -> None:

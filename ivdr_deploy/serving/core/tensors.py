@@ -12,7 +12,7 @@ import numpy as np
 
 from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import RequestError
-from ivdr_deploy.serving.core.schema import parse_base64
+from ivdr_deploy.serving.core.parsing import parse_base64
 
 Datatype = Literal["BYTES", "UINT8", "INT32", "FP32", "FP64"]
 """The protocol's names of those that are used here."""
@@ -20,6 +20,12 @@ Datatype = Literal["BYTES", "UINT8", "INT32", "FP32", "FP64"]
 _DTYPES: dict[str, str] = {"UINT8": "u1", "INT32": "<i4", "FP32": "<f4", "FP64": "<f8"}
 _LENGTH = struct.Struct("<I")
 """In front of each element of a BYTES tensor."""
+
+_MOST_ELEMENTS = {"BYTES": 4096}
+"""Each is a video, and no server takes as many at a time. Empty ones would cost nothing to send."""
+
+_MOST_NUMBERS = 1 << 32
+"""Of any other tensor: far more than a request can hold, and few enough to be written into a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +132,19 @@ def _checked(name: str, datatype: str, shape: Sequence[int]) -> tuple[Datatype, 
         raise RequestError(
             f"the input {quoted(name)} has the shape {_shown(shape)}, expected 1 to 8 extents from 0 on"
         )
-    return kind, math.prod(shape)
+    size = math.prod(shape)
+    if size > (most := _MOST_ELEMENTS.get(kind, _MOST_NUMBERS)):
+        raise RequestError(
+            f"the input {quoted(name)} has the shape {_shown(shape)}, which is more than {most} elements",
+            hint="send fewer videos in one request",
+        )
+    return kind, size
 
 
 def _elements(name: str, raw: memoryview, size: int) -> list[bytes]:
     found: list[bytes] = []
     place = 0
-    while place < len(raw):
+    while place < len(raw) and len(found) <= size:
         begin = place + _LENGTH.size
         if begin > len(raw) or begin + (length := _LENGTH.unpack_from(raw, place)[0]) > len(raw):
             raise RequestError(
@@ -142,7 +154,8 @@ def _elements(name: str, raw: memoryview, size: int) -> list[bytes]:
         found.append(bytes(raw[begin : begin + length]))
         place = begin + length
     if len(found) != size:
-        raise RequestError(f"the input {quoted(name)} has {len(found)} elements, its shape says {size}")
+        more = " or more" if place < len(raw) else ""
+        raise RequestError(f"the input {quoted(name)} has {len(found)}{more} elements, its shape says {size}")
     return found
 
 

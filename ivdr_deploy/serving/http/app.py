@@ -14,7 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ivdr_deploy import __version__, errors
+from ivdr_deploy._text import quoted
 from ivdr_deploy.serving.core import schema
+from ivdr_deploy.serving.core.answers import refusal
 from ivdr_deploy.serving.core.canary import Canary
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.http.admission import Admission
@@ -43,18 +45,16 @@ def inference_app(
                 # In a thread: a video in base64 takes a while to decode, and others are waiting for this loop.
                 future = await asyncio.to_thread(service.submit, parts, envelope(request))
                 return await asyncio.wrap_future(future)
-        except errors.IvdrError as error:
+        except Exception as error:  # noqa: BLE001  # also a defect of ours: that is counted and logged as well
             return service.refuse(error)
 
     async def predict(request: Request) -> Response:
         exchange = _Exchange(request)
         if not wants_events(request):
             return exchange.finish(await answer(request))
-        streaming = await answer_in_events(
+        return await answer_in_events(
             request, service, settings, taking=admission.taking, finish=exchange.finish, log=exchange.log
         )
-        streaming.headers["X-Request-Id"] = exchange.request_id
-        return streaming
 
     for path in (f"/predictions/{model.name}", f"/predictions/{model.name}/{model.version}"):
         app.add_api_route(path, predict, methods=list(schema.METHODS))
@@ -78,6 +78,7 @@ def inference_app(
     app.openapi = lambda: described  # type: ignore[method-assign]
     add_routes(app, TensorEndpoint(service, admission, canary), settings)
     app.add_exception_handler(HTTPException, _refusing(f"videos are sent to /predictions/{model.name}"))
+    app.add_exception_handler(Exception, _failed)
     return app
 
 
@@ -110,6 +111,7 @@ def admin_app(of: Administered) -> FastAPI:
         return PlainTextResponse(of.metrics(), media_type="text/plain; version=0.0.4")
 
     app.add_exception_handler(HTTPException, _refusing(f"there are /models/{of.name} and /metrics"))
+    app.add_exception_handler(Exception, _failed)
     return app
 
 
@@ -117,19 +119,18 @@ class _Exchange:
     """One request and its answer: how long it takes, its name, its line in the log."""
 
     def __init__(self, request: Request) -> None:
-        self.request_id = request_id(request)
-        self._path, self._start = request.url.path, time.perf_counter()
+        self._request_id = request_id(request.scope)
+        self._path, self._start = request.scope["path"], time.perf_counter()
 
     def log(self, status: int, code: str) -> None:
         """Write its line."""
         ms = round((time.perf_counter() - self._start) * 1000, 3)
-        log_access(request_id=self.request_id, path=self._path, status=status, code=code, ms=ms)
+        log_access(request_id=self._request_id, path=self._path, status=status, code=code, ms=ms)
 
     def finish(self, found: schema.Response) -> Response:
         """Make the answer that is sent, and write the line."""
         self.log(found.status, found.body.get("code", "ok"))
-        headers = {**found.headers, "X-Request-Id": self.request_id}
-        return Response(found.json, found.status, headers=headers, media_type="application/json")
+        return Response(found.json, found.status, headers=found.headers, media_type="application/json")
 
 
 class ByPort:
@@ -153,13 +154,21 @@ def _refusing(hint: str) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         codes = {404: "not_found", 405: errors.MethodError.code}
+        path = request.scope["path"]
+        code = codes.get(error.status_code, "server")
+        log_access(request_id=request_id(request.scope), path=path, status=error.status_code, code=code)
         body = {
-            "code": codes.get(error.status_code, "server"),
-            "message": f"{request.method[:40]} {request.url.path[:100]}: {error.detail}",
+            "code": code,
+            "message": f"{quoted(request.method)} {quoted(path)}: {error.detail}",
             "hint": hint,
         }
-        if request.url.path.startswith("/v2/"):
+        if path.startswith("/v2/"):
             body = in_both_forms(body)
         return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
 
     return refused
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Answer where there is a defect of ours, in the form of every other error; it is logged and raised again."""
+    return JSONResponse(in_both_forms(refusal(error).body), 500)

@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -91,13 +90,14 @@ class Guarded:
         if scope["path"] in OPEN_PATHS or self._knows(scope):
             await self._app(scope, receive, send)
             return
-        name = request_id(Request(scope))
         found = self._refuse(no_token())
-        log_access(request_id=name, path=scope["path"], status=found.status, code=found.body["code"])
+        log_access(
+            request_id=request_id(scope), path=scope["path"], status=found.status, code=found.body["code"]
+        )
         answer = Response(
             json.dumps(in_both_forms(found.body) if scope["path"].startswith("/v2") else found.body),
             found.status,
-            headers={**found.headers, "X-Request-Id": name},
+            headers=found.headers,
             media_type="application/json",
         )
         await answer(scope, receive, send)

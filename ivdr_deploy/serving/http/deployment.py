@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from ivdr_deploy.environment import engine_threads
 from ivdr_deploy.errors import ConfigError, ServerError
 from ivdr_deploy.serving.core.answers import refusal
-from ivdr_deploy.serving.core.metrics import METRICS, Metric, Series, exposition
+from ivdr_deploy.serving.core.metrics import METRICS, Metric, Series, added, exposition
 from ivdr_deploy.serving.http.app import admin_app
 from ivdr_deploy.serving.http.auth import Guarded, find_token
 from ivdr_deploy.serving.http.channel import Message
@@ -181,11 +181,9 @@ class Deployment:
     def metrics(self) -> str:
         """Say what all workers have counted, those that are gone included, in Prometheus' text format."""
         with self._lock:
-            generations, found, restarts = list(self._generations), dict(self._retired), self._restarts
-        for generation in generations:
-            restarts += generation.restarts
-            for series, value in generation.counted().items():
-                found[series] = found.get(series, 0.0) + value
+            generations, retired, restarts = list(self._generations), self._retired, self._restarts
+        found = added(retired, *(generation.counted() for generation in generations))
+        restarts += sum(generation.restarts for generation in generations)
         found[Series(WORKERS.name, WORKERS)] = float(len(self.current.ready))
         found[Series(RESTARTS.name, RESTARTS)] = float(restarts)
         return exposition(found, metrics=(*METRICS, WORKERS, RESTARTS))
@@ -318,10 +316,11 @@ class Deployment:
             generation.join()
             counted = generation.counted()
             with self._lock:
+                if generation not in self._generations:  # it failed while it was being left
+                    return
                 self._generations.remove(generation)
                 self._restarts += generation.restarts
-                for series, value in counted.items():
-                    self._retired[series] = self._retired.get(series, 0.0) + value
+                self._retired = added(self._retired, counted)
 
         threading.Thread(target=end, name="retire", daemon=True).start()
 

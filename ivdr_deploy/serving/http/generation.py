@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ivdr_deploy.errors import IvdrError, ServerError
-from ivdr_deploy.serving.core.metrics import Series
+from ivdr_deploy.serving.core.metrics import Series, added
 from ivdr_deploy.serving.http.channel import Message
 from ivdr_deploy.serving.http.slot import Slot
 from ivdr_deploy.serving.http.worker_process import Launch, WorkerProcess
@@ -116,11 +116,7 @@ class Generation:
 
     def counted(self) -> dict[Series, float]:
         """Return what its workers have counted, those that are gone included."""
-        found: dict[Series, float] = {}
-        for slot in self._slots:
-            for series, value in slot.counted().items():
-                found[series] = found.get(series, 0.0) + value
-        return found
+        return added(*(slot.counted() for slot in self._slots))
 
     def describe(self) -> dict[str, Any]:
         """Say what is loaded, in the form in which TorchServe does."""

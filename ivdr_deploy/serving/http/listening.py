@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ivdr_deploy.errors import ServerError
 from ivdr_deploy.serving.http.connection import Connection
+from ivdr_deploy.serving.http.requests import REQUEST_ID_HEADER, request_id
 from ivdr_deploy.serving.http.standby import Handover
 
 _LINGER_SECONDS = 1.0
@@ -135,7 +136,7 @@ class Listening:
 
 
 class _Outgoing:
-    """Puts headers on every answer, and when the server leaves the word that the connection ends with it."""
+    """Puts headers on every answer: the name of the request, what the server says of itself, and that it leaves."""
 
     def __init__(self, app: ASGIApp, headers: dict[str, str]) -> None:
         self.leaving = threading.Event()
@@ -150,7 +151,8 @@ class _Outgoing:
             if message["type"] == "http.response.start":
                 scope["state"]["connection"].answering()
                 ends = [(b"connection", b"close")] if self.leaving.is_set() else []
-                message = {**message, "headers": [*message.get("headers", ()), *self._headers, *ends]}
+                name = (REQUEST_ID_HEADER.encode(), request_id(scope).encode())
+                message = {**message, "headers": [*message.get("headers", ()), name, *self._headers, *ends]}
             await send(message)
 
         await self._app(scope, receive, sending)

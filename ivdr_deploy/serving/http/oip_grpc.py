@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
 from ivdr_deploy._text import quoted
-from ivdr_deploy.errors import IvdrError, ServerError
+from ivdr_deploy.errors import ServerError
 from ivdr_deploy.serving.core import schema
 from ivdr_deploy.serving.core.oip import TensorAnswer
 from ivdr_deploy.serving.http.auth import no_token, shows
@@ -185,10 +185,18 @@ class _Calls:
         await context.send_initial_metadata((("x-request-id", name), ("x-model-version", version)))
         await self._check_model(request.model_name, request.model_version, context)
         # Shielded: who hangs up ends its call, not the work, which counts as taken until it is done.
-        answering = asyncio.ensure_future(self._answer(request))
+        answering = asyncio.ensure_future(self._logged(request, name, start))
         self._answering.add(answering)
         answering.add_done_callback(self._answering.discard)
         found = await asyncio.shield(answering)
+        if isinstance(found, schema.Response):
+            await _abort(found, context)
+            raise AssertionError("abort raises")
+        model = self._endpoint.service.model
+        return write_message(found, model.name, model.version)
+
+    async def _logged(self, request: Any, name: str, start: float) -> TensorAnswer | schema.Response:
+        found = await self._answer(request)
         status, code = (
             (found.status, found.body["code"]) if isinstance(found, schema.Response) else (200, "ok")
         )
@@ -199,17 +207,14 @@ class _Calls:
             code=code,
             ms=round((time.perf_counter() - start) * 1000, 3),
         )
-        if isinstance(found, schema.Response):
-            await _abort(found, context)
-            raise AssertionError("abort raises")
-        model = self._endpoint.service.model
-        return write_message(found, model.name, model.version)
+        return found
 
     async def _answer(self, request: Any) -> TensorAnswer | schema.Response:
         try:
             with self._endpoint.admission.taking() as hold:
-                return await self._endpoint.infer(read_message(request), hold)
-        except IvdrError as error:
+                asked = await asyncio.to_thread(read_message, request)
+                return await self._endpoint.infer(asked, hold)
+        except Exception as error:  # noqa: BLE001  # gRPC would tell the client the words of a defect of ours
             return self._endpoint.service.refuse(error)
 
     async def _check_model(self, name: str, version: str, context: Any) -> None:

@@ -11,7 +11,8 @@ from ivdr_deploy.events import Event
 from ivdr_deploy.records import json_schema
 from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.serving.core.answers import status_of
-from ivdr_deploy.serving.core.schema import METHODS, JsonBody, Options
+from ivdr_deploy.serving.core.parsing import JsonBody
+from ivdr_deploy.serving.core.schema import METHODS, Options
 from ivdr_deploy.serving.http.oip_wire import HEADER_LENGTH, JsonRequest
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video.reader import VideoInfo

@@ -11,13 +11,17 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
 from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import OptionError, RequestError, RequestTimeoutError, VideoLimitError
 from ivdr_deploy.serving.core.schema import Envelope
+
+REQUEST_ID_HEADER = "x-request-id"
+"""Of a request, and of every answer: see ``request_id``."""
 
 access = logging.getLogger("ivdr_deploy.access")
 """One line of JSON for each request."""
@@ -28,9 +32,14 @@ _MOST_PARTS = 20
 """Of a form. One is the video, the others are options."""
 
 
-def request_id(request: Request) -> str:
+def request_id(scope: Scope) -> str:
     """Return the caller's name for a request (``X-Request-Id``), or a new one where it has none that can be used."""
-    return usable_request_id(request.headers.get("x-request-id", "")) or uuid.uuid4().hex
+    state: dict[str, Any] = scope.setdefault("state", {})
+    if "request_id" not in state:
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        state["request_id"] = usable_request_id(given) or uuid.uuid4().hex
+    found: str = state["request_id"]
+    return found
 
 
 def usable_request_id(given: str) -> str:

@@ -85,6 +85,8 @@ class RunFolder:
 
     def __exit__(self, *exception: object) -> None:
         if self._listening is not None:
+            with suppress(OSError):
+                self._listening.shutdown(socket.SHUT_RDWR)  # wakes who accepts, which closing does not
             self._listening.close()
             (self.path / _SOCKET).unlink(missing_ok=True)
         os.close(self._lock)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import IvdrError, ServerError, WorkerDiedError
-from ivdr_deploy.serving.core.metrics import METRICS, REQUESTS, Series
+from ivdr_deploy.serving.core.metrics import METRICS, REQUESTS, Series, added
 from ivdr_deploy.serving.http.channel import Message
 from ivdr_deploy.serving.http.worker_process import Launch, WorkerProcess
 
@@ -57,6 +57,9 @@ class Slot:
         self._launch, self._name = launch, name
         self._may_give_up, self._on_given_up = may_give_up, on_given_up
         self._lock = threading.Lock()
+        self._ordering = threading.Lock()
+        """Held while a worker is told whether to serve, which may take it a while: whoever counts does not wait."""
+
         self._wake, self._closing = threading.Event(), threading.Event()
         self._first = threading.Event()
         self._failure: Exception | None = None
@@ -93,10 +96,10 @@ class Slot:
         Raises:
             ServerError: if it does not answer; the next one will do it.
         """
-        with self._lock:
+        with self._ordering:
             self._serving = serving
-            if self._proved is not None:
-                self._proved.ask("serve" if serving else "pause")
+            if (worker := self._proved) is not None:
+                worker.ask("serve" if serving else "pause")
 
     def counted(self) -> dict[Series, float]:
         """Return what this worker and those before it have counted."""
@@ -105,7 +108,7 @@ class Slot:
             with suppress(ServerError):
                 self._look(worker, seconds=2.0)
         with self._lock:
-            return _sum(self._kept, self._counted)
+            return added(self._kept, self._counted)
 
     def close(self) -> None:
         """Begin to end: no connections are accepted, and ``join`` returns when all that was taken is answered."""
@@ -137,7 +140,7 @@ class Slot:
                 break
             failures = 1 if time.monotonic() - self._proved_at >= STEADY_SECONDS else failures + 1
             logger.error("%s has failed: %s", self._name, reason)
-            if failures > MOST_FAILURES and self._may_give_up():
+            if failures >= MOST_FAILURES and self._may_give_up():
                 self._on_given_up(f"{self._name} failed {failures} times in a row, the last time: {reason}")
                 break
             self.restarts += 1
@@ -161,7 +164,7 @@ class Slot:
         ended = worker.kill()
         with self._lock:
             counted = _series(last["counted"]) if last else self._counted
-            self._kept = _sum(self._kept, _lasting(counted), {_DIED: float(worker.unanswered)})
+            self._kept = added(self._kept, _lasting(counted), {_DIED: float(worker.unanswered)})
             self._counted = {}
         if isinstance(reason, ServerError):
             said = f"{reason.message}; its process {ended}, and {worker.unanswered} requests were told to come again"
@@ -181,8 +184,9 @@ class Slot:
             return
         facts = worker.facts()
         self._require_same(facts)
-        with self._lock:
-            self.facts, self._proved = facts, worker
+        with self._ordering:
+            with self._lock:
+                self.facts, self._proved = facts, worker
             if self._serving:
                 worker.ask("serve")
         self._first.set()
@@ -253,11 +257,3 @@ def _series(counted: list[Any]) -> dict[Series, float]:
 def _lasting(values: dict[Series, float]) -> dict[Series, float]:
     """Leave out what ends with a process: a gauge says how it is now."""
     return {series: value for series, value in values.items() if series.metric.kind != "gauge"}
-
-
-def _sum(*values: dict[Series, float]) -> dict[Series, float]:
-    found: dict[Series, float] = {}
-    for each in values:
-        for series, value in each.items():
-            found[series] = found.get(series, 0.0) + value
-    return found

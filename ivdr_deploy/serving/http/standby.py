@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import resource
 import selectors
 import socket
 import struct
@@ -83,7 +82,9 @@ class Handover:
         """Say that a connection has ended, and end it: closing it here would not, while there is a duplicate."""
         with suppress(OSError):  # the client has ended it
             connection.shutdown(socket.SHUT_RDWR)
-        with suppress(OSError):  # as in accepted; it is shut, and held no longer than until its number comes again
+        with suppress(
+            OSError
+        ):  # as in accepted; it is shut, and held no longer than until its number comes again
             self._notes.send(_NUMBER.pack(connection.fileno()))
 
 
@@ -140,6 +141,8 @@ class Standby:
 
 def most_connections(workers: int) -> int:
     """Return how many connections of each worker there is room for, having asked the system for what they need."""
+    import resource  # here, because not every system has it
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _VERSIONS * workers * MOST_CONNECTIONS + _OTHER_DESCRIPTORS
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -168,7 +171,10 @@ def last_words(version: str) -> bytes:
         VERSION_HEADER: version,
         "Retry-After": _RETRY_SECONDS,
     }
-    lines = [f"HTTP/1.1 {found.status} Service Unavailable", *(f"{name}: {text}" for name, text in headers.items())]
+    lines = [
+        f"HTTP/1.1 {found.status} Service Unavailable",
+        *(f"{name}: {text}" for name, text in headers.items()),
+    ]
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body
 
 

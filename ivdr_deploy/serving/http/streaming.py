@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ivdr_deploy.errors import IvdrError
 from ivdr_deploy.serving.core import schema
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.core.timelines import Found
@@ -66,10 +65,10 @@ async def answer_in_events(
         pump = _Pump(service.follow(parts, envelope(request)), patience=settings.receive_seconds)
         held.callback(pump.stop)
         first = await pump.next()
-    except IvdrError as error:
+    except Exception as error:  # noqa: BLE001  # also a defect of ours: that is counted and logged as well
         held.close()
         return finish(service.refuse(error))
-    except BaseException:
+    except BaseException:  # the server leaves
         held.close()
         raise
     if isinstance(first, schema.Response):

@@ -15,18 +15,14 @@ import signal
 import socket
 import sys
 import threading
-from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ivdr_deploy._memory import keep_freed_memory
 from ivdr_deploy.environment import let_threads_sleep
-from ivdr_deploy.errors import IvdrError
+from ivdr_deploy.errors import IvdrError, VideoOpenError
 from ivdr_deploy.records import from_dict
-from ivdr_deploy.serving.core import schema
 from ivdr_deploy.serving.http.channel import Channel, Message, error_message
 from ivdr_deploy.serving.http.listening import SharedSocket
 from ivdr_deploy.serving.http.server import HttpServer
@@ -94,14 +90,26 @@ class Worker:
         return {"health": health, "reason": reason, "counted": counted}
 
     def _predict(self, question: Message) -> None:
-        """Answer for a video as a request would be; the answer goes out when it is done."""
-        video = Path(question["path"]).read_bytes()
-        parts: dict[str, Any] = {"video": video, "options": {"timings": True}}
-        self._server.service.submit(parts).add_done_callback(partial(self._predicted, question["id"]))
+        """Answer for a video as a request would be; the answer goes out when it is done.
 
-    def _predicted(self, number: int, done: Future[schema.Response]) -> None:
-        response = done.result()
-        self._channel.send({"id": number, "status": response.status, "body": response.body})
+        In a thread: the file may lie on a disk that hangs, or be a pipe, and whoever asks for the status meanwhile must
+        not take this worker for a dead one.
+        """
+        threading.Thread(target=self._look_at, args=(question,), name="shadow", daemon=True).start()
+
+    def _look_at(self, question: Message) -> None:
+        service = self._server.service
+        try:
+            with Path(question["path"]).open("rb") as file:
+                video = file.read(
+                    service.settings.limits.max_bytes + 1
+                )  # as much as shows that it is too large
+            response = service.submit({"video": video, "options": {"timings": True}}).result()
+            answer = {"status": response.status, "body": response.body}
+        except OSError as error:
+            answer = error_message(VideoOpenError(f"{question['path']} cannot be read ({error.strerror})"))
+        with suppress(OSError):  # the supervisor is gone, and so is this process soon
+            self._channel.send({**answer, "id": question["id"]})
 
 
 def main(control: int, listening: int, notes: int, table: int) -> int:

@@ -102,6 +102,6 @@ def retry_after(value: str | None, *, now: float | None = None) -> float:
         return float(value.strip()[:10])
     try:
         at = email.utils.parsedate_to_datetime(value).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: a year that the system's clock does not know
         return 0.0
     return max(0.0, at - (time.time() if now is None else now))

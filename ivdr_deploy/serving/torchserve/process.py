@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,13 +15,13 @@ from typing import Any, Self
 
 import psutil
 
-from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import FolderError, ServerError
 from ivdr_deploy.serving.client import EndpointClient
 from ivdr_deploy.serving.torchserve import guard
 from ivdr_deploy.serving.torchserve.archive import build_archive, open_archive
 from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig, claim_run_folder
 from ivdr_deploy.serving.torchserve.guard import POLL_SECONDS, end_group
+from ivdr_deploy.serving.torchserve.logs import front_end_failure, last_words, read_log, worker_failure
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
 logger = logging.getLogger(__name__)
@@ -145,11 +144,13 @@ class TorchServeProcess:
             if process.poll() is not None:
                 raise ServerError(f"TorchServe ended while it started: {self._last_words()}", hint=where)
             if self.client.lacks_model():
-                reason = front_end_failure(_read(self.config.logs / "ts_log.log"))
+                reason = front_end_failure(read_log(self.config.logs / "ts_log.log"))
                 raise ServerError(f"TorchServe cannot load {self.config.archive.path}: {reason}", hint=where)
-            if "Retry worker:" in _read(self.config.logs / "ts_log.log"):  # it would go on trying for minutes
+            if "Retry worker:" in read_log(
+                self.config.logs / "ts_log.log"
+            ):  # it would go on trying for minutes
                 self._end_group()  # all of the log is written once everything has ended
-                cause = worker_failure(_read(self.config.logs / "model_log.log"))
+                cause = worker_failure(read_log(self.config.logs / "model_log.log"))
                 raise ServerError(f"a worker could not load {self.client.model}: {cause}", hint=where)
             if time.monotonic() > deadline:
                 raise ServerError(f"no worker of {self.client.model} was ready in time", hint=where)
@@ -236,10 +237,7 @@ class TorchServeProcess:
         return killed
 
     def _last_words(self) -> str:
-        """Return the first error TorchServe printed, or else its last line."""
-        lines = _read(self.config.logs / "stderr.log").strip().splitlines()
-        errors = [line for line in lines if re.match(r"[\w.]+(Exception|Error): ", line)]
-        return (errors or lines[-1:] or ["it printed nothing"])[0]
+        return last_words(read_log(self.config.logs / "stderr.log"))
 
 
 def serve(source: Path, *, run_dir: Path, ports: Ports | None = None) -> TorchServeProcess:
@@ -264,46 +262,6 @@ def serve(source: Path, *, run_dir: Path, ports: Ports | None = None) -> TorchSe
     return TorchServeProcess(ServerConfig(archive=archive, run_dir=run_dir, ports=ports or Ports.unused()))
 
 
-def worker_failure(log: str) -> str:
-    """Find in a worker's log why it could not start.
-
-    Args:
-        log: Text of TorchServe's ``model_log.log``.
-
-    Returns:
-        Type and message of the exception that ended the first attempt; one of ours where there is one.
-    """
-    lines = [line.split(" MODEL_LOG - ", 1)[-1] for line in log.splitlines()]
-    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt): ", line)]
-    ours = [line for line in raised if line.startswith("ivdr_deploy.errors.")]
-    if ours or raised:
-        return (ours or raised)[0].removeprefix("ivdr_deploy.errors.")
-    return (
-        f"the process ended without a word; its last line was {quoted(lines[-1])}"
-        if lines
-        else "it logged nothing"
-    )
-
-
-def front_end_failure(log: str) -> str:
-    """Find in TorchServe's own log why it could not load the archive.
-
-    Args:
-        log: Text of ``ts_log.log``.
-
-    Returns:
-        Type and message of the exception, and of the first one that caused it.
-    """
-    _, said, trace = log.partition(" - Failed to load model: ")
-    if not said:
-        return "it does not say why; is the disk of the run folder full?"
-    raised = re.findall(
-        r"^(?:Caused by: )?((?:[\w$]+\.)+[\w$]*(?:Exception|Error)\b.*)$", trace, re.MULTILINE
-    )
-    causes = list(dict.fromkeys(re.sub(r"^(?:[\w$]+\.)+", "", line) for line in raised))
-    return " <- ".join([*causes[:1], *causes[1:][-1:]])[:500] or trace.splitlines()[0][:200]
-
-
 def _running_server(temporary: Path) -> int | None:
     """Return the process id of the TorchServe that uses this temporary folder, if it is alive."""
     try:
@@ -317,7 +275,3 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
     """Wait for the next look, or until the process ends."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -63,3 +63,23 @@ def test_a_ready_server_that_is_interrupted_again_stops_in_order(
     code, _, stderr = ivdr("serve", Path("tiny.mar"))
     assert (code, server.stopped) == (0, 1), stderr
     assert stderr.endswith("stopped: nothing of tiny is left running\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["b", "--videos", "v"], "--videos is for --update"),
+        (["b", "--min-agreement", "0.5"], "--min-agreement is for --update"),
+        (["--rollback", "--videos", "v"], "--videos is for --update"),
+        (["--rollback", "--workers", "2"], "--workers is for starting a server"),
+        (["--update", "b", "--server", "torchserve"], "--server is for starting a server"),
+        (["b.mar", "--grpc-port", "0"], "--grpc-port is for --server http"),
+        (["b.mar", "--host", "0.0.0.0"], "--host is for --server http"),
+        (["b", "--update", "c"], "give one of ARCHIVE"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_that_would_do_nothing_is_refused(ivdr, words: list[str], said: str) -> None:
+    code, _, stderr = ivdr("serve", *words)
+    assert code == 2, stderr
+    assert said in stderr

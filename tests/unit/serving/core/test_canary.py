@@ -85,3 +85,11 @@ def test_a_network_that_does_not_answer_is_stuck_until_it_does(service: Inferenc
         assert "0.2 s" in canary.said[1]
         late.set_result(Inferred(outputs=dict(golden.expected), infer_ms=1.0, batch_clips=1))
         wait_for(lambda: canary.said[0] == "ready")
+
+
+def test_a_question_that_cannot_even_be_asked_is_wrong(service: InferenceService) -> None:
+    def fail() -> Future[Inferred]:
+        raise RuntimeError("can't start new thread")
+
+    with watched(service, fail) as canary:
+        wait_for(lambda: canary.said == ("wrong", "can't start new thread"))

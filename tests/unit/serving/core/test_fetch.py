@@ -174,6 +174,13 @@ def test_a_redirect_past_the_lists_is_refused(site: Site, to: str) -> None:
     assert len(site.asked) == 1
 
 
+@pytest.mark.parametrize("to", ["http://[", "//[x"])
+def test_a_redirect_that_is_no_url_is_no_defect_of_ours(site: Site, to: str) -> None:
+    site.answers["/a.mp4"] = redirects(to)
+    with pytest.raises(UrlError, match="redirects to what is no URL"):
+        site.fetcher().fetch(site.url())
+
+
 def test_a_redirect_is_looked_up_and_checked_like_the_first(site: Site) -> None:
     site.answers["/a.mp4"] = redirects(site.url("/b.mp4", "inside.videos.example"))
     site.answers["/b.mp4"] = sends()

@@ -12,7 +12,8 @@ from ivdr_deploy.serving.client import EndpointClient
 from ivdr_deploy.serving.torchserve import guard
 from ivdr_deploy.serving.torchserve.archive import build_archive
 from ivdr_deploy.serving.torchserve.config import Ports
-from ivdr_deploy.serving.torchserve.process import front_end_failure, serve, worker_failure
+from ivdr_deploy.serving.torchserve.logs import front_end_failure, worker_failure
+from ivdr_deploy.serving.torchserve.process import serve
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
 PREFIX = "2026-11-23T07:11:51,084 [INFO ] W-9000-echo_1.0-stdout MODEL_LOG - "

@@ -1,0 +1,36 @@
+"""Tensors whose content costs nothing to send and would cost much to hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from ivdr_deploy.errors import RequestError
+from ivdr_deploy.serving.core.tensors import from_plain, from_raw
+
+
+def test_more_videos_than_any_server_takes_are_refused_before_they_are_read() -> None:
+    empty = bytes(4 * 5000)
+    with pytest.raises(RequestError, match=r"the shape \[5000\], which is more than 4096 elements"):
+        from_raw("video", "BYTES", (5000,), empty)
+    with pytest.raises(RequestError, match="more than 4096 elements"):
+        from_plain("video", "BYTES", (5000,), [""] * 5000)
+
+
+def test_no_more_elements_are_read_than_the_shape_says() -> None:
+    with pytest.raises(RequestError, match="has 2 or more elements, its shape says 1"):
+        from_raw("video", "BYTES", (1,), bytes(4 * 1_000_000))
+    with pytest.raises(RequestError, match="has 1 elements, its shape says 2"):
+        from_raw("video", "BYTES", (2,), bytes(4))
+
+
+@pytest.mark.parametrize("datatype", ["UINT8", "BYTES"])
+def test_a_shape_that_is_too_large_to_be_written_down_is_refused(datatype: str) -> None:
+    """Python refuses to write a number of more than 4300 digits."""
+    shape = (10**3000, 10**3000)
+    for read in (
+        lambda: from_raw("video", datatype, shape, b""),
+        lambda: from_plain("video", datatype, shape, []),
+    ):
+        with pytest.raises(RequestError, match="more than") as caught:
+            read()
+        assert len(str(caught.value)) < 500
