@@ -124,7 +124,7 @@ def killed_worker(name: ServerName, bench: Bench) -> dict[str, Any]:
         if not back:
             raise ServerError("the worker was not replaced within two minutes")
     failed_once = [errand for errand in errands if len(errand.tries) > 1]
-    if not failed_once:
+    if not any(one.ended >= killed for errand in failed_once for one in errand.tries[:-1]):
         raise ServerError("the kill hit no request")
     return {
         "kill_worker_requests": len(errands),
@@ -248,7 +248,13 @@ def _statuses(errands: Iterable[Errand]) -> dict[str, int]:
 
 
 def _longest_gap(errands: Iterable[Errand], *, since: float) -> float:
-    """Return the longest time without a good answer after a moment."""
+    """Return the longest time without a good answer after a moment.
+
+    Raises:
+        ServerError: if there was none at all.
+    """
     ends = sorted(errand.tries[-1].ended for errand in errands if errand.answered)
     times = [since, *(end for end in ends if end > since)]
-    return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
+    if len(times) == 1:
+        raise ServerError("nothing was answered any more")
+    return max(later - earlier for earlier, later in itertools.pairwise(times))

@@ -13,6 +13,9 @@ from ivdr_deploy._console import console, done, print_json
 from ivdr_deploy.cli._options import read_list
 from ivdr_deploy.errors import ConfigError
 
+_MOST_BYTES = 2 << 30
+"""Of all videos together: a disk that is read meanwhile would be measured too."""
+
 
 def bench_endpoint(
     url: str,
@@ -39,6 +42,11 @@ def bench_endpoint(
         raise ConfigError("--rate must be positive, in requests a second")
     listed = read_list(videos, root=root)
     listed.require_files()
+    if (size := sum(item.path.stat().st_size for item in listed.items)) > _MOST_BYTES:
+        raise ConfigError(
+            f"the videos have {size >> 20} MiB together, and at most {_MOST_BYTES >> 20} are held in memory",
+            hint="give a shorter list: they are sent again and again",
+        )
     bodies = [item.path.read_bytes() for item in listed.items]
     token = os.environ.get("IVDR_TOKEN", "")
     with console.status("measuring") as status:

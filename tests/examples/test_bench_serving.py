@@ -15,6 +15,7 @@ from examples.serving.faults import _longest_gap
 from examples.serving.material import make_bundle
 from examples.serving.parts import Bench
 from examples.serving.traffic import Errand, Exchange
+from ivdr_deploy.errors import ServerError
 from ivdr_deploy.runtimes.loading import open_model
 
 
@@ -40,6 +41,8 @@ def test_a_gap_is_the_longest_time_without_a_good_answer() -> None:
     errands = [errand((9.0, 200)), errand((10.2, 200)), errand((10.3, 500), (12.0, 200)), errand((12.5, 503))]
     assert _longest_gap(errands, since=10.0) == pytest.approx(1.8)
     assert [one.answered for one in errands] == [True, True, True, False]
+    with pytest.raises(ServerError, match="nothing was answered any more"):
+        _longest_gap(errands, since=13.0)
 
 
 def test_an_unknown_part_is_refused_before_anything_is_made(capsys: pytest.CaptureFixture[str]) -> None:

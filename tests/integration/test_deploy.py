@@ -27,9 +27,10 @@ from ivdr_deploy import __version__
 from ivdr_deploy.cli import app
 from ivdr_deploy.serving.core.metrics import METRICS
 from ivdr_deploy.serving.core.settings import ServiceSettings
-from ivdr_deploy.serving.http.deployment import RESTARTS, WORKERS, Deployment
+from ivdr_deploy.serving.http.deployment import Deployment
 from ivdr_deploy.serving.http.server import HttpServer
 from ivdr_deploy.serving.http.settings import HttpSettings
+from ivdr_deploy.serving.http.versions import RESTARTS, WORKERS
 
 pytestmark = pytest.mark.slow
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
@@ -24,6 +28,8 @@ from videos import numbered_video
 from ivdr_deploy.artifacts.golden import GOLDEN_FILE
 from ivdr_deploy.errors import ArtifactError, FolderError, GoldenMismatchError, ServerError
 from ivdr_deploy.serving.http.run_folder import RunFolder, ask_server
+from ivdr_deploy.serving.remote.client import Client
+from ivdr_deploy.serving.remote.retrying import Retry
 
 pytestmark = pytest.mark.slow
 
@@ -142,6 +148,79 @@ def test_a_worker_that_is_killed_sends_away_what_it_was_answering_and_is_replace
     assert [when for when, _, _ in quick.answers if killed < when < replaced]
     assert quick.longest_gap() < quiet.longest_gap() + 1.0
     assert serving.client.metrics()["ivdr_clips_total"] > counted, "counters must not fall"
+
+
+def test_a_client_that_sends_again_loses_nothing_when_a_worker_is_killed(
+    serving: ServingCommand, slow_video: Path
+) -> None:
+    """Requests that are whole, and wait for their decoder or the network."""
+    wait_until_whole(serving)
+    told = 'ivdr_requests_total{outcome="worker_died"}'
+    before = serving.client.metrics().get(told, 0.0)
+    stopping, done = threading.Event(), list[tuple[float, str]]()
+
+    def send() -> None:
+        with Client(serving.client.inference_url, "tiny", retry=Retry(first_seconds=0.1)) as client:
+            while not stopping.is_set():
+                done.append((time.monotonic(), client.predict(slow_video, num_clips=2).request_id))
+
+    with ThreadPoolExecutor(8) as pool:
+        sending = [pool.submit(send) for _ in range(8)]
+        try:
+            wait_for(lambda: len(done) >= 16)
+            victim, other = serving.workers
+            wait_for(lambda: min(held_by(victim), held_by(other)) >= 2)
+            killed = time.monotonic()
+            victim.kill()
+            wait_for(lambda: serving.client.metrics().get(told, 0.0) > before)
+            wait_until_whole(serving)
+            count = len(done)
+            wait_for(lambda: len(done) >= count + 8)
+        finally:
+            stopping.set()
+    for each in sending:
+        each.result()  # raises what a client could not get over
+    times = [killed, *sorted(when for when, _ in done if when > killed)]
+    assert max(after - before for before, after in itertools.pairwise(times)) < 1.0 + slowest(done, killed)
+
+
+def slowest(done: list[tuple[float, str]], until: float) -> float:
+    """The longest time without an answer while all was well."""
+    times = sorted(when for when, _ in done if when < until)
+    return max(after - before for before, after in itertools.pairwise(times))
+
+
+def test_what_had_begun_is_cut_off_and_who_asks_again_on_the_same_connection_is_told(
+    serving: ServingCommand, videos: list[Path], slow_video: Path
+) -> None:
+    wait_until_whole(serving)
+    address = urlsplit(serving.client.inference_url)
+    with (
+        socket.create_connection((address.hostname, address.port or 0), timeout=60) as stream,
+        closing(HTTPConnection(address.netloc, timeout=60)) as kept,
+    ):
+        kept.request("POST", "/predictions/tiny", body=videos[0].read_bytes())
+        assert kept.getresponse().read()
+        body = slow_video.read_bytes()
+        stream.sendall(
+            b"POST /predictions/tiny?timeline=true HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n"
+            + f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        begun = stream.recv(1 << 16)
+        before = restarts(serving)
+        for worker in serving.workers:
+            worker.kill()
+        kept.request("GET", "/ping")
+        answer = kept.getresponse()
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        while piece := stream.recv(1 << 16):
+            begun += piece
+    assert begun.startswith(b"HTTP/1.1 200")
+    assert b"503" not in begun.partition(b"\r\n\r\n")[2], "nothing may be written into an answer"
+    assert b"event: summary" not in begun
+    wait_for(lambda: restarts(serving) >= before + 2)
+    wait_until_whole(serving)
 
 
 def test_a_decoder_that_is_killed_costs_its_request_alone(

@@ -39,6 +39,9 @@ _IDLE_SECONDS = 1.0
 _SENDING_SECONDS = 60.0
 """In which a client that is sending its request is listened to, so that it sees what it was told."""
 
+_LAST_NOTES_SECONDS = 5.0
+"""For the last notes of a worker that has ended. They end with it, unless something that it started has them too."""
+
 _PIECE_BYTES = 1 << 18
 
 _RETRY_SECONDS = "1"
@@ -110,10 +113,10 @@ class Standby:
         Args:
             answer: What each is told, see ``last_words``.
         """
-        self._thread.join()
+        self._thread.join(_LAST_NOTES_SECONDS)
         told = 0
         left: list[_Parting] = []
-        for number, connection in self._held.items():
+        for number, connection in list(self._held.items()):
             if self._states[number] == ANSWERING:
                 connection.close()
                 continue

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from known_server import known_server
 
+from ivdr_deploy.cli import _bench_endpoint
+
 LOAD = ("--seconds", 0.3)
 
 
@@ -63,3 +65,11 @@ def test_what_makes_no_sense_is_refused(ivdr, listed: Path, given: tuple[str, ..
     code, _, stderr = ivdr("bench", *(str(listed) if word == "LIST" else word for word in given))
     assert code == 2
     assert said in stderr
+
+
+def test_more_videos_than_memory_should_hold_are_refused(
+    ivdr, listed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_bench_endpoint, "_MOST_BYTES", 0)
+    code, _, stderr = ivdr("bench", "--endpoint", "http://127.0.0.1:1/p", "--videos", listed)
+    assert (code, "give a shorter list" in stderr) == (2, True)
