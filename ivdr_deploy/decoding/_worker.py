@@ -33,7 +33,9 @@ _NICENESS = 10
 """Of a decode worker, above that of its process, on the scale from -20 to 19."""
 
 _LARGE_BYTES = 1 << 20
-_KEPT_BYTES = 64 << 20
+_KEPT_BYTES = 8 << 20
+"""Of freed memory, for the next video; that of one decoder, and there are several: the frames that an ordinary video
+has at a time, and its packets."""
 
 _ROOM_BYTES = 1 << 30
 """Free space below which shared memory is not used: containers often have 64 MiB of it."""

@@ -109,7 +109,7 @@ class InferenceService:
         """Answer a request in the background.
 
         Args:
-            parts: Its named parts; see ``schema.parse_request``.
+            parts: Its named parts; see ``parsing.parse_request``.
             envelope: What HTTP says about it.
 
         Returns:
@@ -142,7 +142,7 @@ class InferenceService:
         Where it fails, a ``Response`` that says why comes last. Closing the generator ends the work.
 
         Args:
-            parts: Its named parts; see ``schema.parse_request``.
+            parts: Its named parts; see ``parsing.parse_request``.
             envelope: What HTTP says about it.
         """
         self.metrics.add(counted.BUSY)

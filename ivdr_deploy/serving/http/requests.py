@@ -61,7 +61,7 @@ async def read_parts(request: Request, *, most: int, seconds: float) -> dict[str
         seconds: Time in which it must have come.
 
     Returns:
-        Its parts by name; see ``schema.parse_request``.
+        Its parts by name; see ``parsing.parse_request``.
 
     Raises:
         VideoLimitError: if the body is larger.

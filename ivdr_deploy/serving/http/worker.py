@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ivdr_deploy._memory import keep_freed_memory
+from ivdr_deploy._memory import keep_memory_of_requests
 from ivdr_deploy.environment import let_threads_sleep
 from ivdr_deploy.errors import IvdrError, VideoOpenError
 from ivdr_deploy.records import from_dict
@@ -28,10 +28,6 @@ from ivdr_deploy.serving.http.listening import SharedSocket
 from ivdr_deploy.serving.http.server import HttpServer
 from ivdr_deploy.serving.http.settings import HttpSettings
 from ivdr_deploy.serving.http.standby import Handover
-
-_KEPT_BYTES, _LARGE_BYTES = 64 << 20, 16 << 20
-"""Of freed memory: see ``keep_freed_memory``. Otherwise what a body of 2.3 MiB arrives in is taken from the system and
-given back with each request: 1,100 page faults, and half of the processor time that it takes to receive it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +116,7 @@ def main(control: int, listening: int, notes: int, table: int) -> int:
     access.setLevel(logging.INFO)
     access.propagate = False
     let_threads_sleep()
-    keep_freed_memory(_KEPT_BYTES, large_bytes=_LARGE_BYTES)
+    keep_memory_of_requests()
     _end_with_starter()
     channel = Channel(socket.socket(fileno=control))
     inherited = SharedSocket(fileno=listening)

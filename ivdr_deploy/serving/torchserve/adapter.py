@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ivdr_deploy._memory import keep_memory_of_requests
 from ivdr_deploy.artifacts.archive import BUNDLE_FOLDER, check_unpacked
 from ivdr_deploy.environment import engine_threads, only_gpu
 from ivdr_deploy.serving.core.metrics import Metric, Metrics, Series
@@ -31,6 +32,7 @@ class TorchServeAdapter:
 
     def __init__(self, context: Any) -> None:
         _choose_gpu(context.system_properties["gpu_id"])
+        keep_memory_of_requests()
         drain_file = os.environ.get(DRAIN_VARIABLE)
         self._drain_file = Path(drain_file) if drain_file else None
         settings = service_settings(context.model_yaml_config, where=MODEL_CONFIG_FILE)

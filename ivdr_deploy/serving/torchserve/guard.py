@@ -21,11 +21,20 @@ POLL_SECONDS = 0.2
 END_SECONDS = 20.0
 """For processes to end after a signal; then they are killed."""
 
+_ORPHAN_SECONDS = 3.0
+"""The same where whoever started them is gone, and nobody waits for their answers."""
 
-def end_group(group: int, *, spare: int | None = None) -> int:
-    """End the processes of a group, all but ``spare``; return how many had to be killed."""
+
+def end_group(group: int, *, spare: int | None = None, seconds: float | None = None) -> int:
+    """End the processes of a group, all but ``spare``; return how many had to be killed.
+
+    Args:
+        group: The process group.
+        spare: A process of it.
+        seconds: For the others to end by themselves; ``END_SECONDS`` when None.
+    """
     _signal(group, signal.SIGTERM)
-    deadline = time.monotonic() + END_SECONDS
+    deadline = time.monotonic() + (END_SECONDS if seconds is None else seconds)
     while (left := _members(group, spare)) and time.monotonic() < deadline:
         psutil.wait_procs(left, timeout=POLL_SECONDS)
     if left:
@@ -58,7 +67,7 @@ def _outlive(number: int, frame: object) -> None:
 
 def _end_with_starter() -> None:
     os.read(0, 1)  # not through sys.stdin, whose lock would be held when the interpreter ends
-    end_group(os.getpgrp(), spare=os.getpid())
+    end_group(os.getpgrp(), spare=os.getpid(), seconds=_ORPHAN_SECONDS)
 
 
 def main(command: list[str]) -> int:

@@ -119,8 +119,9 @@ process.wait()
 """
 
 
-def test_guard_ends_the_group_when_its_starter_is_killed() -> None:
-    command = [sys.executable, "-c", STARTER, guard.__file__, COMMAND % "SIG_DFL"]
+@pytest.mark.parametrize("handler", ["SIG_DFL", "SIG_IGN"])
+def test_guard_ends_the_group_when_its_starter_is_killed(handler: str) -> None:
+    command = [sys.executable, "-c", STARTER, guard.__file__, COMMAND % handler]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         said = {starter.stdout.readline().strip() for _ in range(2)}
@@ -128,7 +129,7 @@ def test_guard_ends_the_group_when_its_starter_is_killed() -> None:
         members = [group, *group.children(recursive=True)]
         assert len(members) == 3
         starter.kill()
-        _, alive = psutil.wait_procs(members, timeout=15)
+        _, alive = psutil.wait_procs(members, timeout=5)
     assert not alive
 
 
