@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -37,12 +36,17 @@ def served(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     ("count", "odd"), [(100, False), pytest.param(1500, True, marks=pytest.mark.exhaustive)]
 )
 def test_damaged_videos_are_answered_and_leave_the_server_as_it_was(
-    count: int, odd: bool, served: Served, tmp_path: Path, request: pytest.FixtureRequest
+    count: int,
+    odd: bool,
+    served: Served,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     originals = [make_video(tmp_path / f"whole.{kind}", num_frames=25, size=(96, 64)) for kind in CODECS]
     files: list[bytes] = []
     if odd:
-        os.environ.setdefault("IVDR_TEST_DATA", str(request.getfixturevalue("shared_data")))
+        monkeypatch.setenv("IVDR_TEST_DATA", str(request.getfixturevalue("shared_data")))
         files = odd_files()
     send_all(served.client, [*originals * 8, *mutants(originals, count // 4, seed=1)])  # memory is warm then
     before, processes = memory(served), served.workers()

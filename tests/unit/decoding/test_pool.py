@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from hostile_sources import EatsMemory, Hangs, KillsItsProcess, Surprises, page_faults
+from hostile_sources import EatsMemory, Hangs, KillsItsProcess, Surprises, memory_left, page_faults
 from videos import numbered_video
 
 from ivdr_deploy.decoding import DecodeOptions, DecodePool, pool
@@ -103,6 +103,16 @@ def test_a_worker_keeps_the_memory_of_ordinary_frames_for_the_next_video(video: 
         )
     assert first > 500  # 4 MB in pages of 4 KiB
     assert last < first / 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the setting is glibc's")
+def test_a_worker_gives_back_what_one_video_took_and_others_do_not(video: Path) -> None:
+    with DecodePool(PROCESS) as decoding:
+        before, after = (
+            decoding.submit(memory_left, PathSource(video), limits=LIMITS, pictures=pictures).result(30)
+            for pictures in (1, 100)
+        )
+    assert after - before < 16 << 20  # of 72 MB
 
 
 @pytest.mark.parametrize("options", [PROCESS, THREAD], ids=["process", "thread"])
