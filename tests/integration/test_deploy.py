@@ -25,6 +25,7 @@ from served import SETTINGS, ask
 
 from ivdr_deploy import __version__
 from ivdr_deploy.cli import app
+from ivdr_deploy.errors import IvdrError
 from ivdr_deploy.serving.core.metrics import METRICS
 from ivdr_deploy.serving.core.settings import ServiceSettings
 from ivdr_deploy.serving.http.deployment import Deployment
@@ -308,6 +309,14 @@ def test_queries_ask_for_metrics_and_labels_that_a_server_has(expression: str, r
     for selector in found:
         assert selector.name in held, selector.name
         assert {matcher.name for matcher in selector.matchers.matchers} <= held[selector.name]
+        for matcher in selector.matchers.matchers:
+            if matcher.name == "outcome":
+                assert set(matcher.value.split("|")) <= outcomes(IvdrError)
+
+
+def outcomes(kind: type[IvdrError]) -> set[str]:
+    """The codes that an error can have, and a defect of ours."""
+    return {kind.code, "internal"}.union(*map(outcomes, kind.__subclasses__()))
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
