@@ -34,7 +34,7 @@ TURNS, MUTANTS, SOAK = 60, 5000, 20_000
 
 CLIENTS = 16
 LIGHT = ServiceSettings(threads=1, device="cpu")
-TOGETHER = EndpointSettings(batch_size=CLIENTS, queue_size=4 * CLIENTS, service=LIGHT)
+TOGETHER = EndpointSettings(batch_size=CLIENTS, max_batch_delay_ms=10, queue_size=4 * CLIENTS, service=LIGHT)
 ALONE = EndpointSettings(batch_size=1, max_batch_delay_ms=1, queue_size=4 * CLIENTS, service=LIGHT)
 _REST_SECONDS = 0.02
 """Between two timed requests: a lone request meets a machine at rest."""
