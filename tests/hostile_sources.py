@@ -114,7 +114,7 @@ def memory_left(source: Source, *, limits: object, pictures: int) -> int:
     What is kept of them lies behind them.
     """
     held = [bytes(b"x" * 720_000) for _ in range(pictures)]
-    _kept.append(bytes(b"x" * 5_000))
+    _kept.append(bytes(b"x" * 200_000))
     del held
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 

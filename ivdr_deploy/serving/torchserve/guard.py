@@ -65,8 +65,13 @@ def _outlive(number: int, frame: object) -> None:
     """Let a signal to the group end the command first, whose end is waited for."""
 
 
+_ending = threading.Event()
+"""Whoever started this is gone, and the group is being ended."""
+
+
 def _end_with_starter() -> None:
     os.read(0, 1)  # not through sys.stdin, whose lock would be held when the interpreter ends
+    _ending.set()
     end_group(os.getpgrp(), spare=os.getpid(), seconds=_ORPHAN_SECONDS)
 
 
@@ -74,8 +79,12 @@ def main(command: list[str]) -> int:
     """Run the command in this process group; return its exit code."""
     signal.signal(signal.SIGTERM, _outlive)  # a function and not SIG_IGN, which the command would inherit
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    threading.Thread(target=_end_with_starter, daemon=True).start()
-    return server.wait()
+    watch = threading.Thread(target=_end_with_starter, daemon=True)
+    watch.start()
+    code = server.wait()
+    if _ending.is_set():  # the command has ended, others of its group may not have
+        watch.join()
+    return code
 
 
 if __name__ == "__main__":
