@@ -49,10 +49,10 @@ def over_reference(checkpoint: Path | None, scratch: Path) -> dict[str, Any]:
     checkpoint = checkpoint or write_network(scratch / "r3d_18.safetensors", "r3d_18", data.train, CLIP)
     export_bundle(checkpoint, scratch / "r3d_18")
     calibration = Calibration(videos=data.train, limits=VideoLimits())
-    add_variants(scratch / "r3d_18", [("onnx", "int8")], StepOptions(calibration=calibration))
-    report = verify_bundle(scratch / "r3d_18", data=data.test, variants=["onnx-fp32", "onnx-int8"])
-    bundle = keep_records(scratch / "r3d_18", report.variants)
-    names = [held.id for held in bundle.manifest.variants if held.id.startswith("onnx")]
+    bundle = add_variants(scratch / "r3d_18", [("onnx", "int8")], StepOptions(calibration=calibration))
+    names = [held.id for held in bundle.manifest.variants if held.runtime == "onnxruntime"]
+    report = verify_bundle(bundle.path, data=data.test, variants=names)
+    bundle = keep_records(bundle.path, report.variants)
     rates: dict[str, list[float]] = {name: [] for name in ("obvious", *names)}
     for turn in range(ROUNDS):
         rates["obvious"].append(obvious_rate(checkpoint, [item.path for item in data.test.items], PLAN))
