@@ -257,7 +257,7 @@ def _dry_run(config: RunConfig) -> int:
 
     needs = dry_run(config)
     say_needs(needs)
-    trouble = len(needs.missing) + len(needs.test_missing) + len(needs.bad)
+    trouble = len(needs.missing) + sum(len(missing) for _, missing in needs.others.values()) + len(needs.bad)
     done(
         f"{'FAIL' if trouble else 'PASS'}: nothing was trained, {trouble} videos are missing or cannot be used"
     )

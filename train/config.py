@@ -225,6 +225,12 @@ class PretrainConfig(RunConfig):
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
         _require_dual_heads(self)
+        if self.dual.form == "moco" and self.dual.queue_length < self.optim.batch_size:
+            raise ConfigError(
+                f"dual.queue_length {self.dual.queue_length} does not hold the keys of one step, "
+                f"optim.batch_size {self.optim.batch_size}",
+                hint="raise dual.queue_length",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

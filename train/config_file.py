@@ -44,7 +44,7 @@ def load_config(
     except OSError as error:
         raise ConfigError(f"no config file at {path}", hint="train/configs has some") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid TOML ({error})") from error
+        raise ConfigError(f"{path} is not valid TOML ({str(error)[:200]})") from error
     for override in overrides:
         _apply(cls, values, override)
     if complete is not None:

@@ -42,8 +42,9 @@ class Needs:
     missing: tuple[str, ...]
     """Videos of the training list whose files are not there."""
 
-    test_videos: int
-    test_missing: tuple[str, ...]
+    others: dict[str, tuple[int, tuple[str, ...]]]
+    """Videos of the test and the validation list, and those of them that are missing."""
+
     classes: int
     steps: int
     epochs: int
@@ -85,12 +86,12 @@ class Needs:
     def lines(self) -> list[str]:
         """Say it for people."""
         names = f": {some(self.missing)}" if self.missing else ""
-        tests = f": {some(self.test_missing)}" if self.test_missing else ""
         return [
             f"training list: {self.videos} videos, {len(self.missing)} missing{names}; {self.classes} classes",
             *(
-                [f"test list: {self.test_videos} videos, {len(self.test_missing)} missing{tests}"]
-                * (self.test_videos > 0)
+                f"{name} list: {count} videos, {len(missing)} missing"
+                + (f": {some(missing)}" if missing else "")
+                for name, (count, missing) in self.others.items()
             ),
             *(f"cannot be used: {one}" for one in self.bad),
             f"{self.epochs} epochs, {self.steps} steps of {self.videos_per_step} videos, "
@@ -114,7 +115,7 @@ def dry_run(config: RunConfig) -> Needs:
         CheckpointError: if ``init`` does not fit.
     """
     videos = read_video_list(config.data.train, root=config.data.root or None, part="train")
-    test = _test_list(config, videos)
+    others = _other_lists(config, videos)
     present = [item for item in videos.items if os.path.isfile(item.path)]
     if not present:
         raise DataError(
@@ -132,9 +133,8 @@ def dry_run(config: RunConfig) -> Needs:
     ]
     return Needs(
         videos=len(videos.items),
-        missing=tuple(item.uri for item in videos.items if not os.path.isfile(item.path)),
-        test_videos=len(test.items) if test else 0,
-        test_missing=tuple(item.uri for item in test.items if not os.path.isfile(item.path)) if test else (),
+        missing=_missing(videos),
+        others={name: (len(one.items), _missing(one)) for name, one in others.items()},
         classes=len(videos.labels),
         steps=steps_per_epoch(len(present), batch_size=config.optim.batch_size) * config.optim.epochs,
         epochs=config.optim.epochs,
@@ -162,15 +162,20 @@ def _is_dual(config: RunConfig) -> bool:
     )
 
 
-def _test_list(config: RunConfig, videos: VideoList) -> VideoList | None:
-    """Read the test list, and see that its classes are those of training."""
+def _other_lists(config: RunConfig, videos: VideoList) -> dict[str, VideoList]:
+    """Read the lists that are measured on, and see that their classes are those of training."""
     if isinstance(config, FinetuneConfig):
         videos.require_labels()
-    if not config.data.test:
-        return None
-    test = read_video_list(config.data.test, root=config.data.root or None, part="test")
-    test.targets(videos.labels)
-    return test
+    found = {}
+    for name, source in (("test", config.data.test), ("validation", config.data.validation)):
+        if source:
+            found[name] = read_video_list(source, root=config.data.root or None, part="test")
+            found[name].targets(videos.labels)
+    return found
+
+
+def _missing(videos: VideoList) -> tuple[str, ...]:
+    return tuple(item.uri for item in videos.items if not os.path.isfile(item.path))
 
 
 def _evenly(count: int) -> list[int]:

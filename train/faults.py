@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ivdr_deploy._text import as_text, quoted
-from ivdr_deploy.datasets.entries import Entry, LeftOut
+from ivdr_deploy.datasets.entries import Entry, LeftOut, some
 from ivdr_deploy.datasets.lists import VideoItem, alike, one_spelling, read_entries
 from ivdr_deploy.datasets.official import CLASS_INDEX, class_names
 from ivdr_deploy.errors import DataError
@@ -227,7 +227,7 @@ def _order_traps(lists: Sequence[Listed], labels: set[str]) -> list[str]:
     found = []
     numbers = [label for label in ordered if label.isdecimal()]
     if numbers != sorted(numbers, key=int):
-        found.append(f"as text {', '.join(numbers[:4])}")
+        found.append(f"as text {some(numbers)}")
     for index in sorted({one.source.parent / CLASS_INDEX for one in lists if not one.source.is_dir()}):
         if index.is_file():
             named = [

@@ -45,12 +45,16 @@ class Watch:
         folder: The run folder; the alarms stand in ``alarms.json``.
         total_steps: Steps of the run.
         stops: Whether an alarm ends the run.
+        warmup: First steps, in which some of the losses have no part.
     """
 
-    def __init__(self, state: TrainState, folder: Path, *, total_steps: int, stops: bool) -> None:
+    def __init__(
+        self, state: TrainState, folder: Path, *, total_steps: int, stops: bool, warmup: int = 0
+    ) -> None:
         self._state = state
         self._path = folder / ALARMS_NAME
         self._patience = max(FIRST_STEPS, total_steps // 4)
+        self._warmup = warmup
         self._stops = stops
         self._seen = state.step
         self._write(state.alarms)
@@ -64,7 +68,8 @@ class Watch:
             if np.isfinite(value):
                 before = state.averages.get(name, value)
                 state.averages[name] = kept * before + (1.0 - kept) * value
-        state.averages.setdefault("first_loss", state.metrics["loss"])
+        if state.step - steps >= self._warmup:  # the loss grows when the others join: no divergence
+            state.averages.setdefault("first_loss", state.metrics["loss"])
         known = {alarm["name"] for alarm in state.alarms}
         found = [alarm for alarm in self._troubles() if alarm["name"] not in known]
         if not found:
@@ -87,10 +92,9 @@ class Watch:
     def _troubles(self) -> list[dict[str, str]]:
         state, average = self._state, self._state.averages
         troubles = []
-        if state.metrics["loss"] > 4.0 * abs(average["first_loss"]) + 1.0:
-            message = (
-                f"the loss is {state.metrics['loss']:.3g} and was {average['first_loss']:.3g} at the start"
-            )
+        first = average.get("first_loss", state.metrics["loss"])
+        if state.metrics["loss"] > 4.0 * abs(first) + 1.0:
+            message = f"the loss is {state.metrics['loss']:.3g} and was {first:.3g} at the start"
             troubles.append(("divergence", message, "lower optim.lr, or set optim.warmup_epochs"))
         if state.step >= self._patience:
             if average.get("uniformity", -1.0) > -0.05:
@@ -177,7 +181,8 @@ class FeatureCheck:
         with torch.inference_mode():
             parts = [self._encode(own[start : start + _CALL], device) for start in range(0, len(own), _CALL)]
         self._model.train(training)
-        features = gather_rows(torch.cat(parts), count=len(self._rows))
+        none = torch.empty(0, self._model.feature_dim)  # of a process that has no share
+        features = gather_rows(torch.cat([none, *parts]), count=len(self._rows))
         accuracy = knn_accuracy(features, self._labels, features, self._labels, leave_one_out=True)
         return {"knn_accuracy": accuracy}
 

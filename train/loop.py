@@ -85,7 +85,13 @@ def run_steps(
     steps = training_steps(config.optim, count=count, seed=config.seed, start=state.step)
     watched = progress(steps, total=total - state.step, description=description)
     forward = cast(Step, shared(step))
-    watch = Watch(state, folder, total_steps=total, stops=config.on_alarm == "stop")
+    watch = Watch(
+        state,
+        folder,
+        total_steps=total,
+        stops=config.on_alarm == "stop",
+        warmup=config.dual.rank_warmup_steps,
+    )
     with RunLog(folder, total_steps=total, every=config.log_every, position=state.log_bytes) as log:
         if validate is not None and not state.validation:
             state.validation = validate()

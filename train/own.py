@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ivdr_deploy._console import console
 from ivdr_deploy._files import at_home
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.checkpoint import read_checkpoint_info
 from ivdr_deploy.artifacts.manifest import MANIFEST_FILE
 from ivdr_deploy.datasets.lists import read_video_list
@@ -16,6 +17,7 @@ from train.config import FinetuneConfig
 from train.init import checkpoint_of, load_finetune_config
 from train.run import CHECKPOINT_NAME
 from train.split import say_split, split_list, write_split
+from train.state import saved_states
 
 TEST_SHARE = 0.25
 """Of a list that comes without a test list."""
@@ -48,14 +50,22 @@ def own_config(data: str, settings: Sequence[str], *, runs: Path = RUNS) -> Fine
 
 
 def _lists(data: str, given: dict[str, str]) -> list[str]:
-    """Return training and test list: the parts of the list itself, or what a split of it gives."""
+    """Return training and test list: the parts of the list itself, or what the split of it gives that the run has."""
     root = given.get("data.root") or None
     parts = [read_video_list(data, root=root, part=part) for part in (None, "train")]
     if len(parts[1].items) < len(parts[0].items):
         return [f"data.train={data}", f"data.test={data}"]
-    split = split_list(parts[0], test_share=TEST_SHARE, seed=int(given.get("seed", "0")))
-    say_split(split)
-    train, test = write_split(split, Path(at_home(given["out"])) / "lists")
+    out = Path(at_home(given["out"]))
+    if saved_states(out) or (out / CHECKPOINT_NAME).exists():
+        # Parted anew, for example with more videos, the test list would hold some that this run has trained on.
+        train, test = out / "lists" / "train.csv", out / "lists" / "test.csv"
+    else:
+        seed = given.get("seed", "0")
+        if not seed.isdecimal():
+            raise ConfigError(f"seed must be a whole number from 0, found {quoted(seed)}")
+        split = split_list(parts[0], test_share=TEST_SHARE, seed=int(seed))
+        say_split(split)
+        train, test = write_split(split, out / "lists")
     console.print(f"lists: {train}, {test}", style="dim", markup=False)
     return [f"data.train={train}", f"data.test={test}"]
 

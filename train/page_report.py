@@ -65,9 +65,11 @@ def report_sections(
     ]
     if worst:
         cards = "".join(_card(one, strip, report.labels) for one, strip in worst)
+        wrong = sum(one.probabilities is not None and not one.right for one in report.answers)
         parts.append(
-            '<section><h2>The worst answers</h2><p class="soft">Wrong answers that gave the true class least, with '
-            f'the middle clip as the network sees it.</p><div class="clips">{cards}</div></section>'
+            f'<section><h2>The worst answers</h2><p class="soft">{len(worst)} of {wrong} wrong answers: those that gave '
+            "the true class least, with the middle clip as the network sees it.</p>"
+            f'<div class="clips">{cards}</div></section>'
         )
     if report.failed:
         lines = "".join(

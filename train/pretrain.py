@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ivdr_deploy.datasets.lists import read_video_list
-from ivdr_deploy.models.network import build_model
+from ivdr_deploy.models.network import VideoModel, build_model
 from ivdr_deploy.spec import TrainingState
 from ivdr_deploy.video.sampling import random_centre_clip
 from train.augment import Changes
@@ -51,12 +51,18 @@ def pretrain(config: PretrainConfig) -> Path:
             return _pretrain(config, device)
 
 
+def _build_step(model: VideoModel, config: PretrainConfig) -> nn.Module:
+    bf16 = runs_bf16(config)
+    if config.dual.form == "moco":
+        return MocoStep(model, config.dual, parts=config.optim.accumulate, bf16=bf16)
+    return DualStep(model, config.dual, bf16=bf16)
+
+
 def _pretrain(config: PretrainConfig, device: torch.device) -> Path:
     videos = read_video_list(config.data.train, root=config.data.root or None, part="train")
     model = build_model(config.model, config.clip)  # before the long work: it refuses what does not fit
     cached = open_videos(config, videos)
-    kind: type[nn.Module] = MocoStep if config.dual.form == "moco" else DualStep
-    step = prepare(config, kind(model, config.dual, bf16=runs_bf16(config)), device)
+    step = prepare(config, _build_step(model, config), device)
     state = open_state(config, step, cached)
     begin_or_resume(config, state)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from ivdr_deploy._console import console
 from ivdr_deploy._files import atomic_path
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import CheckpointError, FolderError, TrainingError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import canonical_json
@@ -94,7 +96,9 @@ class TrainState:
         """
         try:
             if values["format"] != _FORMAT:
-                raise CheckpointError(f"a training state of format {values['format']}, expected {_FORMAT}")
+                raise CheckpointError(
+                    f"a training state of format {quoted(values['format'])}, expected {_FORMAT}"
+                )
             for name in ("digest", "seed", "epoch_steps"):
                 if values[name] != getattr(self, name):
                     theirs, ours = str(values[name])[:64], getattr(self, name)
@@ -211,8 +215,16 @@ def load_newest(state: TrainState, folder: Path) -> Path:
                 raise
             console.print(f"{error.message}; going on from the one before", style="yellow", markup=False)
         else:
+            _set_aside(paths[: paths.index(path)])
             return path
     raise CheckpointError(f"no training state in {folder}")
+
+
+def _set_aside(damaged: Sequence[Path]) -> None:
+    """Take damaged states out of those that are counted: a good one would be removed for them."""
+    for path in damaged:
+        if rank() == 0:
+            path.replace(path.with_suffix(".damaged"))
 
 
 def run_digest(config: RunConfig, cached: CachedVideos) -> str:

@@ -9,6 +9,7 @@ of one.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class DualStep(nn.Module):
         self.model = model
         self.config = config
         self.bf16 = bf16
+        _train_heads(model, config.trained_heads)
 
     def forward(
         self, views: Tensor, changes: Changes, permutation: Tensor, contrast: Tensor | None = None
@@ -71,6 +73,7 @@ class MocoStep(nn.Module):
     Args:
         model: As for ``DualStep``.
         config: Which losses, weights, temperatures and queue.
+        parts: Calls that make one step together: the copy follows once in all of them.
         bf16: Run the backbones in bfloat16.
     """
 
@@ -79,11 +82,13 @@ class MocoStep(nn.Module):
     queue_videos: Tensor
     queue_next: Tensor
 
-    def __init__(self, model: VideoModel, config: DualConfig, *, bf16: bool = False) -> None:
+    def __init__(self, model: VideoModel, config: DualConfig, *, parts: int = 1, bf16: bool = False) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.bf16 = bf16
+        self._kept = config.momentum ** (1.0 / parts)
+        _train_heads(model, config.trained_heads)
         self.key = copy.deepcopy(model).requires_grad_(False)
         length, spec = config.queue_length, model.spec
         slots = F.normalize(torch.randn(length, spec.num_slots, spec.slot_dim), dim=-1)
@@ -114,7 +119,7 @@ class MocoStep(nn.Module):
         outputs = encode_clips(self.model, clips, permutation, query_passes(self.config), bf16=self.bf16)
         with torch.no_grad():
             for key, query in zip(self.key.parameters(), self.model.parameters(), strict=True):
-                key.lerp_(query.detach(), 1.0 - self.config.momentum)
+                key.lerp_(query.detach(), 1.0 - self._kept)
             keys = encode_clips(self.key, clips, permutation, [["second"]], bf16=self.bf16)
         # Copies: the graph holds what is overwritten below.
         queue = Queue(self.clip_queue.clone(), self.slot_queue.clone(), self.queue_videos == videos[:, None])
@@ -148,9 +153,7 @@ class LabelStep(nn.Module):
         super().__init__()
         self.model = model
         self.bf16 = bf16
-        for part in (model.clip_head, model.series_head):
-            if part is not None:
-                part.requires_grad_(False)
+        _train_heads(model, ())
 
     def forward(self, views: Tensor, changes: Changes, truth: Tensor) -> LossAndMetrics:
         """Compute the loss of a batch.
@@ -182,6 +185,7 @@ class JointStep(nn.Module):
         self.config = config
         self.dual_weight = dual_weight
         self.bf16 = bf16
+        _train_heads(model, config.trained_heads)
 
     def forward(
         self,
@@ -206,6 +210,14 @@ class JointStep(nn.Module):
         loss, metrics = label_loss(self.model, torch.cat(shown), truth.repeat(len(shown)))
         dual, dual_metrics = dual_loss(outputs, permutation, self.config, contrast=contrast)
         return loss + self.dual_weight * dual, metrics | dual_metrics
+
+
+def _train_heads(model: VideoModel, names: Collection[str]) -> None:
+    """Let only the dual heads that the losses reach ask for a gradient: processes wait for each that is asked for."""
+    for name in ("clip_head", "series_head"):
+        head: nn.Module | None = getattr(model, name)
+        if head is not None:
+            head.requires_grad_(name in names)
 
 
 def label_loss(model: VideoModel, feature: Tensor, truth: Tensor) -> LossAndMetrics:

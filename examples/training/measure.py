@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import FolderError
 from ivdr_deploy.evaluation.metrics import retrieval_recall
 from ivdr_deploy.models.network import VideoModel, build_model
+from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import ClipSpec, ViewPlan
 from train.cache import CachedVideos, cache_videos
-from train.config import PretrainConfig
+from train.config import FinetuneConfig, PretrainConfig, RunConfig
 from train.config_file import changed_settings
 from train.finetune import finetune
 from train.losses import calibrate, ranking_accuracy, shuffle_segments
@@ -46,7 +48,7 @@ def measure(name: str, method: Method, data: DataSet, folder: Path, *, seed: int
         By protocol a share from 0 to 1.
 
     Raises:
-        FolderError: if what was finished had other settings.
+        FolderError: if what was finished, or a part of it, had other settings.
     """
     path = folder / "results.json"
     config = pretrain_config(method, data, folder, seed=seed)
@@ -66,9 +68,7 @@ def measure(name: str, method: Method, data: DataSet, folder: Path, *, seed: int
         found["fine-tune"] = read_checkpoint_info(checkpoint).provenance.metrics["video_accuracy"]
     else:
         start = [f"init={checkpoint}"] if checkpoint else []
-        tuned = _finished(folder / "finetune") or finetune(
-            finetune_config(data, folder / "finetune", seed=seed, overrides=start)
-        )
+        tuned = trained_as(finetune_config(data, folder / "finetune", seed=seed, overrides=start))
         found["fine-tune"] = read_checkpoint_info(tuned).provenance.metrics["video_accuracy"]
     with atomic_path(path) as temporary:
         kept = {"made_with": made_with, "values": found}
@@ -86,17 +86,22 @@ def _trained(
         return build_model(config.model, config.clip).eval(), None
     if method.kind == "supervised":
         longer = [f"optim.epochs={config.optim.epochs}"]
-        path = _finished(folder / "supervised") or finetune(
-            finetune_config(data, folder / "supervised", seed=seed, overrides=longer)
-        )
+        path = trained_as(finetune_config(data, folder / "supervised", seed=seed, overrides=longer))
     else:
-        path = _finished(folder / "pretrain") or pretrain(config)
+        path = trained_as(config)
     return load_checkpoint(path).model, path
 
 
-def _finished(folder: Path) -> Path | None:
-    path = folder / CHECKPOINT_NAME
-    return path if path.is_file() else None
+def trained_as(config: RunConfig) -> Path:
+    """Train, or take the checkpoint of a run with the same settings that has ended."""
+    path = Path(config.out) / CHECKPOINT_NAME
+    if path.is_file():
+        if read_checkpoint_info(path).provenance.config != to_dict(config):
+            raise FolderError(
+                f"{path} was made with other settings", hint="give another --work, or remove it"
+            )
+        return path
+    return finetune(config) if isinstance(config, FinetuneConfig) else pretrain(cast(PretrainConfig, config))
 
 
 def features_and_order(

@@ -2,15 +2,19 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bundles import make_tiny_checkpoint
 
 from examples.training import __main__ as harness
-from examples.training.measure import measure
+from examples.training.measure import measure, trained_as
 from examples.training.methods import METHODS, DataSet, figures, pretrain_config
 from examples.training.report import mean_and_half_width, render
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
 from ivdr_deploy.errors import FolderError
+from ivdr_deploy.records import to_dict
 
 
 def data_set(folder: Path) -> DataSet:
@@ -58,6 +62,18 @@ def test_differences_are_taken_seed_by_seed() -> None:
     page = render(values, how="how")
     assert "| clip, norm | 3 | 0.400 ± 0.497 |" in page
     assert "| clip, norm | +10.0 ± 0.0 |" in page  # the spread over seeds is common to both
+
+
+def test_a_training_that_ended_under_other_settings_is_not_taken(tmp_path: Path) -> None:
+    config = pretrain_config(METHODS["clip"], data_set(tmp_path), tmp_path / "a" / "b" / "c", seed=0)
+    made = load_checkpoint(make_tiny_checkpoint(Path(config.out) / "checkpoint.safetensors"))
+    with pytest.raises(FolderError, match="other settings"):
+        trained_as(config)
+    provenance = replace(made.info.provenance, config=to_dict(config))
+    info = replace(made.info, provenance=provenance)
+    path = Path(config.out) / "checkpoint.safetensors"
+    save_checkpoint(path, model=made.model, info=info, golden=made.golden)
+    assert trained_as(config) == path
 
 
 @pytest.mark.exhaustive

@@ -45,6 +45,13 @@ def test_pretrain_config_is_the_papers_recipe() -> None:
     )  # fmt: skip
 
 
+def test_a_queue_holds_the_keys_of_one_step_at_least(minimal: Path) -> None:
+    given = ["dual.form=moco", "dual.queue_length=32", "optim.batch_size=32"]
+    assert load_config(PretrainConfig, minimal, given).dual.queue_length == 32
+    with pytest.raises(ConfigError, match=r"queue_length 32 does not hold the keys of one step"):
+        load_config(PretrainConfig, minimal, [*given, "optim.batch_size=34"])
+
+
 def test_presets_are_named_sets_and_what_is_given_wins(minimal: Path) -> None:
     recipe = load_config(PretrainConfig, minimal)
     assert recipe == load_config(PretrainConfig, minimal, ["preset=ivdr"])

@@ -35,6 +35,8 @@ def shared_step(kind: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     if kind == "label":
         return LabelStep(network(2, classes=2)), torch.tensor([0, 1] * (PARTS // 2))
+    if kind == "clip":  # a head that no loss reaches
+        return DualStep(network(2, head_norm="both"), DualConfig(mode="clip")), torch.arange(PARTS)
     config = DualConfig(form=kind, queue_length=12, rank_theta=0.5)  # type: ignore[arg-type]
     step = (MocoStep if kind == "moco" else DualStep)(network(2, head_norm="both"), config)
     return step, torch.arange(PARTS)
@@ -79,7 +81,7 @@ import sys, torch
 torch.set_num_threads(1)
 from test_distributed import computed, joined
 with joined("cpu"):
-    found = {kind: computed(kind) for kind in ("simclr", "moco", "label")}
+    found = {kind: computed(kind) for kind in ("simclr", "moco", "label", "clip")}
 torch.save(found, sys.argv[1] + "/" + __import__("os").environ["RANK"])
 """
 
@@ -89,7 +91,7 @@ def test_losses_and_gradients_are_those_of_one_process(tmp_path: Path, processes
     for code, error in finish(start(SHARE, str(tmp_path), processes=processes)):
         assert code == 0, error
     shares = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(processes)]
-    for kind in ("simclr", "moco", "label"):
+    for kind in ("simclr", "moco", "label", "clip"):
         expected = computed(kind)
         for share in shares:
             assert share[kind].keys() == expected.keys()

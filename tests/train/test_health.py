@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import pretrain_config
+from runs import CLIP, MODEL, pretrain_config
 
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import TrainingError
+from ivdr_deploy.models.network import build_model
+from train.cache import cache_videos
 from train.config import DataConfig
-from train.health import ALARMS_NAME, Watch, knn_accuracy
+from train.health import ALARMS_NAME, FeatureCheck, Watch, knn_accuracy
 from train.method import DualConfig
 from train.pretrain import pretrain
 from train.state import saved_states
@@ -31,9 +34,11 @@ class Run:
     alarms: list[dict[str, str]] = field(default_factory=list)
 
 
-def watched(folder: Path, lines: list[dict[str, float]], *, stops: bool = False, total: int = 400) -> Run:
+def watched(
+    folder: Path, lines: list[dict[str, float]], *, stops: bool = False, total: int = 400, warmup: int = 0
+) -> Run:
     run = Run()
-    watch = Watch(run, folder, total_steps=total, stops=stops)  # type: ignore[arg-type]
+    watch = Watch(run, folder, total_steps=total, stops=stops, warmup=warmup)  # type: ignore[arg-type]
     for line in lines:
         run.step += 10
         run.metrics = GOOD | line
@@ -82,6 +87,14 @@ def test_a_loss_that_grows_is_a_divergence_at_once(tmp_path: Path) -> None:
     assert watched(tmp_path, [{}, {"loss": 15.0}]).alarms == []
 
 
+def test_losses_that_join_after_a_warm_up_are_no_divergence(tmp_path: Path) -> None:
+    lines = [{"loss": 1.0}] * 3 + [{"loss": 12.0}] * 3
+    assert watched(tmp_path, lines, warmup=25).alarms == []  # the third line holds steps of both
+    (alarm,) = watched(tmp_path, [*lines, {"loss": 60.0}], warmup=25).alarms
+    assert "was 12 at the start" in alarm["message"]
+    assert watched(tmp_path, lines).alarms[0]["name"] == "divergence"
+
+
 def test_an_alarm_ends_the_run_where_that_is_wanted(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="order plateau at step 100: order score"):
         watched(tmp_path, [BLIND] * 40, stops=True)
@@ -101,6 +114,25 @@ def test_a_run_that_an_alarm_ends_is_saved_and_goes_on_when_told_to(
             pretrain(config)
     assert saved_states(tmp_path)[0].name in ("state-00000003.pt", "state-00000004.pt")
     assert pretrain(replace(config, on_alarm="warn")).exists()
+
+
+def test_a_process_that_has_no_video_to_encode_waits_for_the_others(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(MODEL, CLIP)
+    cached = cache_videos(read_video_list(data.train), CLIP, Path(data.cache))
+    check = FeatureCheck(model, cached, CLIP)
+    found = check()
+    gathered = []
+
+    def gather(own: torch.Tensor, *, count: int) -> torch.Tensor:
+        gathered.append(own)
+        return torch.eye(count)
+
+    monkeypatch.setattr("train.health.shard", lambda count: range(0))
+    monkeypatch.setattr("train.health.gather_rows", gather)
+    assert check().keys() == found.keys()
+    assert gathered[0].shape == (0, model.feature_dim)
 
 
 def test_knn_accuracy_counts_classes_of_near_ones() -> None:

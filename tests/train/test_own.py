@@ -111,13 +111,14 @@ def test_settings_win_over_what_is_chosen(clips: Path, tmp_path: Path) -> None:
         (["finetune", "clips"], 2, "no run folder is named"),
         (["finetune", "a", "b", "out=x"], 2, "is no setting"),
         (["finetune", "nowhere", "out=x"], 3, "no list of videos at nowhere"),
+        (["finetune", "CLIPS", "out=x", "seed=one"], 2, "seed must be a whole number"),
     ],
 )
 def test_a_line_that_says_too_little_is_refused(
-    words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], code: int, message: str, clips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(words)
+        main([word.replace("CLIPS", str(clips)) for word in words])
     assert caught.value.code == code
     assert message in capsys.readouterr().err
 
@@ -142,6 +143,10 @@ def test_the_line_trains_tests_and_says_what_is_next(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["finetune", str(clips), f"out={tmp_path / 'run'}", "init=", "optim.epochs=2"]
+    more = shutil.copytree(clips, tmp_path / "more")
+    for label in ("down", "up"):
+        for name in ("fay", "gus", "hal"):
+            shutil.copy(clips / label / f"ann_{label}.mp4", more / label / f"{name}_{label}.mp4")
     assert main(line) == 0
     said = capsys.readouterr().err
     assert "test list: video accuracy " in said
@@ -149,6 +154,8 @@ def test_the_line_trains_tests_and_says_what_is_next(
     assert f"next: ivdr export {tmp_path / 'run' / 'checkpoint.safetensors'}" in said
     assert (tmp_path / "run" / "page.html").is_file()
     assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").info.labels == ("down", "up")
-    with pytest.raises(SystemExit) as caught:  # the same line again: the run has ended
-        main(line)
+    lists = {path: path.read_bytes() for path in (tmp_path / "run" / "lists").iterdir()}
+    with pytest.raises(SystemExit) as caught:  # the same line again, with more clips: the run has ended
+        main([line[0], str(more), *line[2:]])
     assert caught.value.code == 10
+    assert {path: path.read_bytes() for path in lists} == lists  # its test videos stay those it never saw

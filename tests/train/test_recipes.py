@@ -145,10 +145,10 @@ def needs(ucf: Path, tmp_path: Path, **given: str) -> Needs:
 
 def test_a_dry_run_counts_and_measures_without_training(ucf: Path, tmp_path: Path) -> None:
     found = needs(ucf, tmp_path, **{"optim.epochs": "7"})
-    assert (found.videos, found.test_videos, found.classes) == (6, 2, 2)
+    assert (found.videos, found.others, found.classes) == (6, {"test": (2, ())}, 2)
     assert (found.steps, found.videos_per_step, found.clips_per_step) == (7, 4, 4)
     assert found.cache_bytes == 6 * 16 * 36 * 48 * 3
-    assert found.missing == found.test_missing == found.bad == ()
+    assert found.missing == found.bad == ()
     assert found.clip_seconds > 0
     assert found.decode_seconds > 0
     assert not (tmp_path / "run").exists()

@@ -116,6 +116,7 @@ def test_a_damaged_newest_state_is_named_and_the_one_before_is_taken(
     said = capfd.readouterr().err
     assert f"{newest} is not a readable training state" in said
     assert f"going on after step 2 of 4, from {before}" in said
+    assert newest.with_suffix(".damaged").is_file()  # no longer counted among those that are kept
     assert equal(state(pretrained, "backbone"), state(again, "backbone"))
 
 

@@ -245,6 +245,19 @@ def test_moco_contrasts_with_keys_of_the_copy_and_with_the_queue_as_it_was() -> 
     assert step.queue_videos.tolist() == [5, 9, 5, 9, 7, 3, 5, 9, 7, 3]
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_copy_follows_once_in_a_step_whatever_its_parts(parts: int) -> None:
+    step = MocoStep(network(), MOCO, parts=parts)
+    before = {name: value.clone() for name, value in step.key.named_parameters()}
+    with torch.no_grad():
+        for value in step.model.parameters():
+            value += 1.0
+    for _ in range(parts):
+        step(*batch(2), torch.arange(2))
+    for name, value in step.key.named_parameters():
+        torch.testing.assert_close(value, before[name] + 0.5, msg=name)
+
+
 def test_an_entry_of_the_same_video_is_a_negative_only_where_that_is_wanted() -> None:
     views, changes, permutation = batch(4)
     found = []
@@ -342,6 +355,15 @@ def test_gradients_reach_what_each_step_trains_and_nothing_else() -> None:
     videos = torch.arange(4)
     assert trained(MocoStep(network(), MOCO), views, changes, permutation, videos) == dual
     assert trained(LabelStep(network(classes=2)), *first) == {"backbone", "classifier"}
+    two, pair = changes.take(np.arange(8)), views[:2]
+    clip = DualConfig(mode="clip")  # processes that train together wait for every gradient that is asked for
+    assert trained(DualStep(network(), clip), pair, two, permutation) == {"backbone", "clip_head"}
+    moco = replace(MOCO, mode="clip")
+    assert trained(MocoStep(network(), moco), pair, two, permutation, videos) == {"backbone", "clip_head"}
+    ranks = DualConfig(clip_weight=0.0)
+    assert trained(DualStep(network(), ranks), views, changes, permutation) == {"backbone", "series_head"}
+    joint = JointStep(network(classes=2), clip, dual_weight=0.1)
+    assert trained(joint, pair, two, permutation, truth) == {"backbone", "clip_head", "classifier"}
     joint = JointStep(network(classes=2), DualConfig(), dual_weight=0.1)
     every = {"backbone", "clip_head", "series_head", "classifier"}
     assert trained(joint, views, changes, permutation, truth) == every
