@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,13 +101,5 @@ def _look(
 ) -> dict[str, VideoFacts | VideoError]:
     """Decode each file once."""
     with DecodePool(decode) as pool:
-        jobs = {key: pool.submit(look_at, PathSource(path), limits=limits) for key, path in paths.items()}
-
-        def finish(job: Future[VideoFacts]) -> VideoFacts | VideoError:
-            try:
-                return job.result()
-            except VideoError as error:
-                return error
-
-        done = progress(jobs.items(), total=len(jobs), description="checking")
-        return {key: finish(job) for key, job in done}
+        seen = pool.each(look_at, ((PathSource(path),) for path in paths.values()), limits=limits)
+        return dict(zip(paths, progress(seen, total=len(paths), description="checking"), strict=True))

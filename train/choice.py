@@ -110,6 +110,7 @@ def _by_training(
             for inside in (False, True)
         )
         settings = {name: value for name, value in to_dict(config).items() if name not in ("out", "data")}
+        settings["cache_form"] = config.data.cache_form
         identity = canonical_json([settings, rest.data_hash, shown.data_hash])
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         part_config = replace(config, out=str(config.cache_dir / f"held-out-{digest}"))

@@ -11,6 +11,7 @@ from ivdr_deploy._text import as_text
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import ClipSpec, Device, ModelSpec, ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
+from train.frames import Form
 from train.method import DualConfig
 from train.method import in_range as _in_range
 
@@ -41,6 +42,14 @@ class DataConfig:
     cache: str = ""
     """Folder for decoded frames, which several runs may share; empty: ``cache`` in the run folder."""
 
+    cache_form: Form = "jpeg"
+    """Frames in the cache: ``jpeg``, an eighth of the size and about one level of grey away on average, or ``raw``, as
+    they were decoded."""
+
+    cache_gib: float = 64.0
+    """Size of the frames in the cache, at most, in GiB. What was not used for longest makes room; videos of this run
+    that do not fit are decoded again in every step. 0: all of them."""
+
     allow_containers: tuple[str, ...] = ()
     """Containers to open besides the usual ones, as in ``ivdr score --allow-container``: for example ``["asf"]``."""
 
@@ -53,6 +62,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _paths_at_home(self, "train", "root", "test", "validation", "cache")
         VideoLimits.allowing(self.allow_containers)  # refuses unknown names
+        _in_range("cache_gib", self.cache_gib, 0.0)
         _in_range("decode_workers", self.decode_workers, 1)
         _in_range("max_bad_share", self.max_bad_share, 0.0, 1.0)
 

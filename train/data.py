@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from ivdr_deploy.spec import ClipSpec, ViewPlan
 from train.augment import Changes, draw_changes
 from train.cache import CachedVideos
 from train.config import RunConfig
+from train.frames import Shape
 
 DrawClip = Callable[[int, ClipSpec, np.random.Generator], np.ndarray]
 """Draws the frame indices of a random clip: ``random_centre_clip`` or ``random_start_clip``."""
@@ -90,11 +92,12 @@ def single_views(videos: CachedVideos, batch: Batch, clip: ClipSpec, *, draw: Dr
     Returns:
         uint8 (B, T, crop, crop, 3).
     """
-    out = np.empty((len(batch.places), *clip.clip_shape), np.uint8)
-    for target, place, row in zip(out, batch.places, batch.own_rows, strict=True):
-        frames, rng = videos.frames(row), batch.video(place)
-        _crop_into(target, frames, draw(len(frames), clip, rng), rng)
-    return out
+    drawn = []
+    for place, row in zip(batch.places, batch.own_rows, strict=True):
+        shape, rng = videos.videos[row].shape, batch.video(place)
+        drawn.append([_View(draw(shape[0], clip, rng), *_corner(shape, clip.crop_size, rng))])
+    views: np.ndarray = _cut(videos, batch, drawn, clip)[0]
+    return views
 
 
 def dual_views(
@@ -122,15 +125,15 @@ def dual_views(
     Returns:
         uint8 (V, B, T, crop, crop, 3).
     """
-    out = np.empty((count, len(batch.places), *clip.clip_shape), np.uint8)
-    for number, (place, row) in enumerate(zip(batch.places, batch.own_rows, strict=True)):
-        frames, rng = videos.frames(row), batch.video(place)
-        first, second = draw(len(frames), clip, rng), draw(len(frames), clip, rng)
+    drawn = []
+    for place, row in zip(batch.places, batch.own_rows, strict=True):
+        shape, rng = videos.videos[row].shape, batch.video(place)
+        first, second = draw(shape[0], clip, rng), draw(shape[0], clip, rng)
         if rng.random() < reverse_probability:
             first, second = first[::-1], second[::-1]
-        for view, indices in enumerate((first, second, first)[:count]):
-            _crop_into(out[view, number], frames, indices, rng)
-    return out
+        views = (first, second, first)[:count]
+        drawn.append([_View(places, *_corner(shape, clip.crop_size, rng)) for places in views])
+    return _cut(videos, batch, drawn, clip)
 
 
 def draw_dual_batch(
@@ -211,8 +214,31 @@ def golden_rows(items: Sequence[VideoItem], *, count: int = 4) -> list[int]:
     return [row for _, row in sorted(order)[:count]]
 
 
-def _crop_into(target: np.ndarray, frames: np.ndarray, indices: np.ndarray, rng: np.random.Generator) -> None:
-    size = target.shape[1]
-    top, left = (int(rng.integers(extent - size + 1)) for extent in frames.shape[1:3])
-    for picture, index in zip(target, indices, strict=True):
-        picture[...] = frames[index, top : top + size, left : left + size]
+class _View(NamedTuple):
+    """What is cut out of one video."""
+
+    places: np.ndarray
+    """int64 (T,) frames."""
+
+    top: int
+    left: int
+
+
+def _corner(shape: Shape, size: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Draw the upper left corner of a square."""
+    top, left = (int(rng.integers(extent - size + 1)) for extent in shape[1:3])
+    return top, left
+
+
+def _cut(videos: CachedVideos, batch: Batch, drawn: Sequence[Sequence[_View]], clip: ClipSpec) -> np.ndarray:
+    """Cut the views of each video, as many of every one: uint8 (V, B, T, crop, crop, 3)."""
+    size = clip.crop_size
+    out = np.empty((len(drawn[0]), len(drawn), *clip.clip_shape), np.uint8)
+    wanted = [
+        (int(row), np.stack([view.places for view in views]))
+        for row, views in zip(batch.own_rows, drawn, strict=True)
+    ]
+    for number, (views, frames) in enumerate(zip(drawn, videos.take(wanted), strict=True)):
+        for place, (_, top, left) in enumerate(views):
+            out[place, number] = frames[place, :, top : top + size, left : left + size]
+    return out

@@ -58,6 +58,9 @@ class Needs:
     cache_bytes: int
     """Of the decoded frames of the training list."""
 
+    cache_gib: float
+    """That it may take."""
+
     decode_seconds: float
     """To fill the cache, with the decode workers of the settings."""
 
@@ -96,7 +99,12 @@ class Needs:
             *(f"cannot be used: {one}" for one in self.bad),
             f"{self.epochs} epochs, {self.steps} steps of {self.videos_per_step} videos, "
             f"{self.clips_per_step} clips encoded in a step",
-            f"cache: {self.cache_bytes / _GIB:.3g} GiB, filled in {_hours(self.decode_seconds)}",
+            f"cache: {self.cache_bytes / _GIB:.3g} GiB, filled in {_hours(self.decode_seconds)}"
+            + (
+                f"; data.cache_gib is {self.cache_gib:g}: what does not fit is decoded again in every step"
+                if self.cache_bytes > self.cache_gib * _GIB
+                else ""
+            ),
             f"memory of a step: {self.activation_bytes / _GIB:.3g} GiB kept for the backward pass, "
             f"{self.state_bytes / _GIB:.3g} GiB weights and optimiser; without autocast",
             f"on {self.device}: {self.clips_per_second:.3g} clips a second are needed to keep it busy; a step takes "
@@ -142,6 +150,7 @@ def dry_run(config: RunConfig) -> Needs:
         clips_per_step=in_step * per_video,
         bad=tuple(bad),
         cache_bytes=int(mean[1] * len(present)),
+        cache_gib=config.data.cache_gib,
         decode_seconds=mean[0] * len(present) / config.data.decode_workers,
         device=device,
         clip_seconds=seconds,
@@ -185,14 +194,17 @@ def _evenly(count: int) -> list[int]:
 def _sample(config: RunConfig, paths: list[Path]) -> tuple[list[DecodeCost], list[str]]:
     """Decode some videos; return what they cost, and which cannot be used."""
     limits = VideoLimits.allowing(config.data.allow_containers)
-    costs, bad = [], []
+    costs: list[DecodeCost] = []
+    bad: list[str] = []
     with DecodePool(decode_options(config)) as pool:
-        jobs = [pool.submit(decode_cost, PathSource(path), config.clip, limits=limits) for path in paths]
-        for job in jobs:
-            try:
-                costs.append(job.result())
-            except VideoError as error:
-                bad.append(str(error))
+        form = config.data.cache_form
+        for one in pool.each(
+            decode_cost, ((PathSource(path), config.clip, form) for path in paths), limits=limits
+        ):
+            if isinstance(one, VideoError):
+                bad.append(str(one))
+            else:
+                costs.append(one)
     return costs, bad
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from ivdr_deploy.errors import VideoOpenError
 from ivdr_deploy.spec import ClipSpec
 from ivdr_deploy.video import Source, VideoLimits, open_frames
 from ivdr_deploy.video.decode import open_video
+from train.frames import Form, encoded
 
 _SIDE = 32
 """Side of the small pictures that tell contents apart."""
@@ -77,7 +77,7 @@ class DecodeCost:
     """Of its frames in the cache."""
 
 
-def decode_cost(source: Source, /, clip: ClipSpec, *, limits: VideoLimits) -> DecodeCost:
+def decode_cost(source: Source, /, clip: ClipSpec, form: Form, *, limits: VideoLimits) -> DecodeCost:
     """Decode and resize all frames of a video as the cache does, and keep none: a job of the decode workers.
 
     Raises:
@@ -85,7 +85,5 @@ def decode_cost(source: Source, /, clip: ClipSpec, *, limits: VideoLimits) -> De
     """
     start = time.process_time()
     with open_frames(source, clip, limits=limits) as stream:
-        for _ in stream.frames:
-            pass
-        size = math.prod(stream.shape)
+        size = sum(len(encoded(frame, form)) for frame in stream.frames)
     return DecodeCost(seconds=time.process_time() - start, cache_bytes=size)

@@ -110,7 +110,20 @@ def _train(
         measured: Metrics that are known already.
     """
     model, before = _network(config, labels)
-    cached = open_videos(config, videos)
+    with open_videos(config, videos) as cached:
+        return _train_on(config, model, before, cached, videos, test, labels, measured or {})
+
+
+def _train_on(
+    config: FinetuneConfig,
+    model: VideoModel,
+    before: CheckpointInfo | None,
+    cached: CachedVideos,
+    videos: VideoList,
+    test: VideoList | None,
+    labels: tuple[str, ...],
+    measured: Mapping[str, float],
+) -> Path:
     step = prepare(config, _build_step(model, config), own_device(config.device))
     state = open_state(config, step, cached)
     begin_or_resume(config, state)
@@ -146,7 +159,7 @@ def _train(
         metrics = run_steps(
             config, step, state, draw, count=len(cached), description="fine-tuning", after_line=after_line
         )
-    metrics = metrics | dict(measured or {}) | (watch.metrics() if watch is not None else {})
+    metrics = metrics | dict(measured) | (watch.metrics() if watch is not None else {})
     report, info = None, info_after(state.step)
     if test is not None:
         report = _measure(open_in_memory(model, info, device=config.device), test, config)

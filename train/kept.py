@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ivdr_deploy._files import atomic_path
-from ivdr_deploy.errors import DataError
+from ivdr_deploy.errors import DataError, VideoOpenError
 from ivdr_deploy.spec import canonical_json
-from ivdr_deploy.video import Source
+from ivdr_deploy.video import Source, VideoLimits
 
-_DIGEST_BYTES = hashlib.sha256().digest_size
+DIGEST_BYTES = hashlib.sha256().digest_size
+"""At the end of every file."""
+
 _PIECE_BYTES = 1 << 20
 
 
@@ -32,16 +34,35 @@ def kept_name(source: Source, made_with: dict[str, Any]) -> str:
         VideoError: if the video is absent or cannot be looked at.
     """
     found = source.identity()
-    identity = {
-        "uri": source.uri,
-        "size": found.size_bytes,
-        "changed_ns": found.changed_ns,
-        "decoder": ["pyav", metadata.version("av")],
-        **made_with,
-    }
-    return (
-        hashlib.sha256(canonical_json(identity).encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".npy"
-    )
+    video = {"uri": source.uri, "size": found.size_bytes, "changed_ns": found.changed_ns}
+    return _name(video | made_with) + ".npy"
+
+
+def content_name(source: Source, /, made_with: dict[str, Any], *, limits: VideoLimits) -> str:
+    """Name a video by its content, the decoder's version and ``made_with``: a job of the decode workers.
+
+    Raises:
+        VideoError: if the video is absent or cannot be read.
+    """
+    source.identity()  # its message says why
+    try:
+        with source.open() as stream:
+            content = _sha256(stream)
+    except OSError as error:
+        raise VideoOpenError(f"{source.uri} cannot be read ({error.strerror})") from error
+    return _name({"content": content} | made_with)
+
+
+def _sha256(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while piece := stream.read(_PIECE_BYTES):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _name(identity: dict[str, Any]) -> str:
+    whole = canonical_json({"decoder": ["pyav", metadata.version("av")], **identity})
+    return hashlib.sha256(whole.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 @contextmanager
@@ -66,7 +87,7 @@ def is_whole(file: Path) -> bool:
     """Whether a file is there, and its digest is that of its name and all that is before it."""
     try:
         with file.open("rb") as stream:
-            left = stream.seek(0, io.SEEK_END) - _DIGEST_BYTES
+            left = stream.seek(0, io.SEEK_END) - DIGEST_BYTES
             stream.seek(0)
             digest = _new_digest(file)
             while left > 0 and (piece := stream.read(min(left, _PIECE_BYTES))):
@@ -86,11 +107,16 @@ def open_kept(file: Path) -> np.ndarray:
     try:
         mapped: np.ndarray = np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{file} was removed or damaged while it was in use ({str(error)[:100]})",
-            hint="run the same command again: the cache is checked, and training goes on from its last state",
-        ) from error
+        raise removed_or_damaged(file, error) from error
     return mapped
+
+
+def removed_or_damaged(file: Path, error: Exception) -> DataError:
+    """Return what is said of a file that was found whole and cannot be read any more."""
+    return DataError(
+        f"{file} was removed or damaged while it was in use ({str(error)[:100]})",
+        hint="run the same command again: the cache is checked, and training goes on from its last state",
+    )
 
 
 def _new_digest(file: Path) -> hashlib._Hash:

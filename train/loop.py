@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from itertools import tee
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -82,7 +85,8 @@ def run_steps(
     total = state.epoch_steps * config.optim.epochs
     if state.step == total:  # it ended between its last step and its checkpoint
         return state.metrics
-    steps = training_steps(config.optim, count=count, seed=config.seed, start=state.step)
+    steps, shown = tee(training_steps(config.optim, count=count, seed=config.seed, start=state.step))
+    drawn = ahead(draw, (share for batch in shown for share in _shares(config, batch)))
     watched = progress(steps, total=total - state.step, description=description)
     forward = cast(Step, shared(step))
     watch = Watch(
@@ -92,12 +96,15 @@ def run_steps(
         stops=config.on_alarm == "stop",
         warmup=config.dual.rank_warmup_steps,
     )
-    with RunLog(folder, total_steps=total, every=config.log_every, position=state.log_bytes) as log:
+    with (
+        closing(drawn),
+        RunLog(folder, total_steps=total, every=config.log_every, position=state.log_bytes) as log,
+    ):
         if validate is not None and not state.validation:
             state.validation = validate()
         saved = time.monotonic()
         for batch in watched:
-            metrics = _train(config, forward, state, draw, batch)
+            metrics = _train(config, forward, state, lambda _: next(drawn), batch)
             state.step = batch.step + 1
             if validate is not None and state.step % state.epoch_steps == 0:
                 state.validation = validate()
@@ -125,12 +132,11 @@ def _train(
     seen: list[dict[str, Tensor]] = []
 
     def losses() -> Iterator[Tensor]:
-        for number in range(parts):
-            share = batch.part(number, parts, rank=rank(), ranks=world_size())
+        for number, share in enumerate(_shares(config, batch)):
             waits = number + 1 < parts and isinstance(forward, DistributedDataParallel)
             # Its gradient is computed before this goes on, so still within.
             with cast(DistributedDataParallel, forward).no_sync() if waits else nullcontext():
-                loss, metrics = forward(**_on_device(draw(share), device))
+                loss, metrics = forward(**on_device(draw(share), device))
                 seen.append({"loss": loss.detach(), **metrics})
                 yield loss / parts
 
@@ -141,7 +147,27 @@ def _train(
     } | {"lr": lr}
 
 
-def _on_device(batch: Mapping[str, Tensor | Changes], device: torch.device) -> dict[str, Tensor | Changes]:
+def _shares(config: RunConfig, batch: Batch) -> list[Batch]:
+    """Return what this process draws of a batch, part by part."""
+    parts = config.optim.accumulate
+    return [batch.part(number, parts, rank=rank(), ranks=world_size()) for number in range(parts)]
+
+
+def ahead(draw: DrawBatch, shares: Iterable[Batch]) -> Generator[Mapping[str, Tensor | Changes]]:
+    """Draw the shares one after the other, each while the one before it is trained on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="draw") as thread:
+        waiting: deque[Future[Mapping[str, Tensor | Changes]]] = deque()
+        for share in shares:
+            waiting.append(thread.submit(draw, share))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def on_device(batch: Mapping[str, Tensor | Changes], device: torch.device) -> dict[str, Tensor | Changes]:
+    """Return a batch on a device."""
+
     def move(value: Tensor | Changes) -> Tensor | Changes:
         return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
 

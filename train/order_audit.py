@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +17,7 @@ from ivdr_deploy.evaluation.order import feature_change, reversed_clips, shuffle
 from ivdr_deploy.runtimes.base import LoadedModel, infer_all
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video import PathSource, VideoLimits
-from ivdr_deploy.video.clips import Clips, load_clips
+from ivdr_deploy.video.clips import load_clips
 from train.answers import VideoAnswer, answer, by_class, units_of, video_estimate
 
 CHANGES = ("true", "reversed", "shuffled")
@@ -121,15 +119,15 @@ def audit_order(
     plan = plan or model.view_plan
     units, said = units_of(videos.items)
     tally = _Tally(segments)
-    decoded = _decoded(
-        videos.items, model, plan, limits=limits or VideoLimits(), decode=decode or DecodeOptions()
-    )
-    watched = progress(decoded, total=len(videos.items), description="order audit")
-    for item, unit, target, clips in zip(videos.items, units, targets, watched, strict=True):
-        if isinstance(clips, VideoError):
-            tally.failed(answer(item, unit, target, None, clips=plan.max_views, error=str(clips)))
-        else:
-            tally.add(item, unit, target, clips, model)
+    calls = ((PathSource(item.path), model.clip, plan) for item in videos.items)
+    with DecodePool(decode) as pool:
+        decoded = pool.each(load_clips, calls, limits=limits or VideoLimits())
+        watched = progress(decoded, total=len(videos.items), description="order audit")
+        for item, unit, target, clips in zip(videos.items, units, targets, watched, strict=True):
+            if isinstance(clips, VideoError):
+                tally.failed(answer(item, unit, target, None, clips=plan.max_views, error=str(clips)))
+            else:
+                tally.add(item, unit, target, clips.video, model)
     return OrderAudit(
         model=str(model.path),
         data=str(videos.source),
@@ -168,32 +166,6 @@ class _Tally:
             found.append(answer(item, unit, target, outputs[name]["logits"], clips=len(clips)))
         for name, values in self.changes.items():
             values.append(feature_change(outputs["true"]["feature"], outputs[name]["feature"]))
-
-
-def _decoded(
-    items: Sequence[VideoItem],
-    model: LoadedModel,
-    plan: ViewPlan,
-    *,
-    limits: VideoLimits,
-    decode: DecodeOptions,
-) -> Iterator[np.ndarray | VideoError]:
-    """Yield the clips of every video in order; a few are decoded ahead, so that a long list needs no more memory."""
-    with DecodePool(decode) as pool:
-        waiting: deque[Future[Clips]] = deque()
-
-        def next_one() -> np.ndarray | VideoError:
-            try:
-                return waiting.popleft().result().video
-            except VideoError as error:
-                return error
-
-        for item in items:
-            waiting.append(pool.submit(load_clips, PathSource(item.path), model.clip, plan, limits=limits))
-            if len(waiting) > 2 * decode.workers:
-                yield next_one()
-        while waiting:
-            yield next_one()
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -67,8 +67,8 @@ def report_sections(
         cards = "".join(_card(one, strip, report.labels) for one, strip in worst)
         wrong = sum(one.probabilities is not None and not one.right for one in report.answers)
         parts.append(
-            f'<section><h2>The worst answers</h2><p class="soft">{len(worst)} of {wrong} wrong answers: those that gave '
-            "the true class least, with the middle clip as the network sees it.</p>"
+            f'<section><h2>The worst answers</h2><p class="soft">{len(worst)} of {wrong} wrong answers: those that '
+            "gave the true class least, with the middle clip as the network sees it.</p>"
             f'<div class="clips">{cards}</div></section>'
         )
     if report.failed:

@@ -34,14 +34,7 @@ def clip_strips(
         For every video some of its frames in time order, as data URLs of JPEG pictures; or why there are none.
     """
     with DecodePool(decode) as pool:
-        jobs = [pool.submit(clip_strip, PathSource(path), clip, limits=limits) for path in paths]
-        out: list[list[str] | VideoError] = []
-        for job in jobs:
-            try:
-                out.append(job.result())
-            except VideoError as error:
-                out.append(error)
-        return out
+        return list(pool.each(clip_strip, ((PathSource(path), clip) for path in paths), limits=limits))
 
 
 def clip_strip(source: Source, /, clip: ClipSpec, *, limits: VideoLimits) -> list[str]:

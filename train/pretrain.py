@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.models.network import VideoModel, build_model
 from ivdr_deploy.spec import TrainingState
 from ivdr_deploy.video.sampling import random_centre_clip
 from train.augment import Changes
+from train.cache import CachedVideos
 from train.config import PretrainConfig
 from train.data import Batch, draw_dual_batch, golden_clips
 from train.distributed import joined
@@ -61,7 +62,13 @@ def _build_step(model: VideoModel, config: PretrainConfig) -> nn.Module:
 def _pretrain(config: PretrainConfig, device: torch.device) -> Path:
     videos = read_video_list(config.data.train, root=config.data.root or None, part="train")
     model = build_model(config.model, config.clip)  # before the long work: it refuses what does not fit
-    cached = open_videos(config, videos)
+    with open_videos(config, videos) as cached:
+        return _pretrain_on(config, device, model, videos, cached)
+
+
+def _pretrain_on(
+    config: PretrainConfig, device: torch.device, model: VideoModel, videos: VideoList, cached: CachedVideos
+) -> Path:
     step = prepare(config, _build_step(model, config), device)
     state = open_state(config, step, cached)
     begin_or_resume(config, state)

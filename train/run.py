@@ -27,7 +27,7 @@ from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.torch_runtime import require_device
 from ivdr_deploy.spec import CheckpointInfo, Provenance, TrainingState
 from ivdr_deploy.video.reader import VideoLimits
-from train.cache import CachedVideos, cache_videos
+from train.cache import CachedVideos, Keeping, cache_videos
 from train.config import RunConfig
 from train.config_file import changed_settings, settings_toml
 from train.data import steps_per_epoch
@@ -150,11 +150,14 @@ def open_videos(config: RunConfig, videos: VideoList) -> CachedVideos:
         DataError: if too many are unusable, or there are too few for the processes that train together.
     """
     say_left_out(videos.left_out)
-    with first_alone():
+    with first_alone() as first:
         cached = cache_videos(
             videos,
             config.clip,
             config.cache_dir,
+            keeping=Keeping(
+                form=config.data.cache_form, max_bytes=config.data.cache_gib * (1 << 30), fill=first
+            ),
             decode=decode_options(config),
             limits=VideoLimits.allowing(config.data.allow_containers),
             max_bad_share=config.data.max_bad_share,
@@ -167,7 +170,10 @@ def open_videos(config: RunConfig, videos: VideoList) -> CachedVideos:
         )
     for item, error in cached.skipped:
         console.print(f"skipped {item.uri}: {error}", style="yellow", markup=False)
-    console.print(f"{len(cached)} training videos, {len(cached.skipped)} skipped", markup=False)
+    straight = (
+        f", {cached.straight} of them decoded in every step (data.cache_gib)" if cached.straight else ""
+    )
+    console.print(f"{len(cached)} training videos, {len(cached.skipped)} skipped{straight}", markup=False)
     return cached
 
 

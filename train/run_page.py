@@ -25,7 +25,10 @@ VALIDATION_NAME = "validation.csv"
 def cached_facts(cached: CachedVideos) -> list[tuple[str, str]]:
     """Return what decoding the training list has shown."""
     skipped = [(f"skipped: {item.uri}", str(error)) for item, error in cached.skipped]
-    return [("training videos decoded", str(len(cached))), *skipped]
+    straight = [("decoded in every step, for want of room in the cache", str(cached.straight))] * bool(
+        cached.straight
+    )
+    return [("training videos decoded", str(len(cached))), *straight, *skipped]
 
 
 def write_run_page(

@@ -231,6 +231,7 @@ def run_digest(config: RunConfig, cached: CachedVideos) -> str:
     """Return the SHA-256 (hex) over the settings that shape the weights, and the usable videos in their order."""
     without = {"out", "log_every", "data", "on_alarm", "keep_states"}
     settings = {name: value for name, value in to_dict(config).items() if name not in without}
+    settings["cache_form"] = config.data.cache_form
     videos = [[item.uri, item.label] for item in cached.items]
     text = canonical_json({"config": settings, "videos": videos})
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -11,8 +11,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,17 +27,18 @@ from examples.training.methods import CONFIGS
 from ivdr_deploy._console import console, exiting
 from ivdr_deploy._files import atomic_path, scratch_folder
 from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.environment import environment_facts, instruction_sets
 from ivdr_deploy.errors import TrainingError
 from ivdr_deploy.models.network import build_model
 from ivdr_deploy.spec import ClipSpec, ModelSpec
 from ivdr_deploy.video.sampling import random_centre_clip
-from train.cache import CachedVideos, cache_videos
+from train.cache import CachedVideos, Keeping, cache_videos
 from train.config import PretrainConfig
 from train.config_file import load_config
 from train.data import Batch, draw_dual_batch
 from train.distributed import joined, rank, shared
-from train.loop import Step, _on_device
+from train.loop import Step, ahead, on_device
 from train.optim import build_optimizer, take_step
 from train.run import prepare
 from train.step import DualStep
@@ -43,8 +46,10 @@ from train.step import DualStep
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = 5
 DDP_STEPS = 12
+DECODE = DecodeOptions(workers=2)
+LOADERS = {"jpeg": Keeping(), "raw": Keeping(form="raw"), "straight from video": Keeping(max_bytes=0)}
 
-Drawn = dict[str, Any]
+Drawn = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,35 +79,81 @@ def measure(scratch: Path, *, backbone: str, batch: int, turns: int) -> dict[str
     config = _config(scratch)
     clip = ClipSpec() if backbone != "tiny" else config.clip
     config = replace(config, clip=clip, model=replace(config.model, backbone=backbone))
-    cached = cache_videos(read_video_list(config.data.train), clip, config.cache_dir)
-    times: dict[str, list[float]] = {name: [] for name in ("step", "fwd_bwd", "draw", "whole")}
-    step, work = _step(config, bf16=False), _batch(config, cached, batch)
-    held = draw_dual_batch(cached, work, config, draw=random_centre_clip)
+    step = _step(config, bf16=False)
     optimizer = build_optimizer(step.parameters(), config.optim)
-    parts: dict[str, Callable[[], object]] = {
-        "fwd_bwd": lambda: _forward_backward(step, batch),
-        "step": lambda: _whole(step, optimizer, held),
-        "draw": lambda: draw_dual_batch(cached, work, config, draw=random_centre_clip),
-        "whole": lambda: _whole(
-            step, optimizer, draw_dual_batch(cached, work, config, draw=random_centre_clip)
-        ),
+    loaders = {
+        name: _loader(config, keeping, step, optimizer, batch=batch, turns=turns)
+        for name, keeping in LOADERS.items()
     }
-    for turn in range(turns + 1):  # the first warms up
-        for name, call in parts.items():
-            seconds = _timed(call)
-            if turn:
-                times[name].append(seconds)
-    found = {name: median(values) for name, values in times.items()}
+    with cache_videos(read_video_list(config.data.train), clip, config.cache_dir) as cached:
+        held = draw_dual_batch(cached, _batch(config, cached, batch), config, draw=random_centre_clip)
+    found = _alternately(
+        {
+            "fwd_bwd": lambda: _forward_backward(step, batch),
+            "step": lambda: _whole(step, optimizer, held),
+        },
+        turns=turns,
+    )
     return {
         "step_over_fwd_bwd": found["step"] / found["fwd_bwd"],
-        "loader_over_step": found["step"] / found["draw"],
-        "headspace": found["whole"] / found["step"],
+        "loader_over_step": loaders["jpeg"]["loader_over_step"],
+        "headspace": loaders["jpeg"]["headspace"],
+        "loaders": loaders,
         "bf16_over_fp32": _bf16_gain(config, held, found["step"], turns=turns),
         "ddp2_over_1": _rate(scratch, processes=2) / _rate(scratch, processes=1),
         "seconds": found,
         "settings": {"backbone": backbone, "clip": list(clip.clip_shape), "videos": batch, "turns": turns},
         "environment": facts,
     }
+
+
+def _loader(
+    config: PretrainConfig,
+    keeping: Keeping,
+    step: DualStep,
+    optimizer: torch.optim.Optimizer,
+    *,
+    batch: int,
+    turns: int,
+) -> dict[str, float]:
+    """Compare a way to get at frames with the step.
+
+    Returns:
+        ``loader_over_step``, batches that are drawn in the time of a step; ``headspace``, the rate of steps on a batch
+        that is there over their rate with the loader of a run: 1 where training never waits. And the seconds.
+    """
+    videos = read_video_list(config.data.train)
+    with cache_videos(videos, config.clip, config.cache_dir, keeping=keeping, decode=DECODE) as cached:
+        work = _batch(config, cached, batch)
+
+        def draw(share: Batch) -> Drawn:
+            return draw_dual_batch(cached, share, config, draw=random_centre_clip)
+
+        held = draw(work)
+        found = _alternately(
+            {"step": lambda: _whole(step, optimizer, held), "draw": lambda: draw(work)}, turns=turns
+        )
+        with closing(ahead(draw, repeat(work))) as drawn:
+            next(drawn)
+            loaded = median(_timed(lambda: _whole(step, optimizer, next(drawn))) for _ in range(turns))
+    return {
+        "loader_over_step": found["step"] / found["draw"],
+        "headspace": loaded / found["step"],
+        "step_seconds": found["step"],
+        "draw_seconds": found["draw"],
+        "loaded_step_seconds": loaded,
+    }
+
+
+def _alternately(parts: dict[str, Callable[[], object]], *, turns: int) -> dict[str, float]:
+    """Return the median seconds of each part; they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for turn in range(turns + 1):  # the first warms up
+        for name, call in parts.items():
+            seconds = _timed(call)
+            if turn:
+                times[name].append(seconds)
+    return {name: median(values) for name, values in times.items()}
 
 
 def _config(scratch: Path) -> PretrainConfig:
@@ -123,7 +174,7 @@ def _batch(config: PretrainConfig, cached: CachedVideos, count: int) -> Batch:
 
 
 def _whole(step: Step, optimizer: torch.optim.Optimizer, drawn: Drawn) -> None:
-    loss, _ = step(**_on_device(drawn, torch.device("cpu")))
+    loss, _ = step(**on_device(drawn, torch.device("cpu")))
     take_step(optimizer, [loss], lr=1e-4)
 
 

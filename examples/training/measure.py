@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
@@ -110,8 +111,10 @@ def features_and_order(
     """Measure what a frozen backbone can tell, and its series head where the method trained that to rank."""
     lists = [read_video_list(path) for path in (data.train, data.test)]
     labels = lists[0].labels
-    cached = [cache_videos(videos, config.clip, config.cache_dir) for videos in lists]
-    gallery, queries = (_features(model, videos, config.clip) for videos in cached)
+    with ExitStack() as opened:
+        cached = [opened.enter_context(cache_videos(one, config.clip, config.cache_dir)) for one in lists]
+        gallery, queries = (_features(model, videos, config.clip) for videos in cached)
+        ranking = _ranking(model, cached[1], config.clip) if ranks else {}
     truth = [
         VideoList(one.source, part.items).targets(labels) for one, part in zip(lists, cached, strict=True)
     ]
@@ -128,9 +131,7 @@ def features_and_order(
     found = {"R@1": recall[1].value, "probe": float((logits.argmax(axis=1) == wanted).mean())}
     if data.pairs:
         found["order pairs"] = _pairs(logits, wanted, [tuple(map(labels.index, pair)) for pair in data.pairs])
-    if ranks:
-        found |= _ranking(model, cached[1], config.clip)
-    return found
+    return found | ranking
 
 
 def _pairs(logits: np.ndarray, truth: np.ndarray, pairs: list[tuple[int, ...]]) -> float:

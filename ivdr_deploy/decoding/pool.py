@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from ivdr_deploy.errors import (
     IvdrError,
     ResourceError,
     VideoCrashError,
+    VideoError,
     VideoLimitError,
     VideoTimeoutError,
 )
@@ -120,6 +123,34 @@ class DecodePool:
             _Task(job, source, args, kwargs, result, deadline=limits.max_decode_seconds + GRACE_SECONDS)
         )
         return result
+
+    def each(
+        self, job: DecodeJob[T], calls: Iterable[tuple[Source, *tuple[Any, ...]]], *, limits: VideoLimits
+    ) -> Iterator[T | VideoError]:
+        """Do a job on many videos, in order; a few are done ahead, so that a long list needs no more memory.
+
+        Args:
+            job: As for ``submit``.
+            calls: The source of each, and more arguments of the job; taken when its turn comes.
+            limits: What a video may cost.
+
+        Yields:
+            What the job gives for each video, or why it cannot be used.
+        """
+        waiting: deque[Future[T]] = deque()
+
+        def next_one() -> T | VideoError:
+            try:
+                return waiting.popleft().result()
+            except VideoError as error:
+                return error
+
+        for source, *args in calls:
+            waiting.append(self.submit(job, source, *args, limits=limits))
+            if len(waiting) > 2 * self.options.workers:
+                yield next_one()
+        while waiting:
+            yield next_one()
 
     def close(self) -> None:
         """Stop the workers; jobs that have not begun are dropped. Calling it twice is allowed."""

@@ -52,7 +52,7 @@ class FrameStream:
 
     info: VideoInfo
     frames: Iterator[np.ndarray]
-    """uint8 (height, width, 3) each, L of them."""
+    """uint8 (height, width, 3) each, L of them or as many as were asked for."""
 
 
 def load_clips(
@@ -119,15 +119,21 @@ def load_clips(
 
 @contextmanager
 def open_frames(
-    source: VideoSource, spec: ClipSpec, *, limits: VideoLimits | None = None, decoder: DecoderName = "pyav"
+    source: VideoSource,
+    spec: ClipSpec,
+    *,
+    places: np.ndarray | None = None,
+    limits: VideoLimits | None = None,
+    decoder: DecoderName = "pyav",
 ) -> Iterator[FrameStream]:
-    """Open every frame of the sampling grid, resized and not cropped: what the training cache holds.
+    """Open the frames of the sampling grid, resized and not cropped: what training draws its clips from.
 
     One frame is held at a time, however long the video is.
 
     Args:
         source: Path of a local file, its bytes, or a ``Source``.
         spec: The contract.
+        places: int64, growing: the places of the grid to give; all when None.
         limits: What the video may cost; the defaults when None.
         decoder: Which decoder reads it.
 
@@ -138,7 +144,9 @@ def open_frames(
         grid = timeline(reader.pts_seconds, reader.info.fps, spec)
         height, width = size = target_size(reader.info, spec)
         yield FrameStream(
-            shape=(len(grid), height, width, 3), info=reader.info, frames=_on_grid(reader, grid, size)
+            shape=(len(grid), height, width, 3),
+            info=reader.info,
+            frames=_on_grid(reader, grid if places is None else grid[places], size),
         )
 
 

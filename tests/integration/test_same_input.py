@@ -26,7 +26,7 @@ from ivdr_deploy.scoring.task import Task, open_predictor
 from ivdr_deploy.serving.torchserve.archive import build_archive
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 from ivdr_deploy.spec import ClipSpec, ViewPlan
-from train.cache import cache_videos
+from train.cache import Keeping, cache_videos
 from train.evaluate import evaluate_model
 
 CLIP = ClipSpec(num_frames=8, frame_stride=4, short_side=72, crop_size=64)
@@ -125,7 +125,7 @@ def assert_the_same_everywhere(source: Path, bundle: Path, heard: list[str], tmp
     videos = read_video_list(source)
     paths = [item.path for item in videos.items]
 
-    cached = cache_videos(videos, CLIP, tmp_path / "cache")
+    cached = cache_videos(videos, CLIP, tmp_path / "cache", keeping=Keeping(form="raw"))
     training = [digest(clip) for row in range(len(cached)) for clip in cached.eval_clips(row, CLIP, PLAN)]
     assert len(training) == len(paths) * PLAN.num_clips
 

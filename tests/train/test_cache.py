@@ -1,6 +1,10 @@
 """The training cache holds exactly what scoring would see, and a video that does harm costs itself only."""
 
 import errno
+import io
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -13,7 +17,7 @@ from hostile_sources import EatsMemory, Hangs, KillsItsProcess
 from videos import numbered_video
 
 from ivdr_deploy.datasets.lists import read_video_list
-from ivdr_deploy.decoding import DecodeOptions, ScratchError, pool
+from ivdr_deploy.decoding import DecodeOptions, DecodePool, ScratchError, pool
 from ivdr_deploy.errors import (
     DataError,
     VideoCrashError,
@@ -25,11 +29,15 @@ from ivdr_deploy.errors import (
 from ivdr_deploy.spec import ClipSpec, ViewPlan
 from ivdr_deploy.video import PathSource, Source, VideoLimits, load_clips, open_frames
 from train import kept
-from train.cache import CachedVideos, cache_videos, fill_cache, write_frames
+from train.cache import CachedVideos, Keeping, cache_videos, fill_cache
+from train.frames import Form, Frames, KeptFrames, StraightFrames, write_frames
 
 CLIP = ClipSpec(num_frames=4, frame_stride=3, short_side=64, crop_size=58)
 PLAN = ViewPlan(num_clips=3)
 THREAD = DecodeOptions(isolation="thread")
+RAW = Keeping(form="raw")
+LEVELS = 2.5
+"""How far a frame may be from what was decoded, on average: what docs/training.md says of JPEG."""
 
 
 @pytest.fixture
@@ -42,7 +50,34 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cached(folder: Path, tmp_path: Path) -> CachedVideos:
-    return cache_videos(read_video_list(folder), CLIP, tmp_path / "cache", decode=THREAD)
+    return open_cache(folder, tmp_path)
+
+
+def open_cache(
+    folder: Path, tmp_path: Path, clip: ClipSpec = CLIP, keeping: Keeping = RAW, **options: object
+) -> CachedVideos:
+    videos = read_video_list(folder)
+    given = {"decode": THREAD, **options}
+    return cache_videos(videos, clip, tmp_path / "cache", keeping=keeping, **given)  # type: ignore[arg-type]
+
+
+def files(cached: CachedVideos) -> tuple[Path, ...]:
+    assert all(isinstance(video, KeptFrames) for video in cached.videos)
+    return tuple(video.file for video in cached.videos)  # type: ignore[attr-defined]
+
+
+def there(tmp_path: Path) -> list[Path]:
+    """Everything in the cache that is no folder."""
+    return sorted(path for path in (tmp_path / "cache").rglob("*") if not path.is_dir())
+
+
+def every_frame(video: Frames) -> np.ndarray:
+    return video.take(np.arange(video.shape[0]))
+
+
+def as_decoded(path: Path, clip: ClipSpec = CLIP) -> np.ndarray:
+    with open_frames(path, clip) as stream:
+        return np.stack([frame.copy() for frame in stream.frames])
 
 
 @pytest.mark.parametrize(
@@ -60,77 +95,216 @@ def test_eval_clips_are_bit_equal_to_those_of_prediction_on_real_videos(
 ) -> None:
     clip, plan = ClipSpec(num_frames=8, short_side=64, crop_size=56), ViewPlan(num_clips=2)
     for source in (shared_data / "actions-mini" / "test.csv", shared_data / "demo" / "labels.csv"):
-        cached = cache_videos(read_video_list(source), clip, tmp_path, decode=DecodeOptions(workers=2))
+        cached = open_cache(source, tmp_path, clip, decode=DecodeOptions(workers=2))
+        small = open_cache(source, tmp_path, clip, Keeping(), decode=DecodeOptions(workers=2))
         assert not cached.skipped
         for row, item in enumerate(cached.items):
             expected = load_clips(item.path, clip, plan).video
             assert np.array_equal(cached.eval_clips(row, clip, plan), expected), item.uri
+            far = np.abs(small.eval_clips(row, clip, plan).astype(int) - expected)
+            assert far.mean(axis=(2, 3, 4)).max() < LEVELS, item.uri
+        sizes = [sum(file.stat().st_size for file in files(one)) for one in (cached, small)]
+        assert sizes[0] > 3 * sizes[1]  # of small frames; more of larger ones
 
 
 def test_second_run_decodes_nothing(cached: CachedVideos, folder: Path, tmp_path: Path) -> None:
-    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
-    assert sorted(written) == sorted(cached.files)  # nothing else is left in the folder
-    again = cache_videos(read_video_list(folder), CLIP, tmp_path / "cache")
-    assert again.files == cached.files
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == written
+    written = {file: file.read_bytes() for file in there(tmp_path)}
+    assert sorted(written) == sorted(files(cached))  # nothing else is left in the folder
+    inodes = [file.stat().st_ino for file in files(cached)]
+    again = open_cache(folder, tmp_path)
+    assert files(again) == files(cached)
+    assert [file.stat().st_ino for file in files(again)] == inodes
+    assert {file: file.read_bytes() for file in there(tmp_path)} == written
 
 
-def test_damaged_files_are_noticed_and_made_again(cached: CachedVideos, folder: Path, tmp_path: Path) -> None:
-    videos = read_video_list(folder)
-    whole = [file.read_bytes() for file in cached.files]
-    pixels = [frames.copy() for frames in map(cached.frames, range(4))]
+def test_a_video_is_known_again_by_its_content(cached: CachedVideos, folder: Path, tmp_path: Path) -> None:
+    inodes = [file.stat().st_ino for file in files(cached)]
+    moved = folder.rename(tmp_path / "elsewhere")
+    os.utime(moved / "a" / "0.mp4", (1, 1))
+    again = open_cache(moved, tmp_path)
+    assert [file.stat().st_ino for file in files(again)] == inodes
+    path = moved / "a" / "0.mp4"
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[data.index(b"mdat") + 40] ^= 1  # of the same size and time
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert files(open_cache(moved, tmp_path))[0] != files(cached)[0]
+
+
+@pytest.mark.parametrize("form", ["raw", "jpeg"])
+def test_damaged_files_are_noticed_and_made_again(folder: Path, tmp_path: Path, form: Form) -> None:
+    cached = open_cache(folder, tmp_path, keeping=Keeping(form=form))
+    whole = [file.read_bytes() for file in files(cached)]
+    pixels = list(map(every_frame, cached.videos))
     flipped = bytearray(whole[0])
-    flipped[len(flipped) // 2] ^= 1  # one level of one pixel: NumPy reads it without a word
+    flipped[len(flipped) // 2] ^= 1  # one level of one pixel, or a picture that is read without a word
     damaged = [
         bytes(flipped),
         b"",
         whole[1],
         whole[0][:-1],
-        *(damaged_bytes(whole[0], seed) for seed in range(60)),
+        *(damaged_bytes(whole[0], seed) for seed in range(30)),
     ]
     for data in damaged:
         assert data != whole[0]
-        cached.files[0].write_bytes(data)
-        again = cache_videos(videos, CLIP, tmp_path / "cache", decode=THREAD)
-        assert again.files == cached.files
-        assert all(map(np.array_equal, map(again.frames, range(4)), pixels))
-    assert [file.read_bytes() for file in cached.files] == whole
-    assert sorted((tmp_path / "cache").iterdir()) == sorted(cached.files)
+        files(cached)[0].write_bytes(data)
+        again = open_cache(folder, tmp_path, keeping=Keeping(form=form))
+        assert files(again) == files(cached)
+        assert all(map(np.array_equal, map(every_frame, again.videos), pixels))
+    assert [file.read_bytes() for file in files(cached)] == whole
+    assert there(tmp_path) == sorted(files(cached))
 
 
-def test_a_file_that_goes_while_it_is_in_use_is_an_error_of_ours(cached: CachedVideos) -> None:
-    cached.files[0].write_bytes(b"garbage")
-    cached.files[1].unlink()
-    for row in (0, 1):
+def test_jpeg_frames_are_near_those_decoded_and_the_same_straight_from_the_video(
+    folder: Path, tmp_path: Path
+) -> None:
+    small = open_cache(folder, tmp_path, keeping=Keeping())
+    none = open_cache(folder, tmp_path, keeping=Keeping(max_bytes=0), decode=DecodeOptions(workers=2))
+    with none:
+        assert none.straight == len(none) == 4
+        places = np.array([[7, 3, 3], [0, 29, 7]])
+        for item, kept_frames, straight in zip(small.items, small.videos, none.videos, strict=True):
+            expected = as_decoded(item.path)
+            assert straight.shape == kept_frames.shape == expected.shape
+            assert np.abs(every_frame(kept_frames).astype(int) - expected).mean() < LEVELS
+            assert np.array_equal(straight.take(places), kept_frames.take(places))
+            assert np.array_equal(every_frame(straight), every_frame(kept_frames))
+
+
+# --- room
+
+
+def test_what_does_not_fit_is_decoded_straight_and_what_is_kept_stays(
+    cached: CachedVideos, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = max(file.stat().st_size for file in files(cached))
+    shutil.rmtree(tmp_path / "cache")
+    keeping = Keeping(form="raw", max_bytes=2.5 * size)
+    for _ in range(2):  # the second run finds the two, and does not exchange them
+        with open_cache(folder, tmp_path, keeping=keeping) as some:
+            assert [type(video) for video in some.videos] == [KeptFrames] * 2 + [StraightFrames] * 2
+            assert len(there(tmp_path)) == 2
+            for item, video in zip(some.items, some.videos, strict=True):
+                assert np.array_equal(every_frame(video), as_decoded(item.path))
+
+
+def test_what_was_not_used_for_longest_makes_room(folder: Path, tmp_path: Path) -> None:
+    def keep(*names: str, most: float) -> list[bool]:
+        listed = folder / "list.csv"
+        listed.write_text("path\n" + "".join(f"{name}.mp4\n" for name in names))
+        with open_cache(listed, tmp_path, keeping=Keeping(form="raw", max_bytes=most)) as found:
+            return [isinstance(video, KeptFrames) for video in found.videos]
+
+    size = 40 * 64 * 85 * 3 + 1000
+    keep("a/0", "a/1", most=2 * size)
+    first = set(there(tmp_path))
+    for place, file in enumerate(sorted(first)):
+        os.utime(file, (place, place))
+    assert keep("a/0", "a/1", most=2 * size) == [True, True]
+    assert keep("b/2", "b/3", most=3 * size) == [True, True]
+    assert len(first & set(there(tmp_path))) == 1
+    assert len(there(tmp_path)) == 3
+    keep("a/0", "a/1", most=4 * size)
+    assert len(there(tmp_path)) == 4
+    assert keep("b/2", "a/0", most=1.5 * size) == [False, True]  # the bound is held, whoever made the files
+    assert len(there(tmp_path)) == 1
+
+
+def test_a_run_goes_on_without_the_files_that_made_room_for_another(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "one.csv").write_text("path\na/0.mp4\na/1.mp4\n")
+    (folder / "two.csv").write_text("path\nb/2.mp4\nb/3.mp4\n")
+    with open_cache(folder / "one.csv", tmp_path, keeping=Keeping()) as used:
+        before = list(map(every_frame, used.videos))
+        keeping = Keeping(max_bytes=1.2 * sum(file.stat().st_size for file in files(used)))
+        with open_cache(folder / "two.csv", tmp_path, keeping=keeping) as other:
+            assert other.straight == 0
+        assert not set(there(tmp_path)) & set(files(used))
+        for _ in range(2):
+            assert all(map(np.array_equal, map(every_frame, used.videos), before))
+    said = capsys.readouterr().err
+    assert said.count("has gone from the cache") == 2
+    assert str(folder / "a" / "0.mp4") in said
+
+
+FILL = """
+import os, signal, sys
+from pathlib import Path
+from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.decoding import DecodeOptions
+from ivdr_deploy.spec import ClipSpec
+from train import cache, frames
+after = int(sys.argv[3])
+encoded, seen = frames.encoded, []
+
+def dying(frame, form):
+    seen.append(form)
+    if len(seen) > after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encoded(frame, form)
+
+frames.encoded = dying
+clip = ClipSpec(num_frames=4, frame_stride=3, short_side=64, crop_size=58)
+decode = DecodeOptions(isolation="thread")
+cache.cache_videos(read_video_list(sys.argv[1]), clip, Path(sys.argv[2]), decode=decode)
+"""
+
+
+def test_a_cache_whose_filling_was_killed_is_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    """In the second video: the first is used as it is, and nothing of the second is read."""
+    line = [sys.executable, "-c", FILL, str(folder), str(tmp_path / "cache"), "45"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(line, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    assert done.returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "cache").glob("??/*.frames")
+    inode = left.stat().st_ino
+    assert len(list((tmp_path / "cache").glob("??/.*"))) == 1  # what the second was to become
+    cached = open_cache(folder, tmp_path, keeping=Keeping())
+    assert left in files(cached)
+    assert left.stat().st_ino == inode
+    assert there(tmp_path) == sorted(files(cached))
+    for item, video in zip(cached.items, cached.videos, strict=True):
+        assert np.abs(every_frame(video).astype(int) - as_decoded(item.path)).mean() < LEVELS
+
+
+# --- harm
+
+
+def test_a_file_that_changes_while_it_is_in_use_is_an_error_of_ours(cached: CachedVideos) -> None:
+    for data in (b"garbage", b"", files(cached)[1].read_bytes()):
+        files(cached)[0].write_bytes(data)
         with pytest.raises(DataError, match="run the same command again"):
-            cached.frames(row)
+            cached.videos[0].take(np.array([0]))
 
 
 def test_what_shapes_the_frames_is_decoded_anew_and_the_rest_is_not(
     cached: CachedVideos, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def files(clip: ClipSpec) -> tuple[Path, ...]:
-        return cache_videos(read_video_list(folder), clip, tmp_path / "cache", decode=THREAD).files
+    def of(clip: ClipSpec, form: Form = "raw") -> tuple[Path, ...]:
+        return files(open_cache(folder, tmp_path, clip, Keeping(form=form)))
 
-    assert files(replace(CLIP, frame_stride=1, num_frames=8)) == cached.files
-    seen = set(cached.files)
-    for change in ({"short_side": 60}, {"target_fps": 5.0}, {"short_side": 0, "exact_size": (64, 85)}):
-        other = set(files(replace(CLIP, **change)))
+    assert of(replace(CLIP, frame_stride=1, num_frames=8)) == files(cached)
+    seen = set(files(cached))
+    changes = ({"short_side": 60}, {"target_fps": 5.0}, {"short_side": 0, "exact_size": (64, 85)})
+    for other in (*(set(of(replace(CLIP, **change))) for change in changes), set(of(CLIP, "jpeg"))):
         assert not other & seen
         seen |= other
     numbered_video(cached.items[0].path, num_frames=12, size=(72, 96))
-    after = files(CLIP)
+    after = of(CLIP)
     assert after[0] not in seen
-    assert after[1:] == cached.files[1:]
-    assert len(np.load(after[0])) == 12
+    assert after[1:] == files(cached)[1:]
+    assert open_cache(folder, tmp_path).videos[0].shape[0] == 12
     monkeypatch.setattr(kept.metadata, "version", lambda name: f"another {name}")
-    assert not set(files(CLIP)) & {*seen, *after}  # another decoder may give other pixels
+    assert not set(of(CLIP)) & {*seen, *after}  # another decoder may give other pixels
 
 
 def test_exact_size_gives_frames_of_that_size(folder: Path, tmp_path: Path) -> None:
     clip = replace(CLIP, short_side=0, exact_size=(60, 84))
-    cached = cache_videos(read_video_list(folder), clip, tmp_path / "cache", decode=THREAD)
-    assert cached.frames(0).shape == (30, 60, 84, 3)
+    cached = open_cache(folder, tmp_path, clip)
+    assert cached.videos[0].shape == (30, 60, 84, 3)
+    assert every_frame(cached.videos[0]).shape == (30, 60, 84, 3)
 
 
 @pytest.mark.parametrize("bad", ["damaged", "absent"])
@@ -170,7 +344,7 @@ class Spoilt(Source):
         return self.path
 
     def open(self):  # type: ignore[no-untyped-def]
-        raise NotImplementedError
+        return io.BytesIO(self.uri.encode())
 
     def identity(self):  # type: ignore[no-untyped-def]
         return PathSource(self.path).identity()
@@ -185,21 +359,17 @@ def test_a_video_that_kills_hangs_or_floods_its_worker_costs_itself_only(
         Spoilt(good[0].path, harm, type(harm).__name__) for harm in (KillsItsProcess(), Hangs(), EatsMemory())
     ]
     sources = [good[0], *bad, *good[1:]]
-    given = fill_cache(
-        sources,
-        CLIP,
-        tmp_path / "cache",
-        decode=DecodeOptions(workers=2, memory_bytes=1 << 30),
-        limits=VideoLimits(max_decode_seconds=1.5),
-    )
+    options = DecodeOptions(workers=2, memory_bytes=1 << 30)
+    with DecodePool(options) as decoding:
+        limits = VideoLimits(max_decode_seconds=1.5)
+        given = fill_cache(sources, CLIP, tmp_path / "cache", decoding, keeping=RAW, limits=limits)
     errors = [type(one) for one in given if isinstance(one, VideoError)]
     assert errors == [VideoCrashError, VideoTimeoutError, VideoLimitError]
-    files = [one for one in given if isinstance(one, Path)]
-    assert [given.index(file) for file in files] == [0, 4, 5, 6]
-    assert sorted((tmp_path / "cache").iterdir()) == sorted(files)  # nothing half written is left
-    for source, file in zip(good, files, strict=True):
-        with open_frames(source, CLIP) as stream:
-            assert np.array_equal(np.load(file), np.stack(list(stream.frames)))
+    found = [one for one in given if isinstance(one, KeptFrames)]
+    assert [given.index(one) for one in found] == [0, 4, 5, 6]
+    assert there(tmp_path) == sorted(one.file for one in found)  # nothing half written is left
+    for source, one in zip(good, found, strict=True):
+        assert np.array_equal(every_frame(one), as_decoded(source.path))
 
 
 def test_a_video_that_breaks_off_leaves_no_file(folder: Path, tmp_path: Path) -> None:
@@ -209,9 +379,10 @@ def test_a_video_that_breaks_off_leaves_no_file(folder: Path, tmp_path: Path) ->
     size = int.from_bytes(data[start - 4 : start])
     data[start + size // 2 : start + 3 * size // 4] = bytes(3 * size // 4 - size // 2)
     path.write_bytes(data)
-    (given,) = fill_cache([PathSource(path)], CLIP, tmp_path / "cache", decode=THREAD)
+    with DecodePool(THREAD) as decoding:
+        (given,) = fill_cache([PathSource(path)], CLIP, tmp_path / "cache", decoding)
     assert isinstance(given, VideoDecodeError)
-    assert not list((tmp_path / "cache").iterdir())
+    assert not there(tmp_path)
 
 
 def test_frames_are_written_one_at_a_time(folder: Path, tmp_path: Path) -> None:
@@ -219,21 +390,22 @@ def test_frames_are_written_one_at_a_time(folder: Path, tmp_path: Path) -> None:
     long = numbered_video(tmp_path / "long.mp4", num_frames=600, size=(320, 240))
     clip = ClipSpec(short_side=240, crop_size=224)  # 138 MB of frames
     options = DecodeOptions(memory_bytes=96 << 20)
-    (file,) = fill_cache([PathSource(long)], clip, tmp_path / "cache", decode=options)
-    assert isinstance(file, Path), file
-    assert np.load(file, mmap_mode="r").shape == (600, 240, 320, 3)
+    with DecodePool(options) as decoding:
+        (frames,) = fill_cache([PathSource(long)], clip, tmp_path / "cache", decoding, keeping=RAW)
+    assert isinstance(frames, KeptFrames), frames
+    assert frames.shape == (600, 240, 320, 3)
 
 
 def test_a_full_disk_is_no_fault_of_the_video(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(stream: object, header: object) -> None:
+    def full(frame: object, form: object) -> bytes:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    monkeypatch.setattr("train.frames.encoded", full)
     source = PathSource(next(folder.rglob("*.mp4")))
     with pytest.raises(ScratchError, match="No space left") as caught:
-        write_frames(source, CLIP, tmp_path / "a.npy", limits=VideoLimits())
+        write_frames(source, CLIP, tmp_path / "a.frames", "raw", limits=VideoLimits())
     assert caught.value.filename == str(tmp_path)
     with pytest.raises(OSError, match="No space left"):
         cache_videos(read_video_list(folder), CLIP, tmp_path / "cache", decode=THREAD, max_bad_share=1.0)

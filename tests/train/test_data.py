@@ -2,22 +2,24 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from videos import frame_number, numbered_video
 
-from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.spec import ClipSpec, ModelSpec, ViewPlan
-from ivdr_deploy.video.clips import load_clips
+from ivdr_deploy.video.clips import load_clips, open_frames
 from ivdr_deploy.video.sampling import random_centre_clip, random_start_clip
 from train.augment import Changes
-from train.cache import CachedVideos, cache_videos
+from train.cache import CachedVideos, Keeping, cache_videos
 from train.config import AugmentConfig, DataConfig, PretrainConfig
 from train.data import (
     Batch,
+    DrawClip,
     draw_dual_batch,
     draw_permutations,
     dual_views,
@@ -39,7 +41,8 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> CachedVideos:
         (folder / "v" / label).mkdir(parents=True, exist_ok=True)
         numbered_video(folder / "v" / label / f"{number}.mp4", num_frames=30 + number, size=(72, 72))
     videos = read_video_list(folder / "v")
-    return cache_videos(videos, CLIP, folder / "cache", decode=DecodeOptions(isolation="thread"))
+    raw = Keeping(form="raw")
+    return cache_videos(videos, CLIP, folder / "cache", keeping=raw, decode=DecodeOptions(isolation="thread"))
 
 
 def batch_of(rows: list[int]) -> Batch:
@@ -65,6 +68,28 @@ def test_third_view_shows_the_frames_of_the_first_in_another_crop(cached: Cached
     assert first == third
     assert first != second
     assert any(not np.array_equal(a, b) for a, b in zip(views[0], views[2], strict=True))
+
+
+@pytest.mark.parametrize("draw", [random_centre_clip, random_start_clip])
+def test_clips_drawn_from_kept_frames_are_those_of_the_video(
+    cached: CachedVideos, tmp_path: Path, draw: DrawClip
+) -> None:
+    batch, size = batch_of([2, 0, 3, 1]), CLIP.crop_size
+    straight = Keeping(form="raw", max_bytes=0)
+    videos = VideoList(tmp_path, cached.items)
+    with cache_videos(videos, CLIP, tmp_path, keeping=straight, decode=DecodeOptions(workers=2)) as none:
+        assert none.straight == 4
+        views = [dual_views(one, batch, CLIP, draw=draw) for one in (cached, none)]
+    assert np.array_equal(*views)
+    for place, row in enumerate(batch.rows):
+        with open_frames(cached.items[row].path, CLIP) as stream:
+            frames = np.stack([frame.copy() for frame in stream.frames])
+        rng = batch.video(place)
+        drawn = [draw(len(frames), CLIP, rng) for _ in range(2)]
+        rng.random()
+        for view, indices in zip(views[0], (*drawn, drawn[0]), strict=True):
+            top, left = (int(rng.integers(extent - size + 1)) for extent in frames.shape[1:3])
+            assert np.array_equal(view[place], frames[indices, top : top + size, left : left + size])
 
 
 def test_reversal_turns_all_views_of_a_video(cached: CachedVideos) -> None:

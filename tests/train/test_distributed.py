@@ -118,7 +118,7 @@ def test_parts_of_a_batch_add_up(data: DataConfig, tmp_path: Path) -> None:
     """Of a label step in eval mode, whose loss is a mean over videos."""
     videos = read_video_list(data.train)
     cached = cache_videos(videos, finetune_config(tmp_path, data).clip, Path(data.cache))
-    cached = replace(cached, items=cached.items[:8], files=cached.files[:8])
+    cached = replace(cached, items=cached.items[:8], videos=cached.videos[:8])
     states = []
     for accumulate in (1, 2):
         optim = OptimConfig(lr=0.1, epochs=1, batch_size=8, accumulate=accumulate)

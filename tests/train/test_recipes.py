@@ -147,7 +147,10 @@ def test_a_dry_run_counts_and_measures_without_training(ucf: Path, tmp_path: Pat
     found = needs(ucf, tmp_path, **{"optim.epochs": "7"})
     assert (found.videos, found.others, found.classes) == (6, {"test": (2, ())}, 2)
     assert (found.steps, found.videos_per_step, found.clips_per_step) == (7, 4, 4)
-    assert found.cache_bytes == 6 * 16 * 36 * 48 * 3
+    assert 0 < found.cache_bytes < 6 * 16 * 36 * 48 * 3
+    raw = needs(ucf, tmp_path, **{"data.cache_form": "raw", "data.cache_gib": "1e-6"})
+    assert raw.cache_bytes == 6 * 16 * 36 * 48 * 3
+    assert "decoded again in every step" in "".join(raw.lines())
     assert found.missing == found.bad == ()
     assert found.clip_seconds > 0
     assert found.decode_seconds > 0

@@ -4,7 +4,7 @@ import csv
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -103,7 +103,7 @@ def go(
     config, step, state, draw = begun
 
     def drawn(batch: Batch):  # type: ignore[no-untyped-def]
-        if state.step == stop_after:
+        if batch.step == stop_after:
             raise StoppedError
         return draw(batch)
 
@@ -137,6 +137,19 @@ def test_resumed_run_ends_bitwise_like_the_uninterrupted_one(
     assert same(go(begun), whole)
     logs = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "cut")]
     assert logs[0] == logs[1]
+
+
+def test_every_part_of_a_state_comes_back(cached: CachedVideos, tmp_path: Path) -> None:
+    _, _, state, _ = pretraining(tmp_path, cached)
+    state.step, state.log_bytes = 3, 70
+    state.metrics, state.validation, state.averages = {"loss": 1.0}, {"knn": 0.5}, {"first_loss": 2.0}
+    state.alarms = [{"name": "collapse", "step": "2"}]
+    state.save(tmp_path / "state.pt")
+    _, _, again, _ = pretraining(tmp_path, cached)
+    again.load(tmp_path / "state.pt")
+    for part in fields(TrainState):
+        if part.name not in ("module", "optimizer"):
+            assert getattr(again, part.name) == getattr(state, part.name), part.name
 
 
 def test_lines_of_steps_that_are_taken_again_are_dropped(cached: CachedVideos, tmp_path: Path) -> None:
