@@ -16,9 +16,10 @@ from ivdr_deploy.cli import app
 from ivdr_deploy.serving.core.settings import read_settings
 from ivdr_deploy.serving.http.settings import HttpSettings
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
-from train.__main__ import _parser
+from train.__main__ import RUNS
 from train.config import FinetuneConfig, PretrainConfig
 from train.config_file import load_config
+from train.options import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -41,7 +42,7 @@ def help_lines() -> list[str]:
     for name in ("pretrain", "finetune", "evaluate", "check", "split"):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            _parser().parse_args([name, "-h"])
+            build_parser(RUNS).parse_args([name, "-h"])
         texts.append(printed.getvalue())
     found = [re.findall(r"^  ((?:ivdr|python -m train) .*)$", text, re.MULTILINE) for text in texts]
     assert all(found), "every help ends with an example"
@@ -54,7 +55,7 @@ def check(words: list[str]) -> None:
         case ["ivdr", name, *rest]:
             COMMANDS[name].make_context(name, rest)
         case ["python", "-m", "train", *rest] | ["torchrun", "--nproc-per-node", _, "-m", "train", *rest]:
-            options = _parser().parse_args(rest)
+            options = build_parser(RUNS).parse_args(rest)
             if rest[0] in ("pretrain", "finetune") and options.config:
                 kind = PretrainConfig if rest[0] == "pretrain" else FinetuneConfig
                 load_config(kind, ROOT / options.config, options.overrides)

@@ -55,6 +55,20 @@ def test_pretraining_logs_every_step_to_csv_and_tensorboard(pretrained: Path) ->
     assert list(pretrained.parent.glob("tensorboard/*/events.out.tfevents.*"))
 
 
+def test_what_fits_into_the_cache_makes_no_difference_to_the_weights(
+    pretrained: Path, data: DataConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    straight = replace(data, cache=str(tmp_path / "cache"), cache_gib=0.0)
+    again = pretrain(pretrain_config(tmp_path / "run", straight))
+    assert "16 training videos, 0 skipped, 16 of them decoded in every step" in capfd.readouterr().err
+    assert "for want of room in the cache" in (tmp_path / "run" / "page.html").read_text()
+    assert not list((tmp_path / "cache").rglob("*.frames"))
+    for part in ("backbone", "clip_head", "series_head"):
+        assert equal(state(pretrained, part), state(again, part))
+    raw = pretrain(pretrain_config(tmp_path / "raw", replace(data, cache_form="raw")))
+    assert not equal(state(pretrained, "backbone"), state(raw, "backbone"))
+
+
 def test_same_seed_gives_the_same_weights_and_another_seed_others(
     pretrained: Path, data: DataConfig, tmp_path: Path
 ) -> None:
