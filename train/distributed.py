@@ -8,6 +8,7 @@ which makes up for the mean over own rows.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -214,14 +215,20 @@ def shared(step: nn.Module) -> nn.Module:
     return wrapped
 
 
+def is_unknown(name: str, value: float) -> bool:
+    """Whether a metric could not be measured: NaN, which of a loss is a divergence instead."""
+    return math.isnan(value) and not name.startswith("loss")
+
+
 def mean_of_all(values: Mapping[str, float]) -> dict[str, float]:
-    """Return the means over processes of numbers that all of them have, in the same order."""
+    """Return the means of metrics that all processes have, in the same order, over those to which they are known."""
     if world_size() == 1:
         return dict(values)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    total = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    pairs = [(0.0, 0.0) if is_unknown(name, value) else (value, 1.0) for name, value in values.items()]
+    total = torch.tensor(pairs, dtype=torch.float64, device=device)
     dist.all_reduce(total)
-    return dict(zip(values, (total / world_size()).tolist(), strict=True))
+    return dict(zip(values, (total[:, 0] / total[:, 1]).tolist(), strict=True))
 
 
 def shard(count: int) -> range:

@@ -12,7 +12,7 @@ from ivdr_deploy.errors import VideoOpenError
 from ivdr_deploy.spec import ClipSpec
 from ivdr_deploy.video import Source, VideoLimits, open_frames
 from ivdr_deploy.video.decode import open_video
-from train.frames import Form, encoded
+from train.frames import Form, encoded, made_with
 
 _SIDE = 32
 """Side of the small pictures that tell contents apart."""
@@ -83,6 +83,7 @@ def decode_cost(source: Source, /, clip: ClipSpec, form: Form, *, limits: VideoL
     Raises:
         VideoError: if it cannot be used.
     """
+    made_with(form)  # loads what writes the form, which is no cost of the video
     start = time.process_time()
     with open_frames(source, clip, limits=limits) as stream:
         size = sum(len(encoded(frame, form)) for frame in stream.frames)

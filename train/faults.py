@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ivdr_deploy._text import as_text, quoted
+from ivdr_deploy._text import QUOTED, as_text, quoted
 from ivdr_deploy.datasets.entries import Entry, LeftOut, some
 from ivdr_deploy.datasets.lists import VideoItem, alike, one_spelling, read_entries
 from ivdr_deploy.datasets.official import CLASS_INDEX, class_names
@@ -37,6 +37,9 @@ ERRORS = frozenset(
 
 _UNBALANCED = 10
 """How many times as many videos the largest class may have as the smallest."""
+
+_DIGITS = 18
+"""Of a label that is taken for a number."""
 
 _FEW = 2
 """Videos that a class should have to train on."""
@@ -193,7 +196,7 @@ def _faults_between(train: Listed, test: Listed) -> list[Finding]:
     keys = {entry.key: entry.uri for entry in train.entries}
     both = [entry for entry in test.entries if entry.key in keys]
     found += finding("same_video_in_both", "videos are in both lists", (entry.uri for entry in both))
-    entries = [entry for entry in (*train.entries, *test.entries) if entry.label]
+    entries = [entry for entry in (*train.entries, *test.entries) if entry.label or entry.group]
     items = [
         VideoItem(entry.path, one_spelling(entry.label or ""), entry.uri, entry.group) for entry in entries
     ]
@@ -201,7 +204,7 @@ def _faults_between(train: Listed, test: Listed) -> list[Finding]:
         groups, said = group_videos(items)
     except DataError:  # some have a group and some do not: those that do are compared
         groups, said = [item.group or item.uri for item in items], "column group, where it is filled"
-    split = sum(1 for entry in train.entries if entry.label)
+    split = sum(1 for entry in train.entries if entry.label or entry.group)
     shared = sorted(set(groups[:split]) & set(groups[split:]))
     if shared:
         found += finding("same_group_in_both", f"groups ({said}) are in both lists", shared)
@@ -225,7 +228,7 @@ def _order_traps(lists: Sequence[Listed], labels: set[str]) -> list[str]:
     """Say where the order of class names as text, which logits have, is another than that of their numbers."""
     ordered = sorted(labels)
     found = []
-    numbers = [label for label in ordered if label.isdecimal()]
+    numbers = [label for label in ordered if label.isdecimal() and len(label) <= _DIGITS]
     if numbers != sorted(numbers, key=int):
         found.append(f"as text {some(numbers)}")
     for index in sorted({one.source.parent / CLASS_INDEX for one in lists if not one.source.is_dir()}):
@@ -246,7 +249,9 @@ def _order_traps(lists: Sequence[Listed], labels: set[str]) -> list[str]:
 def _points(name: str, names: Sequence[str]) -> str:
     """Say which characters a name is made of where others look the same."""
     same = [other for other in names if other != name and one_spelling(other) == one_spelling(name)]
-    return f" ({' '.join(f'U+{ord(sign):04X}' for sign in name if not sign.isascii())})" if same else ""
+    return (
+        f" ({' '.join(f'U+{ord(sign):04X}' for sign in name[:QUOTED] if not sign.isascii())})" if same else ""
+    )
 
 
 def finding(kind: str, what: str, examples: Iterable[str]) -> list[Finding]:

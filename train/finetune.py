@@ -43,7 +43,7 @@ from train.run import (
     start_run,
     write_checkpoint,
 )
-from train.run_page import cached_facts, write_run_page
+from train.run_page import cached_facts, page_of_failure, write_run_page
 from train.step import JointStep, LabelStep
 from train.validation import open_validation
 
@@ -156,9 +156,10 @@ def _train_on(
         metrics = state.metrics
     else:
         after_line = _go_on if watch is None else watch.after_line
-        metrics = run_steps(
-            config, step, state, draw, count=len(cached), description="fine-tuning", after_line=after_line
-        )
+        with page_of_failure(config, videos, facts):
+            metrics = run_steps(
+                config, step, state, draw, count=len(cached), description="fine-tuning", after_line=after_line
+            )
     metrics = metrics | dict(measured) | (watch.metrics() if watch is not None else {})
     report, info = None, info_after(state.step)
     if test is not None:

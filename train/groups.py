@@ -24,8 +24,9 @@ def group_videos(items: Sequence[VideoItem]) -> tuple[list[str], str]:
     The list's column ``group``, if it has one. Else, among names of equally many words (parted by ``_``, ``-``, ``.``
     and blanks), the first word that makes groups of at least two videos on average, and more than one group of some
     class. Where at least half of its values occur in several classes, as names of persons do, a group spans the
-    classes; otherwise, as with sessions that are numbered within a class, it does not. A video without such a word is
-    a group by itself.
+    classes; otherwise, as with sessions that are numbered within a class, it does not. A video whose name has more or
+    fewer words, as that of a second take, belongs to the group that the word at the same place names, if there is one;
+    else it is a group by itself.
 
     Args:
         items: Labelled.
@@ -47,7 +48,9 @@ def group_videos(items: Sequence[VideoItem]) -> tuple[list[str], str]:
         )
     words = [re.split(r"[_\-.\s]+", PurePath(item.uri).stem.casefold()) for item in items]
     groups = [item.uri for item in items]
-    said = []
+    said: list[str] = []
+    makers: list[tuple[int, set[str]]] = []
+    lone: list[int] = []
     for count in sorted({len(one) for one in words}):
         rows = [row for row, one in enumerate(words) if len(one) == count]
         for place in range(count):
@@ -56,11 +59,36 @@ def group_videos(items: Sequence[VideoItem]) -> tuple[list[str], str]:
                 for row, group in zip(rows, found, strict=True):
                     groups[row] = group
                 said.append(f"word {place + 1} of {len(rows)} names, such as {quoted(words[rows[0]][place])}")
+                makers.append((place, set(found)))
                 rows = []
                 break
-        if rows:
-            said.append(f"{len(rows)} videos by themselves")
+        lone += rows
+    joined = [row for row in lone if _join(groups, row, words[row], str(items[row].label), makers)]
+    for many, how in ((len(joined), "by the same word"), (len(lone) - len(joined), "by themselves")):
+        if many:
+            said.append(f"{many} videos {how}")
     return groups, ", ".join(said)
+
+
+def _join(
+    groups: list[str], row: int, words: Sequence[str], label: str, makers: Sequence[tuple[int, set[str]]]
+) -> bool:
+    """Put a video into the group that one of its words names; says whether there is one.
+
+    Args:
+        groups: Of every video.
+        row: The video.
+        words: Of its name.
+        label: Its class.
+        makers: The place of the word that made groups, and the groups.
+    """
+    for place, names in makers:
+        if place < len(words):
+            for group in (words[place], f"{label}/{words[place]}"):
+                if group in names:
+                    groups[row] = group
+                    return True
+    return False
 
 
 def _by_word(pairs: Sequence[tuple[str, str]]) -> list[str]:

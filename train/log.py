@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ivdr_deploy._console import console
 from ivdr_deploy.errors import MissingDependencyError, TrainingError
-from train.distributed import mean_of_all, rank
+from train.distributed import is_unknown, mean_of_all, rank
 
 METRICS_NAME = "metrics.csv"
 _SHOWN = re.compile(r"^loss|accuracy$|^lr$")
@@ -116,6 +116,6 @@ class RunLog:
 
 
 def _mean(values: Sequence[float], name: str) -> float:
-    """Return the mean of a metric; what a step could not measure is NaN and left out, but for losses."""
-    known = values if name.startswith("loss") else [value for value in values if not math.isnan(value)]
+    """Return the mean of a metric over the steps that could measure it."""
+    known = [value for value in values if not is_unknown(name, value)]
     return sum(known) / len(known) if known else math.nan

@@ -29,7 +29,7 @@ from train.run import (
     start_run,
     write_checkpoint,
 )
-from train.run_page import cached_facts, write_run_page
+from train.run_page import cached_facts, page_of_failure, write_run_page
 from train.step import DualStep, MocoStep
 
 
@@ -77,15 +77,17 @@ def _pretrain_on(
         return draw_dual_batch(cached, batch, config, draw=random_centre_clip)
 
     check = FeatureCheck(model, cached, config.clip)
-    metrics = run_steps(
-        config,
-        step,
-        state,
-        draw,
-        count=len(cached),
-        description="pre-training",
-        validate=check if check else None,
-    )
+    facts = cached_facts(cached)
+    with page_of_failure(config, videos, facts):
+        metrics = run_steps(
+            config,
+            step,
+            state,
+            draw,
+            count=len(cached),
+            description="pre-training",
+            validate=check if check else None,
+        )
     training = TrainingState(
         backbone_step=state.step, head_steps=dict.fromkeys(config.dual.trained_heads, state.step)
     )
@@ -98,5 +100,5 @@ def _pretrain_on(
         training=training,
         metrics=metrics,
     )
-    write_run_page(config, videos, state=f"ended after {state.step} steps", facts=cached_facts(cached))
+    write_run_page(config, videos, state=f"ended after {state.step} steps", facts=facts)
     return path

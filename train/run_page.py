@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ivdr_deploy.datasets.lists import VideoList
 from ivdr_deploy.decoding import DecodeOptions
+from ivdr_deploy.errors import TrainingError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.video.reader import VideoLimits
 from train.cache import CachedVideos
@@ -91,6 +93,22 @@ def write_run_page(
         settings=to_dict(config),
     )
     return write_page(out / PAGE_NAME, page)
+
+
+@contextmanager
+def page_of_failure(config: RunConfig, videos: VideoList, facts: Sequence[tuple[str, str]]) -> Iterator[None]:
+    """Write the page of a run that cannot go on, and let its error go on.
+
+    Args:
+        config: The settings.
+        videos: The training list.
+        facts: More about the data.
+    """
+    try:
+        yield
+    except TrainingError as error:
+        write_run_page(config, videos, state=f"could not go on: {error.message}", facts=facts)
+        raise
 
 
 def _alarms(out: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Processes that share a batch compute what one process computes with all of it."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,9 +80,12 @@ def computed(kind: str) -> dict[str, torch.Tensor]:
 SHARE = """
 import sys, torch
 torch.set_num_threads(1)
-from test_distributed import computed, joined
+from test_distributed import computed, joined, mean_of_all
 with joined("cpu"):
     found = {kind: computed(kind) for kind in ("simclr", "moco", "label", "clip")}
+    rank = torch.distributed.get_rank()
+    odd = float("nan") if rank else 0.5  # known to the first alone
+    found["means"] = mean_of_all({"swapped": odd, "loss": odd, "rank": float(rank)})
 torch.save(found, sys.argv[1] + "/" + __import__("os").environ["RANK"])
 """
 
@@ -91,6 +95,10 @@ def test_losses_and_gradients_are_those_of_one_process(tmp_path: Path, processes
     for code, error in finish(start(SHARE, str(tmp_path), processes=processes)):
         assert code == 0, error
     shares = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(processes)]
+    for share in shares:
+        assert share["means"]["swapped"] == 0.5
+        assert share["means"]["rank"] == (processes - 1) / 2
+        assert math.isnan(share["means"]["loss"])
     for kind in ("simclr", "moco", "label", "clip"):
         expected = computed(kind)
         for share in shares:

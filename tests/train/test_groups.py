@@ -41,9 +41,14 @@ UCF = [
         (PEOPLE + SEQUENCES, ["ida", "moshe", "eli"] * 2 + ["1", "1", "2", "2", "3", "3"]),
         (SESSIONS, [f"{n}" for n in ("jump/8", "sit/4", "sit/10", "walk/9") for _ in range(3)]),
         (UCF, ["g01", "g01", "g02", "g02"] * 2),
+        ([*PEOPLE, "run/eli_run_2.avi"], ["ida", "moshe", "eli"] * 2 + ["eli"]),
+        (
+            [*SESSIONS, "sit/Sit_4_4_again.mp4"],
+            [*(f"{n}" for n in ("jump/8", "sit/4", "sit/10", "walk/9") for _ in range(3)), "sit/4"],
+        ),
         (["a/IMG_1.mp4", "a/IMG_2.mp4", "b/IMG_3.mp4"], ["a/IMG_1.mp4", "a/IMG_2.mp4", "b/IMG_3.mp4"]),
     ],
-    ids=["people", "sequences", "both", "sessions", "ucf101", "counted"],
+    ids=["people", "sequences", "both", "sessions", "ucf101", "second take", "more of a session", "counted"],
 )
 def test_groups_come_from_the_names(names: list[str], expected: list[str]) -> None:
     groups, said = group_videos(items(*names))

@@ -112,6 +112,9 @@ def test_a_run_that_an_alarm_ends_is_saved_and_goes_on_when_told_to(
     for _ in range(2):  # the same command meets it again
         with pytest.raises(TrainingError, match="order plateau"):
             pretrain(config)
+    page = (tmp_path / "page.html").read_text()
+    assert "could not go on: order plateau" in page
+    assert "order plateau at step" in page.split('class="alarm"')[1]
     assert saved_states(tmp_path)[0].name in ("state-00000003.pt", "state-00000004.pt")
     assert pretrain(replace(config, on_alarm="warn")).exists()
 
