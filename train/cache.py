@@ -33,6 +33,8 @@ from train.kept import content_name, is_whole
 T = TypeVar("T")
 
 SUFFIX = ".frames"
+_NAMED = 3
+"""Unusable videos that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +144,8 @@ def usable(
     good = [(item, one) for item, one in pairs if not isinstance(one, IvdrError)]
     skipped = tuple((item, error) for item, error in pairs if isinstance(error, IvdrError))
     if len(skipped) > max_bad_share * len(pairs) or len(good) < 2:
-        named = "; ".join(f"{item.uri}: {error.message}" for item, error in skipped[:3])
+        named = "; ".join(f"{item.uri}: {error.message}" for item, error in skipped[:_NAMED])
+        named += f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
         raise DataError(
             f"{videos.source}: {len(skipped)} of {len(pairs)} videos cannot be used"
             + (f" ({named})" if named else "; training needs at least 2"),
