@@ -197,15 +197,17 @@ def test_what_was_not_used_for_longest_makes_room(folder: Path, tmp_path: Path) 
             return [isinstance(video, KeptFrames) for video in found.videos]
 
     size = 40 * 64 * 85 * 3 + 1000
-    keep("a/0", "a/1", most=2 * size)
-    first = set(there(tmp_path))
-    for place, file in enumerate(sorted(first)):
-        os.utime(file, (place, place))
     assert keep("a/0", "a/1", most=2 * size) == [True, True]
+    older, younger = there(tmp_path)
+    os.utime(older, (1, 1))
+    os.utime(younger, (2, 2))
     assert keep("b/2", "b/3", most=3 * size) == [True, True]
-    assert len(first & set(there(tmp_path))) == 1
-    assert len(there(tmp_path)) == 3
-    keep("a/0", "a/1", most=4 * size)
+    assert younger.exists()
+    assert not older.exists()
+    for file in there(tmp_path):
+        os.utime(file, (3, 3))
+    keep("a/0", "a/1", most=4 * size)  # the one that was there has been used now
+    assert younger.stat().st_mtime > 3
     assert len(there(tmp_path)) == 4
     assert keep("b/2", "a/0", most=1.5 * size) == [False, True]  # the bound is held, whoever made the files
     assert len(there(tmp_path)) == 1

@@ -184,6 +184,9 @@ def test_state_of_another_run_is_refused(cached: CachedVideos, tmp_path: Path) -
         pretraining(tmp_path, cached, optim=replace(OPTIM, lr=2e-3)),
         pretraining(tmp_path, cached, seed=1),
         pretraining(tmp_path, replace(cached, items=cached.items[::-1])),
+        pretraining(
+            tmp_path, replace(cached, items=(replace(cached.items[0], label="c"), *cached.items[1:]))
+        ),
     ]
     for _, _, state, _ in others:
         before = {name: value.clone() for name, value in state.module.state_dict().items()}
