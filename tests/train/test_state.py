@@ -183,6 +183,7 @@ def test_state_of_another_run_is_refused(cached: CachedVideos, tmp_path: Path) -
     others = [
         pretraining(tmp_path, cached, optim=replace(OPTIM, lr=2e-3)),
         pretraining(tmp_path, cached, seed=1),
+        pretraining(tmp_path, cached, data=DataConfig(train="x", cache_form="raw")),
         pretraining(tmp_path, replace(cached, items=cached.items[::-1])),
         pretraining(
             tmp_path, replace(cached, items=(replace(cached.items[0], label="c"), *cached.items[1:]))
