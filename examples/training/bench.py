@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -81,24 +81,32 @@ def measure(scratch: Path, *, backbone: str, batch: int, turns: int) -> dict[str
     config = replace(config, clip=clip, model=replace(config.model, backbone=backbone))
     step = _step(config, bf16=False)
     optimizer = build_optimizer(step.parameters(), config.optim)
-    loaders = {
-        name: _loader(config, keeping, step, optimizer, batch=batch, turns=turns)
-        for name, keeping in LOADERS.items()
-    }
-    with cache_videos(read_video_list(config.data.train), clip, config.cache_dir) as cached:
-        held = draw_dual_batch(cached, _batch(config, cached, batch), config, draw=random_centre_clip)
-    found = _alternately(
-        {
+    with ExitStack() as opened:
+        loaders = {
+            name: _Loader(config, keeping, scratch / name, batch, opened) for name, keeping in LOADERS.items()
+        }
+        held = loaders["jpeg"].draw()
+        parts: dict[str, Callable[[], object]] = {
             "fwd_bwd": lambda: _forward_backward(step, batch),
             "step": lambda: _whole(step, optimizer, held),
-        },
-        turns=turns,
-    )
+        }
+        for name, loader in loaders.items():
+            parts[f"draw, {name}"] = loader.draw
+            parts[f"step with loader, {name}"] = lambda loader=loader: _whole(
+                step, optimizer, next(loader.drawn)
+            )
+        found = _alternately(parts, turns=turns)
+    ratios = {
+        name: {
+            "loader_over_step": found["step"] / found[f"draw, {name}"],
+            "headspace": found[f"step with loader, {name}"] / found["step"],
+        }
+        for name in loaders
+    }
     return {
         "step_over_fwd_bwd": found["step"] / found["fwd_bwd"],
-        "loader_over_step": loaders["jpeg"]["loader_over_step"],
-        "headspace": loaders["jpeg"]["headspace"],
-        "loaders": loaders,
+        **ratios["jpeg"],
+        "loaders": ratios,
         "bf16_over_fp32": _bf16_gain(config, held, found["step"], turns=turns),
         "ddp2_over_1": _rate(scratch, processes=2) / _rate(scratch, processes=1),
         "seconds": found,
@@ -107,42 +115,27 @@ def measure(scratch: Path, *, backbone: str, batch: int, turns: int) -> dict[str
     }
 
 
-def _loader(
-    config: PretrainConfig,
-    keeping: Keeping,
-    step: DualStep,
-    optimizer: torch.optim.Optimizer,
-    *,
-    batch: int,
-    turns: int,
-) -> dict[str, float]:
-    """Compare a way to get at frames with the step.
+class _Loader:
+    """One way to get at frames.
 
-    Returns:
-        ``loader_over_step``, batches that are drawn in the time of a step; ``headspace``, the rate of steps on a batch
-        that is there over their rate with the loader of a run: 1 where training never waits. And the seconds.
+    It is held against the step by ``loader_over_step``, batches that are drawn in the time of a step, and ``headspace``,
+    the rate of steps on a batch that is there over their rate with the loader of a run: 1 where training never waits.
     """
-    videos = read_video_list(config.data.train)
-    with cache_videos(videos, config.clip, config.cache_dir, keeping=keeping, decode=DECODE) as cached:
-        work = _batch(config, cached, batch)
 
-        def draw(share: Batch) -> Drawn:
-            return draw_dual_batch(cached, share, config, draw=random_centre_clip)
-
-        held = draw(work)
-        found = _alternately(
-            {"step": lambda: _whole(step, optimizer, held), "draw": lambda: draw(work)}, turns=turns
+    def __init__(
+        self, config: PretrainConfig, keeping: Keeping, cache: Path, batch: int, opened: ExitStack
+    ) -> None:
+        videos = read_video_list(config.data.train)
+        self._config = config
+        self._cached = opened.enter_context(
+            cache_videos(videos, config.clip, cache, keeping=keeping, decode=DECODE)
         )
-        with closing(ahead(draw, repeat(work))) as drawn:
-            next(drawn)
-            loaded = median(_timed(lambda: _whole(step, optimizer, next(drawn))) for _ in range(turns))
-    return {
-        "loader_over_step": found["step"] / found["draw"],
-        "headspace": loaded / found["step"],
-        "step_seconds": found["step"],
-        "draw_seconds": found["draw"],
-        "loaded_step_seconds": loaded,
-    }
+        self._work = _batch(config, self._cached, batch)
+        self.drawn = opened.enter_context(closing(ahead(lambda _: self.draw(), repeat(self._work))))
+
+    def draw(self) -> Drawn:
+        """Draw the batch."""
+        return draw_dual_batch(self._cached, self._work, self._config, draw=random_centre_clip)
 
 
 def _alternately(parts: dict[str, Callable[[], object]], *, turns: int) -> dict[str, float]:
