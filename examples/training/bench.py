@@ -118,8 +118,9 @@ def measure(scratch: Path, *, backbone: str, batch: int, turns: int) -> dict[str
 class _Loader:
     """One way to get at frames.
 
-    It is held against the step by ``loader_over_step``, batches that are drawn in the time of a step, and ``headspace``,
-    the rate of steps on a batch that is there over their rate with the loader of a run: 1 where training never waits.
+    It is held against the step by ``loader_over_step``, batches that are drawn in the time of a step, and
+    ``headspace``, the rate of steps on a batch that is there over their rate with the loader of a run: 1 where training
+    never waits.
     """
 
     def __init__(
