@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from statistics import median
@@ -92,9 +93,7 @@ def measure(scratch: Path, *, backbone: str, batch: int, turns: int) -> dict[str
         }
         for name, loader in loaders.items():
             parts[f"draw, {name}"] = loader.draw
-            parts[f"step with loader, {name}"] = lambda loader=loader: _whole(
-                step, optimizer, next(loader.drawn)
-            )
+            parts[f"step with loader, {name}"] = partial(_whole_with, loader, step, optimizer)
         found = _alternately(parts, turns=turns)
     ratios = {
         name: {
@@ -170,6 +169,10 @@ def _batch(config: PretrainConfig, cached: CachedVideos, count: int) -> Batch:
 def _whole(step: Step, optimizer: torch.optim.Optimizer, drawn: Drawn) -> None:
     loss, _ = step(**on_device(drawn, torch.device("cpu")))
     take_step(optimizer, [loss], lr=1e-4)
+
+
+def _whole_with(loader: _Loader, step: Step, optimizer: torch.optim.Optimizer) -> None:
+    _whole(step, optimizer, next(loader.drawn))
 
 
 def _forward_backward(step: DualStep, batch: int) -> None:
