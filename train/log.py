@@ -73,8 +73,13 @@ class RunLog:
         """Bytes of ``metrics.csv`` so far."""
         return os.fstat(self._file.fileno()).st_size if self._writes else 0
 
-    def add(self, step: int, metrics: Mapping[str, Tensor | float]) -> bool:
+    def add(self, step: int, metrics: Mapping[str, Tensor | float], *, now: bool = False) -> bool:
         """Take the metrics of one step; tensors are read only when a line is due: the device need not wait.
+
+        Args:
+            step: Which one, from 0.
+            metrics: Of the step.
+            now: Whether a line is written in any case.
 
         Returns:
             Whether a line was written, so that none of the metrics so far is pending.
@@ -85,7 +90,7 @@ class RunLog:
         self._window.append(
             {name: value.detach() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         )
-        due = len(self._window) == self._every or step + 1 == self._total
+        due = now or len(self._window) == self._every or step + 1 == self._total
         if due:
             self._write(step + 1)
         return due

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import tee
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ivdr_deploy._console import progress
+from ivdr_deploy._console import progress, stopping_softly
 from train.augment import Changes
 from train.config import OptimConfig, RunConfig
 from train.data import Batch, epoch_batches, steps_per_epoch
@@ -61,8 +62,8 @@ def run_steps(
 ) -> dict[str, float]:
     """Train from the state's step to the end of the last epoch.
 
-    The state is saved into the run folder now and then, and at the end. A run that is stopped by whatever loses what
-    came after the last saved state.
+    The state is saved into the run folder now and then, and at the end. Ctrl-C or SIGTERM lets one process finish its
+    step and save; a run that is ended otherwise, and one of several processes, loses what came after the last state.
 
     Args:
         config: The settings.
@@ -97,6 +98,7 @@ def run_steps(
         warmup=config.dual.rank_warmup_steps,
     )
     with (
+        _stopping() as wished,
         closing(drawn),
         RunLog(folder, total_steps=total, every=config.log_every, position=state.log_bytes) as log,
     ):
@@ -108,11 +110,12 @@ def run_steps(
             state.step = batch.step + 1
             if validate is not None and state.step % state.epoch_steps == 0:
                 state.validation = validate()
-            if not log.add(batch.step, metrics | state.validation):
+            stop = wished()
+            if not log.add(batch.step, metrics | state.validation, now=stop):
                 continue
             state.log_bytes, state.metrics = log.position, log.last
             alarm = watch.look()
-            then = after_line()
+            then = "end" if stop else after_line()
             if alarm or then != "go on" or state.step == total or time.monotonic() - saved >= SAVE_SECONDS:
                 keep_state(state, folder, keep=config.keep_states)
                 saved = time.monotonic()
@@ -121,6 +124,18 @@ def run_steps(
             if then == "end":
                 break
     return state.metrics
+
+
+def _stopping() -> AbstractContextManager[Callable[[], bool]]:
+    """Let a wish to stop wait for the step in work. Several processes would have to agree on a step: they just end.
+
+    So does a run in another thread than the first, which gets no signals.
+    """
+    if world_size() > 1 or threading.current_thread() is not threading.main_thread():
+        return nullcontext(lambda: False)
+    return stopping_softly(
+        "stopping when this step is done; its state is kept, and the same command goes on from it"
+    )
 
 
 def _train(

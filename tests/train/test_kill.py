@@ -1,6 +1,7 @@
 """A run that is killed at any moment, and started again by the same command, ends as if nothing had been."""
 
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -31,6 +32,8 @@ with exiting("train"):
     pretrain(config)
 """
 STEPS = 16
+SELDOM = RUN.replace("loop.SAVE_SECONDS = 0.0\n", "").replace(", optim=optim", ", log_every=3, optim=optim")
+"""The same, with a line for every third step, and a state only at the end."""
 
 
 def run(out: Path, data: DataConfig, form: str, processes: int) -> None:
@@ -85,3 +88,32 @@ def test_killed_runs_end_bitwise_like_one_that_was_not(
     assert (whole / "metrics.csv").read_text() == (cut / "metrics.csv").read_text()
     assert newest(cut) == STEPS
     assert len(saved_states(cut)) == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.exhaustive)],
+)
+def test_a_run_that_is_asked_to_stop_keeps_its_step(
+    data: DataConfig, tmp_path: Path, number: int, code: int
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(whole, data, "simclr", 1)
+    (process,) = start(SELDOM, str(cut), data.train, data.cache, "simclr")
+    lines = cut / "metrics.csv"
+    while not lines.is_file() or len(lines.read_text().splitlines()) < 2:
+        assert process.poll() is None, finish([process])
+        time.sleep(0.002)
+    process.send_signal(number)
+    ((ended, said),) = finish([process])
+
+    assert ended == code, said
+    assert "stopping when this step is done" in said
+    reached = newest(cut)
+    assert 3 <= reached < STEPS
+    assert int(lines.read_text().splitlines()[-1].split(",")[0]) == reached, "the line of the step is there"
+    ((ended, said),) = finish(start(SELDOM, str(cut), data.train, data.cache, "simclr"))
+    assert ended == 0, said
+    for part in ("backbone", *HEADS[:2]):
+        one, two = (state(folder / "checkpoint.safetensors", part) for folder in (whole, cut))
+        assert equal(one, two), part
