@@ -21,7 +21,7 @@ from ivdr_deploy.decoding import DecodeOptions, DecodePool, DecodeStream
 from ivdr_deploy.errors import InferenceError, VideoError
 from ivdr_deploy.results import Outcome, RawResult, VideoResult, combine_clips
 from ivdr_deploy.runtimes.base import LoadedModel, check_batch, not_finite
-from ivdr_deploy.spec import DecoderName, ViewPlan
+from ivdr_deploy.spec import MAX_BATCH, DecoderName, ViewPlan
 from ivdr_deploy.video.clips import Clips, load_clips
 from ivdr_deploy.video.reader import VideoLimits
 from ivdr_deploy.video.source import VideoSource, as_source
@@ -38,6 +38,7 @@ class VideoPredictor:
         limits: What a video may cost.
         decoder: Which decoder reads videos.
         decode: How many decode workers, and what they are.
+        batch_clips: Most clips in a call of the network.
     """
 
     def __init__(
@@ -47,12 +48,13 @@ class VideoPredictor:
         limits: VideoLimits | None = None,
         decoder: DecoderName = "pyav",
         decode: DecodeOptions | None = None,
+        batch_clips: int = MAX_BATCH,
     ) -> None:
         self.model = model
         self.limits = limits or VideoLimits()
         self.decoder: DecoderName = decoder
         self._pool = DecodePool(decode)
-        self._batcher = ClipBatcher(model.runtime.infer)
+        self._batcher = ClipBatcher(model.runtime.infer, max_clips=batch_clips)
 
     def close(self) -> None:
         """Stop the decode workers and the batcher; calling it twice is allowed."""

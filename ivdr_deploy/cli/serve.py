@@ -16,6 +16,7 @@ import typer
 from ivdr_deploy._console import console, done, print_json
 from ivdr_deploy.cli._options import VIDEOS_HELP
 from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.spec import MAX_BATCH
 
 if TYPE_CHECKING:
     from ivdr_deploy.serving.client import EndpointClient
@@ -51,6 +52,14 @@ def serve(
         int | None,
         typer.Option(
             min=1, help="Processes with the network, with --server http; by default as --config says, or 1."
+        ),
+    ] = None,
+    batch_clips: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_BATCH,
+            help=f"Most clips in a call of the network, with --server http; by default as --config says: {MAX_BATCH}.",
         ),
     ] = None,
     auth: Annotated[
@@ -106,6 +115,7 @@ def serve(
             host=host,
             grpc_port=grpc_port,
             workers=workers,
+            batch_clips=batch_clips,
             auth=auth,
             config=config,
         )
@@ -126,6 +136,7 @@ def serve(
             port=port,
             grpc_port=grpc_port,
             workers=workers,
+            batch_clips=batch_clips,
             auth=auth,
             config=config,
             run_dir=run_dir,
@@ -138,6 +149,7 @@ def serve(
         host=host,
         grpc_port=grpc_port,
         workers=workers,
+        batch_clips=batch_clips,
         auth=auth,
         config=config,
     )
@@ -180,6 +192,7 @@ def _serve_http(
     port: int,
     grpc_port: int | None,
     workers: int | None,
+    batch_clips: int | None,
     auth: AuthChoice | None,
     config: Path | None,
     run_dir: Path | None,
@@ -199,6 +212,8 @@ def _serve_http(
     settings = HttpSettings() if config is None else read_settings(config, HttpSettings)
     if workers is not None:
         settings = replace(settings, workers=workers)
+    if batch_clips is not None:
+        settings = replace(settings, service=replace(settings.service, batch_clips=batch_clips))
     asked = not is_loopback(host) if auth is None else auth == "token"
     with ExitStack() as opened:
         if run_dir is None and port == 0:  # no other command could find it by its port

@@ -75,6 +75,7 @@ class InferenceService:
             decode=DecodeOptions(
                 workers=settings.decode_workers, memory_bytes=settings.decode_memory_mib << 20
             ),
+            batch_clips=settings.batch_clips,
         )
         self._timelines = Timelines(self._predictor, settings, self.metrics)
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.serving.core.urls import UrlSettings
-from ivdr_deploy.spec import MAX_CLIPS, Device, ViewPlan
+from ivdr_deploy.spec import MAX_BATCH, MAX_CLIPS, Device, ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
 
 T = TypeVar("T")
@@ -53,6 +53,9 @@ class ServiceSettings:
     max_clips: int = 64
     """Most clips that one request may cost, the spatial crops of the view plan included."""
 
+    batch_clips: int = MAX_BATCH
+    """Most clips in one call of the network, of however many requests: fewer shorten what a request waits behind."""
+
     max_timelines: int = 2
     """Long videos that are looked through at the same time, each with a decode process of its own; one more is
     answered 429."""
@@ -73,6 +76,8 @@ class ServiceSettings:
                 raise ConfigError(f"{name} must be at least 1, found {value}")
         if not 0 < self.timeline_seconds < math.inf:
             raise ConfigError(f"timeline_seconds must be positive, found {self.timeline_seconds}")
+        if not 1 <= self.batch_clips <= MAX_BATCH:
+            raise ConfigError(f"batch_clips must be between 1 and {MAX_BATCH}, found {self.batch_clips}")
         if not 1 <= self.max_clips <= MAX_CLIPS:
             raise ConfigError(f"max_clips must be between 1 and {MAX_CLIPS}, found {self.max_clips}")
         if (self.num_clips or 1) > self.max_clips:

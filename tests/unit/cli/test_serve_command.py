@@ -74,6 +74,8 @@ def test_a_ready_server_that_is_interrupted_again_stops_in_order(
         (["--rollback", "--workers", "2"], "--workers is for starting a server"),
         (["--update", "b", "--server", "torchserve"], "--server is for starting a server"),
         (["b.mar", "--grpc-port", "0"], "--grpc-port is for --server http"),
+        (["b.mar", "--batch-clips", "8"], "--batch-clips is for --server http"),
+        (["--rollback", "--batch-clips", "8"], "--batch-clips is for starting a server"),
         (["b.mar", "--host", "0.0.0.0"], "--host is for --server http"),
         (["b", "--update", "c"], "give one of ARCHIVE"),
     ],

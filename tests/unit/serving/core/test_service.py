@@ -17,6 +17,7 @@ from ivdr_deploy.artifacts.golden import write_golden
 from ivdr_deploy.artifacts.manifest import write_manifest
 from ivdr_deploy.errors import ArtifactError, ConfigError, GoldenMismatchError, VideoOpenError
 from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.runtimes.base import Runtime
 from ivdr_deploy.serving.core.schema import Envelope, Response
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
@@ -84,6 +85,37 @@ def test_endpoint_says_how_many_clips_a_request_gets_and_may_cost(
     assert (status, body["code"]) == (422, "bad_option")
     assert "between 1 and 2" in body["message"]
     other._predictor.close()
+
+
+class _Watched:
+    """A runtime that notes how many clips each call has."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.calls: list[int] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._runtime, name)
+
+    def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
+        self.calls.append(len(video))
+        return self._runtime.infer(video)
+
+
+def test_no_call_of_the_network_has_more_clips_than_the_settings_say(
+    service: InferenceService, videos: list[bytes]
+) -> None:
+    watched = _Watched(service.model.runtime)
+    other = InferenceService(
+        replace(service.model, runtime=watched), ServiceSettings(batch_clips=2, decode_workers=1)
+    )
+    status, body = send(other, videos[0], num_clips=5)
+    assert (status, body["view_plan"]["num_clips"]) == (200, 5)
+    assert watched.calls == [2, 2, 1]
+    other._predictor.close()
+    for wrong in (0, 65):
+        with pytest.raises(ConfigError, match=f"batch_clips must be between 1 and 64, found {wrong}"):
+            ServiceSettings(batch_clips=wrong)
 
 
 def test_raw_json_and_form_get_the_same_answer(service: InferenceService, videos: list[bytes]) -> None:
