@@ -136,6 +136,8 @@ class SaysWhoDecodes(_Hostile):
 
 @dataclass(frozen=True, slots=True)
 class HostileItem(VideoItem):
+    """An entry whose file does harm to whoever decodes it."""
+
     hostile: Source = field(kw_only=True)
 
     @property
@@ -144,6 +146,7 @@ class HostileItem(VideoItem):
 
 
 def with_hostile(videos: VideoList, place: int, hostile: Source) -> VideoList:
+    """Return the list with another file at one place."""
     item = videos.items[place]
     items = [*videos.items]
     items[place] = HostileItem(item.path, item.label, item.uri, hostile=hostile)

@@ -158,6 +158,10 @@ def test_command_that_is_killed_leaves_nothing_on_the_ports(archive: Path, tmp_p
     ports.check()
 
 
+ARRIVING_SECONDS = 0.5
+"""In which a request that was begun may not be accepted yet: its video is on the way, and the word to stop is short."""
+
+
 def test_steady_traffic_keeps_the_server_neither_running_nor_from_finishing(
     archive: Path, tmp_path: Path, videos: list[Path]
 ) -> None:
@@ -187,8 +191,9 @@ def test_steady_traffic_keeps_the_server_neither_running_nor_from_finishing(
         server.stop()
     took = max(begun for begun, _ in answers) - stopping
     assert took < 30, "the traffic kept it from stopping"
-    early = [status for begun, status in answers if begun < stopping]
-    assert set(early) == {200}, "what was accepted before must be finished"
+    early = [(begun, status) for begun, status in answers if begun < stopping]
+    assert {status for begun, status in early if begun < stopping - ARRIVING_SECONDS} == {200}
+    assert {status for _, status in early} <= {200, 503}, "what was accepted before must be finished"
     late = [status for begun, status in answers if begun >= stopping]
     assert 503 in late, "admission was not closed"
     assert set(late) <= {200, 503, 0}

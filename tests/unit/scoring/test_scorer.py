@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from bundles import TINY_LABELS, make_tiny_checkpoint
 from full_disk import run_on_full_disk
-from hostile_sources import EatsMemory, Hangs, KillsItsProcess, Surprises
+from hostile_sources import EatsMemory, Hangs, KillsItsProcess, Surprises, with_hostile
 from videos import numbered_video
 
 from ivdr_deploy._files import sha256_file
 from ivdr_deploy.cli import main
-from ivdr_deploy.datasets.lists import VideoItem, VideoList, read_video_list
+from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodeOptions, pool
 from ivdr_deploy.errors import ClosedError, ConfigError, FolderError
 from ivdr_deploy.pipeline import VideoPredictor
@@ -27,7 +26,7 @@ from ivdr_deploy.scoring.inputs import InputStream, Selection
 from ivdr_deploy.scoring.shard import METADATA_KEY
 from ivdr_deploy.scoring.stage import InProcess, score_groups
 from ivdr_deploy.spec import ViewPlan
-from ivdr_deploy.video import Source, VideoLimits
+from ivdr_deploy.video import VideoLimits
 
 TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
 ONE_CLIP = ScoreOptions(view_plan=ViewPlan(num_clips=1))
@@ -220,17 +219,6 @@ def test_a_defect_stops_the_run(predictor, videos, tmp_path):
     assert not list((tmp_path / "out").glob("part-*"))
 
 
-@dataclass(frozen=True, slots=True)
-class HostileItem(VideoItem):
-    """An entry whose file does harm to whoever decodes it."""
-
-    hostile: Source = field(kw_only=True)
-
-    @property
-    def source(self) -> Source:
-        return self.hostile
-
-
 @pytest.mark.parametrize(
     ("hostile", "code"),
     [
@@ -243,11 +231,7 @@ class HostileItem(VideoItem):
 )
 def test_a_video_that_breaks_its_worker_is_one_row(checkpoint, videos, tmp_path, monkeypatch, hostile, code):
     monkeypatch.setattr(pool, "GRACE_SECONDS", 0.2)
-    item = videos.items[2]
-    listed = VideoList(
-        videos.source,
-        (*videos.items[:2], HostileItem(item.path, item.label, item.uri, hostile=hostile), *videos.items[3:]),
-    )
+    listed = with_hostile(videos, 2, hostile)
     model = open_model(checkpoint)
     with model.runtime, VideoPredictor(model, limits=VideoLimits(max_decode_seconds=1.0)) as predictor:
         score(predictor, listed, tmp_path / "out")
