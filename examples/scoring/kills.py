@@ -176,7 +176,7 @@ def _killed(process: subprocess.Popen[str], begun: Callable[[], object], pause: 
         process.communicate()
     _, left = psutil.wait_procs(others, timeout=60)
     if left:
-        named = ", ".join(" ".join(one.cmdline())[:80] for one in left)
+        named = ", ".join(" ".join(command(one))[:80] for one in left)
         raise RuntimeError(f"{len(left)} processes of a killed run are still there after a minute: {named}")
     return process.returncode == -signal.SIGKILL
 
@@ -193,7 +193,15 @@ def wait_until(process: subprocess.Popen[str], condition: Callable[[], object]) 
 def _family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Return what a process started and may write; the agents of a Ray node only find out that it ended."""
     found = psutil.Process(process.pid).children(recursive=True)
-    return [one for one in found if not (one.cmdline() or [""])[0].rstrip().endswith("Agent")]
+    return [one for one in found if not "".join(command(one)[:1]).rstrip().endswith("Agent")]
+
+
+def command(process: psutil.Process) -> list[str]:
+    """Return the command line of a process; nothing of one that has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def past(moment: float) -> Callable[[], bool]:

@@ -21,6 +21,7 @@ import psutil
 from examples.scoring.kills import (
     SHARDS,
     Kills,
+    command,
     compare,
     finish,
     kill_command,
@@ -88,14 +89,8 @@ def _kill_actors(bundle: Path, videos: Path, scratch: Path, *, kills: int, seed:
 
 def actors_below(parent: int) -> Sequence[psutil.Process]:
     """Return the actors that score, below the process that started their node."""
-    found = []
-    for process in psutil.Process(parent).children(recursive=True):
-        try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::MapWorker"):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+    below = psutil.Process(parent).children(recursive=True)
+    return [one for one in below if "".join(command(one)[:1]).startswith("ray::MapWorker")]
 
 
 def _kill_nodes(bundle: Path, videos: Path, scratch: Path, *, kills: int, seed: int) -> Kills:
