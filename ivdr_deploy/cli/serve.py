@@ -104,6 +104,14 @@ def serve(
 
     Exit code 1 of --update says that the two bundles do not agree, and that the old one goes on.
     """
+    of_http: dict[str, Any] = {
+        "host": host,
+        "grpc_port": grpc_port,
+        "workers": workers,
+        "batch_clips": batch_clips,
+        "auth": auth,
+        "config": config,
+    }
     if update is not None or rollback:
         from ivdr_deploy.cli._update import roll_back, update_server
 
@@ -112,12 +120,7 @@ def serve(
         _refuse_given(
             "is for starting a server; the one that runs keeps what it was started with",
             server=None if server == "http" else server,
-            host=host,
-            grpc_port=grpc_port,
-            workers=workers,
-            batch_clips=batch_clips,
-            auth=auth,
-            config=config,
+            **of_http,
         )
         folder = run_dir or _http_run_dir(port)
         if update is None:
@@ -132,13 +135,8 @@ def serve(
     if server == "http":
         _serve_http(
             source,
-            host=host or "127.0.0.1",
+            **of_http,
             port=port,
-            grpc_port=grpc_port,
-            workers=workers,
-            batch_clips=batch_clips,
-            auth=auth,
-            config=config,
             run_dir=run_dir,
             as_json=as_json,
         )
@@ -146,12 +144,7 @@ def serve(
     _refuse_given(
         "is for --server http",
         hint="settings of TorchServe are packed with the archive: `ivdr archive --config`",
-        host=host,
-        grpc_port=grpc_port,
-        workers=workers,
-        batch_clips=batch_clips,
-        auth=auth,
-        config=config,
+        **of_http,
     )
     from ivdr_deploy.serving.torchserve import process as servers
     from ivdr_deploy.serving.torchserve.config import Ports
@@ -188,7 +181,7 @@ def _refuse_given(why: str, *, hint: str = "leave it out", **options: object) ->
 def _serve_http(
     source: Path,
     *,
-    host: str,
+    host: str | None,
     port: int,
     grpc_port: int | None,
     workers: int | None,
@@ -209,6 +202,7 @@ def _serve_http(
     from ivdr_deploy.serving.http.deployment import Deployment
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    host = host or "127.0.0.1"
     settings = HttpSettings() if config is None else read_settings(config, HttpSettings)
     if workers is not None:
         settings = replace(settings, workers=workers)

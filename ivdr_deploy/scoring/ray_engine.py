@@ -68,9 +68,8 @@ class RayEngine:
     ) -> Iterator[tuple[Shard, list[Row] | None]]:
         """Yield each shard when an actor has committed it; the list is gone through before the first is begun."""
         data = self._ray.data
-        items = [
-            {"shard": pickle.dumps(shard)} for shard in shards
-        ]  # packed: there may be millions of inputs
+        # Packed: there may be millions of inputs.
+        items = [{"shard": pickle.dumps(shard)} for shard in shards]
         if not items:
             return
         done = data.from_items(items, override_num_blocks=len(items)).map(
