@@ -111,6 +111,7 @@ def test_who_does_not_take_its_answer_is_cut_off(
             held = psutil.Process().net_connections("tcp")
             return any(each.raddr == own and each.status == psutil.CONN_ESTABLISHED for each in held)
 
+        wait_for(is_open, seconds=15)  # the server accepts when it gets to it
         begin = time.monotonic()
         wait_for(lambda: not is_open(), seconds=15)
         assert time.monotonic() - begin > PATIENCE / 2
