@@ -48,7 +48,7 @@ def test_a_worker_that_answers_wrong_or_not_at_all_is_replaced(
         (wrong,) = running.current.ready
         flag.touch()
         wait_for(lambda: wrong not in running.current.ready)
-        assert not psutil.pid_exists(wrong.pid) or psutil.Process(wrong.pid).status() in DEAD
+        wait_for(lambda: not psutil.pid_exists(wrong.pid) or psutil.Process(wrong.pid).status() in DEAD)
         wait_for(lambda: running.current.restarts >= 2)  # the one that followed was wrong from the beginning
         assert not running.current.ready
         flag.unlink()

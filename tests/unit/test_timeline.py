@@ -132,7 +132,7 @@ def test_a_bounded_number_of_windows_is_held(
     monkeypatch.setattr(predictor, "infer_clips", listening)
     list(look_through(predictor, video, TimelinePlan(hop=1)))
     assert len(alive) == -(-143 // 8)
-    assert max(alive) <= 3
+    assert max(alive) <= 5, "drawn, waiting, in the network, and what threads have not let go of yet"
 
 
 @pytest.mark.exhaustive
