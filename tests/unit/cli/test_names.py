@@ -50,7 +50,12 @@ def latin_1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"LOCPATH": str(folder), "LC_ALL": made.name}
 
 
-@pytest.fixture(params=["utf-8", "ascii", "iso-8859-1"])
+@pytest.fixture(
+    params=[
+        "ascii",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("utf-8", "iso-8859-1")),
+    ]
+)
 def locale(request: pytest.FixtureRequest) -> tuple[str, dict[str, str]]:
     """Encoding of a locale, and its variables."""
     if request.param == "iso-8859-1":

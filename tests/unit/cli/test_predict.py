@@ -107,7 +107,10 @@ def ivdr(locale: str, *commands: tuple[object, ...]) -> list[str]:
     return done.stdout.decode("utf-8").splitlines()
 
 
-@pytest.mark.parametrize("locale", LOCALES)
+@pytest.mark.parametrize(
+    "locale",
+    [name if name == "ascii" else pytest.param(name, marks=pytest.mark.exhaustive) for name in LOCALES],
+)
 def test_names_that_are_not_utf8_go_out_in_every_locale(
     tiny_bundle: Path, tmp_path: Path, locale: str
 ) -> None:

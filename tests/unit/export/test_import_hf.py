@@ -39,6 +39,12 @@ main(sys.argv[1:])
 """
 
 
+ONE_AND_MORE = [
+    ARCHITECTURES[0],
+    *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ARCHITECTURES[1:]),
+]
+
+
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(request.param, tmp_path_factory.mktemp("hf") / request.param)
@@ -109,6 +115,7 @@ def test_onnx_agrees_with_torch_alone_and_in_a_batch(bundle: Path, count: int) -
         np.testing.assert_allclose(found["onnx-fp32"][name], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("folder", ONE_AND_MORE, indirect=True)
 def test_the_bundle_runs_where_transformers_cannot_be_imported(
     bundle: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -129,10 +136,7 @@ def test_the_bundle_runs_where_transformers_cannot_be_imported(
 
 
 @pytest.mark.torchserve
-@pytest.mark.parametrize(
-    "name",
-    [ARCHITECTURES[0], *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ARCHITECTURES[1:])],
-)
+@pytest.mark.parametrize("name", ONE_AND_MORE)
 def test_the_endpoint_answers_where_transformers_cannot_be_imported(
     name: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint("mc3_18", tmp_path_factory.mktemp("torchvision") / "mc3_18.pth")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "r3d_18" else pytest.param(name, marks=pytest.mark.exhaustive) for name in NETWORKS],
+)
 def test_the_network_computes_what_torchvisions_computes(name: str, tmp_path: Path) -> None:
     path = checkpoint(name, tmp_path / "weights.pth")
     imported = from_torchvision.read(name, path)
