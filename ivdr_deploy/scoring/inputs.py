@@ -21,6 +21,9 @@ from ivdr_deploy.errors import ConfigError, VideoError
 from ivdr_deploy.video.remote import UrlSource, is_url
 from ivdr_deploy.video.source import PathSource, Source
 
+_ID_DIGITS, _KEY_DIGITS = 16, 24
+"""Of the SHA-256 of a uri in a video id, and in a key, where two that are alike would lose a row."""
+
 _ABSENT = (-1, 0)
 """Size and time of change of what is not there, or cannot be looked at."""
 
@@ -41,7 +44,8 @@ class Input(NamedTuple):
     """Of the uri alone: which video it is."""
 
     key: str
-    """Of the uri and the state of the file: a row belongs to a key, and a file that is another one has another."""
+    """24 hex digits of the SHA-256 of the uri, then size in bytes and time of change in ns (``-1-0`` of no file), or the
+    SHA-256 of the file: a row belongs to a key, and a file that is another one has another."""
 
     file: str | Source
     """Where it is: a path, a URL, or a source that knows more than its URL."""
@@ -129,7 +133,8 @@ class InputStream:
             if position == chosen.limit:
                 self._left.add("behind the limit", uri)
                 continue
-            video = video_id(uri)
+            digest = _digest(uri)
+            video = digest[:_ID_DIGITS]
             if chosen.share is not None and int(video, 16) % chosen.share[1] != chosen.share[0] - 1:
                 self._left.add("of other shares", uri)
                 continue
@@ -138,7 +143,8 @@ class InputStream:
                 self._left.add(f"not changed since {chosen.since}", uri)
                 continue
             sha256, unreadable = _hashed(file, uri) if self._hash else (None, None)
-            key = input_key(uri, sha256 if sha256 is not None else f"{state[0]} {state[1]}")
+            told = f"{state[0]}-{state[1]}" if sha256 is None else sha256
+            key = f"{digest[:_KEY_DIGITS]}-{told}"
             yield Input(position, uri, label, video, key, file, sha256, unreadable)
             position += 1
 
@@ -148,12 +154,11 @@ def video_id(uri: str) -> str:
 
     It depends on nothing else, so that the tables of two models over overlapping lists can be joined on it.
     """
-    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return _digest(uri)[:_ID_DIGITS]
 
 
-def input_key(uri: str, state: str) -> str:
-    """Return what a row belongs to: 24 hex digits over the uri and the state of the file."""
-    return hashlib.blake2b(f"{uri}\0{state}".encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+def _digest(uri: str) -> str:
+    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _state(file: str | Source) -> tuple[int, int]:
