@@ -84,6 +84,10 @@ def score(
     decode_workers: WorkersOption = None,
     isolation: IsolationOption = "process",
     root: RootOption = None,
+    url_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="Fetch https:// and http:// videos of the list from it; may be repeated."),
+    ] = None,
     allow_container: AllowContainerOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -106,7 +110,7 @@ def score(
     share = None if shard is None else parse_share(shard)
     selection = Selection(limit=limit, since=None if since is None else parse_since(since), share=share)
     listed = UrlStream(videos) if is_url(videos) else VideoStream(at_home(videos), root=root)
-    inputs = InputStream(listed, selection, hash_files=hash_files)
+    inputs = InputStream(listed, selection, hash_files=hash_files, hosts=tuple(url_host or ()))
     inputs.require_any()
     gpus = () if devices is None else parse_devices(devices)
     if gpus and (engine == "ray" or isolation != "process" or device == "cpu"):

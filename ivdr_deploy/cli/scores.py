@@ -28,6 +28,10 @@ def scores(
         str | None, typer.Option(metavar="TABLE", help="Say what differs between this table and the other.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report as one page.")] = None,
+    lance: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also write the rows as a Lance data set, to be searched by vectors."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show outcomes, labels, confidence, the slowest and the failed videos of a score table.
@@ -38,8 +42,8 @@ def scores(
     from ivdr_deploy.scoring.report import difference, report
 
     if diff is not None:
-        if html is not None or reference is not None:
-            raise ConfigError("--diff goes with neither --html nor --reference", hint="leave them out")
+        if html is not None or reference is not None or lance is not None:
+            raise ConfigError("--diff goes with none of --html, --reference, --lance", hint="leave them out")
         found = difference(diff, table)
         if as_json:
             print_json(asdict(found))
@@ -60,6 +64,10 @@ def scores(
         with atomic_path(html) as temporary:
             temporary.write_text(page(summary), encoding="utf-8")
         done(f"report -> {html}")
+    if lance is not None:
+        from ivdr_deploy.scoring.lance import write_lance
+
+        done(f"{write_lance(table, lance)} rows -> {lance}")
 
 
 def _show(report: Report) -> None:

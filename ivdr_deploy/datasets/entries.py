@@ -11,7 +11,7 @@ from typing import NamedTuple, TextIO
 
 from ivdr_deploy._text import as_text, one_line, quoted
 from ivdr_deploy.errors import DataError
-from ivdr_deploy.video.remote import is_url
+from ivdr_deploy.video.remote import is_url, is_web
 
 VIDEO_SUFFIXES = frozenset(
     {".264", ".265", ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".h265", ".hevc", ".m1v", ".m2ts"}
@@ -142,7 +142,7 @@ def listed(
     ):  # nearly all of a list; it may be long
         file, key = root.before + written, root.before_absolute + written
         return Entry(file, written, label or None, key, group or None, place, number)
-    if is_url(written):
+    if is_url(written) or is_web(written):
         uri = as_text(written)
         return Entry(uri, uri, label or None, uri, group or None, place, number)
     # Whatever the locale, the path has the bytes that stand in the list.

@@ -20,7 +20,7 @@ _BATCH = 1 << 14
 
 
 class Index:
-    """Keys, video ids and labels of the inputs of a list, held as columns: 60 MB for a million."""
+    """Keys, video ids and labels of the inputs of a list, held as columns: 90 MB for a million."""
 
     def __init__(self) -> None:
         self._batches: list[Any] = []

@@ -18,8 +18,13 @@ from ivdr_deploy.datasets.entries import LeftOut, Omissions
 from ivdr_deploy.datasets.lists import VideoList, VideoStream
 from ivdr_deploy.datasets.remote import UrlStream
 from ivdr_deploy.errors import ConfigError, VideoError
-from ivdr_deploy.video.remote import UrlSource, is_url
+from ivdr_deploy.video.reader import VideoLimits
+from ivdr_deploy.video.remote import UrlSource, WebSource, is_url, is_web
 from ivdr_deploy.video.source import PathSource, Source
+from ivdr_deploy.video.urls import UrlSettings
+
+_ID_DIGITS, _KEY_DIGITS = 16, 24
+"""Of the SHA-256 of a uri in a video id, and in a key, where two that are alike would lose a row."""
 
 _ABSENT = (-1, 0)
 """Size and time of change of what is not there, or cannot be looked at."""
@@ -41,10 +46,11 @@ class Input(NamedTuple):
     """Of the uri alone: which video it is."""
 
     key: str
-    """Of the uri and the state of the file: a row belongs to a key, and a file that is another one has another."""
+    """24 hex digits of the SHA-256 of the uri, then size in bytes and time of change in ns (``-1-0`` of no file), or the
+    SHA-256 of the file: a row belongs to a key, and a file that is another one has another."""
 
     file: str | Source
-    """Where it is: a path, a URL, or a source that knows more than its URL."""
+    """Where it is: a path of this machine, or what fetches it."""
 
     sha256: str | None = None
     """Of the file, where it was asked for."""
@@ -55,7 +61,7 @@ class Input(NamedTuple):
     @property
     def source(self) -> Source:
         """The video, as decoders take it."""
-        return _source(self.file)
+        return PathSource(Path(self.file)) if isinstance(self.file, str) else self.file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,12 +98,21 @@ class InputStream:
         videos: The list; a ``VideoStream`` is read while it is gone through.
         selection: Which of them.
         hash_files: Whether the SHA-256 tells files apart, instead of size and time of change.
+        hosts: Web servers from which videos are fetched, see ``UrlSettings``.
+
+    Raises:
+        ConfigError: if one of ``hosts`` is none.
     """
 
     def __init__(
-        self, videos: VideoList | VideoStream | UrlStream, selection: Selection, *, hash_files: bool = False
+        self,
+        videos: VideoList | VideoStream | UrlStream,
+        selection: Selection,
+        *,
+        hash_files: bool = False,
+        hosts: tuple[str, ...] = (),
     ) -> None:
-        self.selection = selection
+        self.selection, self._hosts = selection, UrlSettings(hosts=hosts).hosts
         self._videos, self._hash, self._left = videos, hash_files, Omissions()
         self._found: Iterator[tuple[Any, ...]] = iter(
             ((_place(item.source), as_text(item.uri), item.label) for item in videos.items)
@@ -129,18 +144,29 @@ class InputStream:
             if position == chosen.limit:
                 self._left.add("behind the limit", uri)
                 continue
-            video = video_id(uri)
+            digest = _digest(uri)
+            video = digest[:_ID_DIGITS]
             if chosen.share is not None and int(video, 16) % chosen.share[1] != chosen.share[0] - 1:
                 self._left.add("of other shares", uri)
                 continue
+            if isinstance(file, str) and "://" in file:
+                file = self._elsewhere(file)
             state = _state(file)
             if since is not None and state[1] < since:
-                self._left.add(f"not changed since {chosen.since}", uri)
+                told = f"not changed since {chosen.since}" if state[1] else "without a time of change"
+                self._left.add(told, uri)
                 continue
             sha256, unreadable = _hashed(file, uri) if self._hash else (None, None)
-            key = input_key(uri, sha256 if sha256 is not None else f"{state[0]} {state[1]}")
+            told = f"{state[0]}-{state[1]}" if sha256 is None else sha256
+            key = f"{digest[:_KEY_DIGITS]}-{told}"
             yield Input(position, uri, label, video, key, file, sha256, unreadable)
             position += 1
+
+    def _elsewhere(self, file: str) -> str | Source:
+        """Return what fetches a video that is not on this machine."""
+        if is_web(file):
+            return WebSource(file, self._hosts, VideoLimits().max_bytes)
+        return UrlSource(file) if is_url(file) else file
 
 
 def video_id(uri: str) -> str:
@@ -148,19 +174,18 @@ def video_id(uri: str) -> str:
 
     It depends on nothing else, so that the tables of two models over overlapping lists can be joined on it.
     """
-    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return _digest(uri)[:_ID_DIGITS]
 
 
-def input_key(uri: str, state: str) -> str:
-    """Return what a row belongs to: 24 hex digits over the uri and the state of the file."""
-    return hashlib.blake2b(f"{uri}\0{state}".encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+def _digest(uri: str) -> str:
+    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _state(file: str | Source) -> tuple[int, int]:
     """Return size and time of change in ns; those of ``_ABSENT`` where there is no file."""
-    if not isinstance(file, str) or is_url(file):
+    if not isinstance(file, str):
         try:
-            found = _source(file).identity()
+            found = file.identity()
         except VideoError:
             return _ABSENT
         return found.size_bytes, found.changed_ns or 0
@@ -174,8 +199,8 @@ def _state(file: str | Source) -> tuple[int, int]:
 def _hashed(file: str | Source, uri: str) -> tuple[str | None, str | None]:
     """Return the SHA-256 of a file, or why it cannot be read; neither where there is no file."""
     try:
-        if not isinstance(file, str) or is_url(file):
-            with _source(file).open() as stream:
+        if not isinstance(file, str):
+            with file.open() as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest(), None  # type: ignore[arg-type]
         return (sha256_file(Path(file)) if os.path.isfile(file) else None), None
     except VideoError:
@@ -187,12 +212,6 @@ def _hashed(file: str | Source, uri: str) -> tuple[str | None, str | None]:
 
 def _place(source: Source) -> str | Source:
     return os.fspath(source.path) if isinstance(source, PathSource) else source
-
-
-def _source(file: str | Source) -> Source:
-    if not isinstance(file, str):
-        return file
-    return UrlSource(file) if is_url(file) else PathSource(Path(file))
 
 
 def parse_since(text: str) -> datetime:

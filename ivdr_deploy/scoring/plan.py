@@ -16,9 +16,8 @@ from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import ViewPlan, canonical_json
 
-TABLE_VERSION = 4
-"""Raised whenever the columns, their meaning or what a shard says about itself change; 4: rows belong to inputs, not to
-places in a list."""
+TABLE_VERSION = 5
+"""Raised whenever the columns, their meaning or what a shard says about itself change; 5: keys spell size and time."""
 
 VECTOR_OUTPUTS = ("feature", "inter", "intra")
 """Outputs that can be stored beside the labels."""

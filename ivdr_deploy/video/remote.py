@@ -1,4 +1,4 @@
-"""Videos in an object store: the file is fetched whole, in the process that decodes it."""
+"""Videos elsewhere: the file is fetched whole, in the process that decodes it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,33 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from ivdr_deploy._optional import require
 from ivdr_deploy._text import quoted
-from ivdr_deploy.errors import ConfigError, VideoOpenError
+from ivdr_deploy.errors import ConfigError, FetchError, UrlError, VideoOpenError
+from ivdr_deploy.video.fetch import Fetcher
 from ivdr_deploy.video.source import Source, SourceIdentity
+from ivdr_deploy.video.urls import UrlSettings, is_public
 
-EXTRAS = {"s3": ("s3fs", "s3")}
-"""Schemes of the URLs that are taken, the package that reads each, and the extra that installs it."""
+EXTRAS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}
+"""Schemes of object stores, the package that reads each, and the extra that installs it."""
+
+WEB: tuple[Literal["https", "http"], ...] = ("https", "http")
+"""Schemes that name a file of a web server."""
+
+_WEB_SECONDS = 60.0
+"""Time that fetching such a file may take."""
 
 
 def is_url(where: str) -> bool:
     """Whether text names a place in an object store, and no path of this machine."""
     return "://" in where and where.partition("://")[0] in EXTRAS
+
+
+def is_web(where: str) -> bool:
+    """Whether text names a file of a web server."""
+    return "://" in where and where.partition("://")[0] in WEB
 
 
 @lru_cache(maxsize=8)
@@ -83,6 +96,46 @@ class UrlSource(Source):
     @property
     def _system(self) -> Any:
         return file_system(self.uri.partition("://")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class WebSource(Source):
+    """A file of a web server. Nothing tells that it changed: another version needs another URL."""
+
+    uri: str
+    hosts: tuple[str, ...]
+    """Which servers are asked, see ``UrlSettings``. Where each is named, also those of this network."""
+
+    max_bytes: int
+
+    def local(self) -> Path | bytes:
+        """Fetch the file."""
+        if not self.hosts:
+            raise VideoOpenError(
+                f"{quoted(self.uri)} is not fetched: no web server is named", hint="`--url-host HOST` names one"
+            )
+        settings = UrlSettings(hosts=self.hosts, schemes=WEB, seconds=_WEB_SECONDS)
+        known = not any("*" in host for host in self.hosts)
+        allowed = (lambda _: True) if known else is_public
+        try:
+            return Fetcher(settings, max_bytes=self.max_bytes, may_connect=allowed).fetch(self.uri)
+        except UrlError as error:
+            raise VideoOpenError(
+                f"{quoted(self.uri)} is not fetched: {error.message}",
+                hint="`--url-host HOST` names a server, `--url-host '*'` every public one",
+            ) from error
+        except FetchError as error:
+            raise VideoOpenError(f"{quoted(self.uri)} cannot be fetched: {error.message}") from error
+
+    def open(self) -> BinaryIO:
+        """Fetch the file, and open it."""
+        found = self.local()
+        assert isinstance(found, bytes)
+        return io.BytesIO(found)
+
+    def identity(self) -> SourceIdentity:
+        """Return nothing: a list of a million URLs cannot ask for each."""
+        return SourceIdentity(0, None)
 
 
 def changed_ns(info: dict[str, Any]) -> int:

@@ -20,9 +20,9 @@ import pytest
 from served import SETTINGS, ask, running_http, wait_for
 from videos import numbered_video
 
-from ivdr_deploy.serving.core.fetch import Fetcher
+from ivdr_deploy.video.fetch import Fetcher
 from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS
-from ivdr_deploy.serving.core.urls import UrlSettings
+from ivdr_deploy.video.urls import UrlSettings
 from ivdr_deploy.serving.http.server import HttpServer
 from ivdr_deploy.serving.http.settings import HttpSettings
 

@@ -22,7 +22,7 @@ from ivdr_deploy.serving.core import metrics as counted
 from ivdr_deploy.serving.core.answers import bounded, refusal
 from ivdr_deploy.serving.core.canary import Canary
 from ivdr_deploy.serving.core.counted_runtime import CountedRuntime
-from ivdr_deploy.serving.core.fetch import Fetcher
+from ivdr_deploy.video.fetch import Fetcher
 from ivdr_deploy.serving.core.metrics import Metrics
 from ivdr_deploy.serving.core.parsing import parse_request
 from ivdr_deploy.serving.core.schema import (

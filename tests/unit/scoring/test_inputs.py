@@ -68,6 +68,17 @@ def test_another_file_has_another_key(listed, change):
     assert changed == {"absent.mp4" if change == "appeared" else "a.mp4"}
 
 
+def test_a_key_spells_what_the_file_is(listed):
+    os.utime(listed.parent / "a.mp4", ns=(5, 7))
+    digest = hashlib.sha256(b"a.mp4").hexdigest()
+
+    found = inputs(listed)
+
+    assert found[0].key == f"{digest[:24]}-1-7"
+    assert found[3].key.endswith("--1-0"), "no file"
+    assert inputs(listed, hash_files=True)[0].key == f"{digest[:24]}-{hashlib.sha256(b'a').hexdigest()}"
+
+
 def test_with_digests_the_content_alone_makes_the_key(listed):
     before = inputs(listed, hash_files=True)
     file = listed.parent / "a.mp4"

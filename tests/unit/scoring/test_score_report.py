@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -12,10 +13,11 @@ import pytest
 import run_plans
 
 from ivdr_deploy.cli import main
-from ivdr_deploy.errors import ConfigError, DataError
+from ivdr_deploy.errors import ConfigError, DataError, FolderError, MissingDependencyError
 from ivdr_deploy.scoring.drift import label_psi, mmd
 from ivdr_deploy.scoring.index import Index
 from ivdr_deploy.scoring.inputs import Input
+from ivdr_deploy.scoring.lance import write_lance
 from ivdr_deploy.scoring.page import page
 from ivdr_deploy.scoring.plan import RunPlan
 from ivdr_deploy.scoring.report import difference, report
@@ -245,3 +247,40 @@ def test_tables_that_are_alike_do_not_differ(tmp_path, capsys):
     other = write(tmp_path / "c", key="other")
     assert difference(one, other).counts["another file"] == 6
     main_exits(2, "scores", "--diff", str(one), str(other), "--reference", str(one))
+
+
+def test_rows_become_a_lance_data_set_that_is_searched_by_vectors(tmp_path, capsys):
+    lance = pytest.importorskip("lance")
+    features = np.array([[1, 0], [0, 1], [1, 1], [0, 0], [-1, 0], [0, 0]], dtype=np.float32)
+    table = write(tmp_path / "table", features=features)
+
+    with pytest.raises(SystemExit) as caught:
+        main(["scores", str(table), "--lance", str(tmp_path / "rows.lance")])
+
+    assert caught.value.code in (None, 0)
+    assert "6 rows -> " in capsys.readouterr().err
+    found = lance.dataset(str(tmp_path / "rows.lance"))
+    rows = found.to_table().to_pylist()
+    assert [row["uri"] for row in rows] == [f"v{i}.mp4" for i in range(6)]
+    assert [row["feature"] for row in rows] == [
+        None if label is None else vector.tolist() for label, vector in zip(LABELS, features, strict=True)
+    ]
+    near = found.to_table(nearest={"column": "feature", "q": features[1], "k": 1})
+    assert near["uri"].to_pylist() == ["v1.mp4"]
+    with pytest.raises(FolderError, match="there is something at"):
+        write_lance(table, tmp_path / "rows.lance")
+
+
+def test_a_table_in_which_all_failed_becomes_one_too(tmp_path):
+    lance = pytest.importorskip("lance")
+    table = write(tmp_path / "table", labels=[None, None], scores=[None, None])
+    assert write_lance(table, tmp_path / "rows.lance") == 2
+    assert lance.dataset(str(tmp_path / "rows.lance")).count_rows() == 2
+
+
+def test_without_lance_its_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lance", None)
+    with pytest.raises(MissingDependencyError, match="cannot be imported") as caught:
+        write_lance(write(tmp_path / "table"), tmp_path / "rows.lance")
+    assert "ivdr-deploy[lance]" in (caught.value.hint or "")
+    assert not (tmp_path / "rows.lance").exists()

@@ -21,10 +21,10 @@ from requirements import missing
 from test_urls import NOT_URLS, ODD_HOSTS, PRIVATE
 
 from ivdr_deploy.errors import FetchError, IvdrError, UrlError, VideoLimitError
-from ivdr_deploy.serving.core.fetch import Fetcher
+from ivdr_deploy.video.fetch import Fetcher
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.core.settings import ServiceSettings
-from ivdr_deploy.serving.core.urls import UrlSettings
+from ivdr_deploy.video.urls import UrlSettings
 
 SECRET = "do-not-show-this"
 BODY = bytes(range(256)) * 1000

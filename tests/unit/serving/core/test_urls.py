@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ivdr_deploy.errors import ConfigError, UrlError
-from ivdr_deploy.serving.core.urls import UrlSettings, check_url, is_public
+from ivdr_deploy.video.urls import UrlSettings, check_url, is_public
 
 ANY = UrlSettings(hosts=("*",), schemes=("https", "http"))
 SOME = UrlSettings(hosts=("videos.example.com", "*.store.example", "odd.example:8443"))

@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 
 from ivdr_deploy import __version__
 from ivdr_deploy.errors import FetchError, UrlError, VideoLimitError
-from ivdr_deploy.serving.core.urls import Target, UrlSettings, check_url, is_public
+from ivdr_deploy.video.urls import Target, UrlSettings, check_url, is_public
 
 Resolve = Callable[[str, int], Sequence[str]]
 """Host and port -> its addresses."""

@@ -166,7 +166,7 @@ def check_url(url: str, settings: UrlSettings) -> Target:
     )
     if not any(_allows(entry, target) for entry in settings.hosts):
         raise UrlError(
-            f"{target.shown[:100]} is not among the hosts and ports that this endpoint asks",
+            f"{target.shown[:100]} is not among the hosts and ports that are asked",
             hint="send the video itself; its operator can allow hosts (urls.hosts)",
         )
     return target
