@@ -43,7 +43,7 @@ test: $(STAMP) ## the tests; those for a GPU are skipped where there is none
 	$(BIN)/python -m pytest $(PARALLEL) -m "not exhaustive"
 
 test-all: $(STAMP) ## all tests, also the slow ones that repeat a check for every backbone, and those of large extras
-	$(BIN)/python -m pip install --quiet --editable '.[ray,gcs,lance]'
+	$(BIN)/python -m pip install --quiet --editable '.[ray,gcs,lance]' gcp-storage-emulator==2026.7.19
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-gpu: $(STAMP) ## the tests for a GPU; a missing GPU, TensorRT or onnxruntime-gpu is a failure

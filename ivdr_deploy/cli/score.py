@@ -86,7 +86,9 @@ def score(
     root: RootOption = None,
     url_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="HOST", help="Fetch https:// and http:// videos of the list from it; may be repeated."),
+        typer.Option(
+            metavar="HOST", help="Fetch https:// and http:// videos of the list from it; may be repeated."
+        ),
     ] = None,
     allow_container: AllowContainerOption = None,
     as_json: JsonOption = False,

@@ -30,7 +30,9 @@ def scores(
     html: Annotated[Path | None, typer.Option(help="Also write the report as one page.")] = None,
     lance: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Also write the rows as a Lance data set, to be searched by vectors."),
+        typer.Option(
+            metavar="FOLDER", help="Also write the rows as a Lance data set, to be searched by vectors."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

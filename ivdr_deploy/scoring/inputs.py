@@ -46,8 +46,8 @@ class Input(NamedTuple):
     """Of the uri alone: which video it is."""
 
     key: str
-    """24 hex digits of the SHA-256 of the uri, then size in bytes and time of change in ns (``-1-0`` of no file), or the
-    SHA-256 of the file: a row belongs to a key, and a file that is another one has another."""
+    """24 hex digits of the SHA-256 of the uri, then size in bytes and time of change in ns (``-1-0`` of no file), or
+    the SHA-256 of the file: a row belongs to a key, and a file that is another one has another."""
 
     file: str | Source
     """Where it is: a path of this machine, or what fetches it."""

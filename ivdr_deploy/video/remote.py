@@ -112,7 +112,8 @@ class WebSource(Source):
         """Fetch the file."""
         if not self.hosts:
             raise VideoOpenError(
-                f"{quoted(self.uri)} is not fetched: no web server is named", hint="`--url-host HOST` names one"
+                f"{quoted(self.uri)} is not fetched: no web server is named",
+                hint="`--url-host HOST` names one",
             )
         settings = UrlSettings(hosts=self.hosts, schemes=WEB, seconds=_WEB_SECONDS)
         known = not any("*" in host for host in self.hosts)

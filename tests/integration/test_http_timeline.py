@@ -20,11 +20,11 @@ import pytest
 from served import SETTINGS, ask, running_http, wait_for
 from videos import numbered_video
 
-from ivdr_deploy.video.fetch import Fetcher
 from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS
-from ivdr_deploy.video.urls import UrlSettings
 from ivdr_deploy.serving.http.server import HttpServer
 from ivdr_deploy.serving.http.settings import HttpSettings
+from ivdr_deploy.video.fetch import Fetcher
+from ivdr_deploy.video.urls import UrlSettings
 
 SERVICE = replace(SETTINGS.service, limits=ENDPOINT_LIMITS, decode_workers=1, max_timelines=1)
 

@@ -22,7 +22,6 @@ from ivdr_deploy.serving.core import metrics as counted
 from ivdr_deploy.serving.core.answers import bounded, refusal
 from ivdr_deploy.serving.core.canary import Canary
 from ivdr_deploy.serving.core.counted_runtime import CountedRuntime
-from ivdr_deploy.video.fetch import Fetcher
 from ivdr_deploy.serving.core.metrics import Metrics
 from ivdr_deploy.serving.core.parsing import parse_request
 from ivdr_deploy.serving.core.schema import (
@@ -37,6 +36,7 @@ from ivdr_deploy.serving.core.schema import (
 from ivdr_deploy.serving.core.settings import ServiceSettings
 from ivdr_deploy.serving.core.timelines import Found, Timelines, check_timeline
 from ivdr_deploy.spec import MAX_BATCH
+from ivdr_deploy.video.fetch import Fetcher
 
 Render = Callable[[VideoResult, Options], Response]
 """Makes an answer of what the network said."""

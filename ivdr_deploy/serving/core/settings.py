@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import from_dict, to_dict
-from ivdr_deploy.video.urls import UrlSettings
 from ivdr_deploy.spec import MAX_BATCH, MAX_CLIPS, Device, ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
+from ivdr_deploy.video.urls import UrlSettings
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""The life of a run whose videos and table are in an object store: a real S3 server, on loopback."""
+"""The life of a run whose videos and table are in an object store: a real server of it, on loopback."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from videos import numbered_video
@@ -20,53 +22,84 @@ from ivdr_deploy.scoring.inputs import InputStream, Selection
 from ivdr_deploy.scoring.store import UrlStore, open_store
 from ivdr_deploy.video.remote import file_system, is_url
 
-pytest.importorskip("s3fs")
-pytest.importorskip("moto.server")
-
 TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
 BUCKET = "collection"
 VIDEOS = 100
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
-    given = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    before = dict(os.environ)
-    os.environ.update(given)
-    file_system.cache_clear()
     try:
-        file_system("s3").mkdir(BUCKET)
-        yield f"s3://{BUCKET}"
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
     finally:
-        file_system.cache_clear()
-        os.environ.clear()
-        os.environ.update(before)
         server.stop()
 
 
+@contextmanager
+def gs_server() -> Iterator[dict[str, str]]:
+    from gcp_storage_emulator.server import create_server
+
+    server = create_server("127.0.0.1", 0, in_memory=True)
+    server.start()
+    try:
+        yield {
+            "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{server._api._httpd.server_address[1]}",
+            "FSSPEC_GS_TOKEN": "anon",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks for the kind of bucket by gRPC, which it lacks
+        }
+    finally:
+        server.stop()
+
+
+SERVERS = {"s3": (s3_server, ("s3fs", "moto.server")), "gs": (gs_server, ("gcsfs", "gcp_storage_emulator"))}
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def store(request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of a bucket."""
+    running, needed = SERVERS[request.param]
+    for module in needed:
+        pytest.importorskip(module)
+    before = dict(os.environ)
+    file_system.cache_clear()
+    with running() as variables:
+        os.environ.update(variables)
+        try:
+            file_system(request.param).mkdir(BUCKET)
+            yield f"{request.param}://{BUCKET}"
+        finally:
+            file_system.cache_clear()
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def system_of(url: str) -> Any:
+    return file_system(url.partition(":")[0])
+
+
 @pytest.fixture(scope="module")
-def videos(s3: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def videos(store: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """One good video in ten; some in folders."""
     good = numbered_video(
         tmp_path_factory.mktemp("videos") / "a.mp4", num_frames=8, size=(64, 48)
     ).read_bytes()
-    system = file_system("s3")
+    system = system_of(store)
     for index in range(VIDEOS):
         folder = "walk/" if index % 3 else ""
         system.pipe_file(f"{BUCKET}/videos/{folder}{index:03d}.mp4", good if index % 10 == 0 else b"no video")
     system.pipe_file(f"{BUCKET}/videos/readme.txt", b"text")
-    return f"{s3}/videos"
+    return f"{store}/videos"
 
 
 def score(*words: str) -> int:
@@ -92,9 +125,9 @@ def test_objects_are_listed_by_name_and_the_rest_is_counted(videos):
 
 
 @pytest.mark.exhaustive
-def test_a_run_in_a_store_is_killed_and_goes_on_and_its_list_changes(tiny_bundle, videos, s3, tmp_path):
+def test_a_run_in_a_store_is_killed_and_goes_on_and_its_list_changes(tiny_bundle, videos, store, tmp_path):
     """Listed, scored, killed, resumed, an object replaced, another removed."""
-    out, whole = f"{s3}/killed", f"{s3}/whole"
+    out, whole = f"{store}/killed", f"{store}/whole"
     words = ["score", str(tiny_bundle), videos, "-o", out, "--variant", "onnx-fp32"]
     assert score(str(tiny_bundle), videos, "-o", whole, "--variant", "onnx-fp32") == 1
     process = subprocess.Popen(
@@ -119,7 +152,7 @@ def test_a_run_in_a_store_is_killed_and_goes_on_and_its_list_changes(tiny_bundle
     assert tables[0].equals(tables[1])
     assert tables[0]["status"].to_pylist().count("ok") == VIDEOS // 10
 
-    system = file_system("s3")
+    system = system_of(store)
     content = system.cat_file(f"{BUCKET}/videos/000.mp4")
     system.pipe_file(f"{BUCKET}/videos/003.mp4", content)
     system.rm_file(f"{BUCKET}/videos/006.mp4")
@@ -130,7 +163,7 @@ def test_a_run_in_a_store_is_killed_and_goes_on_and_its_list_changes(tiny_bundle
     assert "006.mp4" not in rows
 
 
-def test_a_list_names_objects_beside_files(tiny_bundle, videos, s3, tmp_path):
+def test_a_list_names_objects_beside_files(tiny_bundle, videos, store, tmp_path):
     numbered_video(tmp_path / "here.mp4", num_frames=8, size=(64, 48))
     (tmp_path / "list.csv").write_text(
         f"path,label\n{videos}/000.mp4,walk\nhere.mp4,sit\n{videos}/absent.mp4,\n"
@@ -145,21 +178,22 @@ def test_a_list_names_objects_beside_files(tiny_bundle, videos, s3, tmp_path):
     assert len(rows[0]["sha256"]) == 64
 
 
-def test_a_place_with_other_objects_is_refused(tiny_bundle, videos, s3, capsys):
+def test_a_place_with_other_objects_is_refused(tiny_bundle, videos, store, capsys):
     assert score(str(tiny_bundle), videos, "-o", videos) == 10
     assert "is not empty and is no score table" in capsys.readouterr().err
 
 
-def test_a_store_that_refuses_is_an_error_of_the_system_that_names_it(s3):
-    store = UrlStore("s3://bucket-that-is-not-there/x")
-    with pytest.raises(OSError, match="bucket-that-is-not-there") as caught:
-        store.write("a", b"a")
+def test_a_store_that_refuses_is_an_error_of_the_system_that_names_it(store):
+    absent = f"{store}-that-is-not-there/x"
+    with pytest.raises(OSError, match="that-is-not-there") as caught:
+        UrlStore(absent).write("a", b"a")
     assert caught.value.errno
-    assert caught.value.filename == "s3://bucket-that-is-not-there/x/a"
+    assert caught.value.filename == f"{absent}/a"
 
 
 def test_only_schemes_that_are_named_are_urls():
     assert is_url("s3://bucket/x")
+    assert is_url("gs://bucket/x")
     assert not any(map(is_url, ("https://host/x", "file:///x", "s3:/x", "scores:1", "memory://x")))
     with pytest.raises(ConfigError, match="expected s3://"):
         file_system("https")

@@ -273,7 +273,9 @@ def test_a_table_of_another_version_is_refused_by_its_version(out, version):
     ledger.write_text(json.dumps(values))
 
     for use in (read_scores, write):
-        with pytest.raises(DataError, match=f"of version {version}, this ivdr reads and continues version {TABLE_VERSION}"):
+        with pytest.raises(
+            DataError, match=f"of version {version}, this ivdr reads and continues version {TABLE_VERSION}"
+        ):
             use(out)
 
 

@@ -71,7 +71,18 @@ def score(site: Site, tiny_bundle: Path, tmp_path: Path) -> Callable[..., dict[s
 
     def run(*words: str) -> dict[str, dict[str, object]]:
         with pytest.raises(SystemExit) as caught:
-            main(["score", str(tiny_bundle), str(listed), "-o", str(tmp_path / "out"), "--isolation", "thread", *words])
+            main(
+                [
+                    "score",
+                    str(tiny_bundle),
+                    str(listed),
+                    "-o",
+                    str(tmp_path / "out"),
+                    "--isolation",
+                    "thread",
+                    *words,
+                ]
+            )
         assert caught.value.code == 1
         return {row["uri"].rpartition("/")[2]: row for row in read_scores(tmp_path / "out").to_pylist()}
 

@@ -21,9 +21,9 @@ from requirements import missing
 from test_urls import NOT_URLS, ODD_HOSTS, PRIVATE
 
 from ivdr_deploy.errors import FetchError, IvdrError, UrlError, VideoLimitError
-from ivdr_deploy.video.fetch import Fetcher
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.core.settings import ServiceSettings
+from ivdr_deploy.video.fetch import Fetcher
 from ivdr_deploy.video.urls import UrlSettings
 
 SECRET = "do-not-show-this"
