@@ -38,12 +38,16 @@ def score(
     ],
     videos: Annotated[
         str,
-        typer.Argument(metavar="VIDEOS", help=f"Videos to score: {VIDEOS_HELP} Or s3://BUCKET/PREFIX."),
+        typer.Argument(
+            metavar="VIDEOS", help=f"Videos to score: {VIDEOS_HELP} Or s3://BUCKET/PREFIX, or gs://."
+        ),
     ],
     out: Annotated[
         str,
         typer.Option(
-            "--out", "-o", help="Folder or s3:// place for the table; continued if it is of this model."
+            "--out",
+            "-o",
+            help="Folder, s3:// or gs:// place for the table; continued if it is of this model.",
         ),
     ],
     top_k: Annotated[int, typer.Option(help="Labels and scores per video.")] = 5,

@@ -113,7 +113,7 @@ class WebSource(Source):
         if not self.hosts:
             raise VideoOpenError(
                 f"{quoted(self.uri)} is not fetched: no web server is named",
-                hint="`--url-host HOST` names one",
+                hint="name it: `--retry-failed --url-host HOST`",
             )
         settings = UrlSettings(hosts=self.hosts, schemes=WEB, seconds=_WEB_SECONDS)
         known = not any("*" in host for host in self.hosts)
@@ -123,7 +123,7 @@ class WebSource(Source):
         except UrlError as error:
             raise VideoOpenError(
                 f"{quoted(self.uri)} is not fetched: {error.message}",
-                hint="`--url-host HOST` names a server, `--url-host '*'` every public one",
+                hint="name it: `--retry-failed --url-host HOST`; `--url-host '*'` stands for every public one",
             ) from error
         except FetchError as error:
             raise VideoOpenError(f"{quoted(self.uri)} cannot be fetched: {error.message}") from error
