@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import psutil
@@ -48,6 +48,14 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits to be collected."""
+    try:
+        return psutil.Process(pid).status() in DEAD
+    except psutil.NoSuchProcess:
+        return True
+
+
 def processes_using(run_dir: Path) -> list[psutil.Process]:
     """The processes that were started for this run folder."""
     found = []
@@ -63,9 +71,13 @@ def processes_using(run_dir: Path) -> list[psutil.Process]:
 
 
 def unused_ports_in_a_row() -> Ports:
-    """Find ports that nobody listens on. Several processes run tests: each begins to look at another place."""
-    begin = os.getpid() % 2_500 * 5
-    for first in (20_000 + (begin + step) % 12_500 for step in range(0, 12_500, 5)):
+    """Find ports that nobody listens on. Several processes run tests: each looks in a range of its own.
+
+    What is free now is bound seconds later, so that two which looked in one range could find the same.
+    """
+    lane = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    begin = os.getpid() % 300 * 5
+    for first in (20_000 + 1_500 * lane + (begin + step) % 1_500 for step in range(0, 1_500, 5)):
         ports = Ports.starting_at(first)
         with suppress(ServerError):
             ports.check()
@@ -181,6 +193,15 @@ class ServingCommand:
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+class Answered(NamedTuple):
+    """A request that was answered."""
+
+    begun: float
+    ended: float
+    status: int
+    body: dict[str, Any]
+
+
 class Senders:
     """Threads that send a video again and again, and note what came back. A context manager.
 
@@ -197,8 +218,7 @@ class Senders:
         self._client, self._video, self._options = client, video.read_bytes(), options
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._send) for _ in range(threads)]
-        self.answers: list[tuple[float, int, dict[str, Any]]] = []
-        """Of each request that was answered: when, status, body."""
+        self.answers: list[Answered] = []
 
         self.lost: list[str] = []
         """Of each that was not: why."""
@@ -220,14 +240,15 @@ class Senders:
 
     def longest_gap(self) -> float:
         """The longest time in which nothing was answered 200."""
-        times = sorted(when for when, status, _ in self.answers if status == 200)
+        times = sorted(each.ended for each in self.answers if each.status == 200)
         return max(after - before for before, after in itertools.pairwise(times))
 
     def _send(self) -> None:
         while not self._stopping.is_set():
+            begun = time.monotonic()
             try:
                 status, body = self._client.predict(self._video, options=self._options)
             except ServerError as error:
                 self.lost.append(str(error))
             else:
-                self.answers.append((time.monotonic(), status, body))
+                self.answers.append(Answered(begun, time.monotonic(), status, body))

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from bundles import reseal
-from served import DEAD, SETTINGS, wait_for
+from served import SETTINGS, has_ended, wait_for
 
 from ivdr_deploy._console import exit_code
 from ivdr_deploy.errors import ServerError
@@ -40,7 +40,7 @@ def test_a_worker_that_answers_wrong_or_not_at_all_is_replaced(
     flag = tmp_path / "wrong"
     (tmp_path / "sitecustomize.py").write_text(_FAULT.replace("FLAG", repr(str(flag))))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr(worker_process, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(worker_process, "ANSWER_SECONDS", 2.0)
     settings = HttpSettings(service=SETTINGS.service, canary_seconds=0.1)
     with Deployment(
         tiny_bundle, settings, host="127.0.0.1", port=0, run_dir=tmp_path / "run", auth=False
@@ -48,7 +48,7 @@ def test_a_worker_that_answers_wrong_or_not_at_all_is_replaced(
         (wrong,) = running.current.ready
         flag.touch()
         wait_for(lambda: wrong not in running.current.ready)
-        wait_for(lambda: not psutil.pid_exists(wrong.pid) or psutil.Process(wrong.pid).status() in DEAD)
+        wait_for(lambda: has_ended(wrong.pid))
         wait_for(lambda: running.current.restarts >= 2)  # the one that followed was wrong from the beginning
         assert not running.current.ready
         flag.unlink()

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -149,9 +148,9 @@ def test_a_network_that_begins_to_answer_wrong_is_not_ready_and_lives(
 
         with monkeypatch.context() as patch:
             patch.setattr(OrtRuntime, "infer", wrong)
-            wait_for(lambda: ask(running.client, "GET", path="/ready")[0] == 503)
-            status, answer, _ = ask(running.client, "GET", path="/ready")
-            assert (status, answer["code"]) == (503, "network_wrong")
+            # A machine that is slow for a moment has its network called stuck, until it answers.
+            wait_for(lambda: ask(running.client, "GET", path="/ready")[1].get("code") == "network_wrong")
+            assert ask(running.client, "GET", path="/ready")[0] == 503
             assert ask(running.client, "GET", path="/ping")[0] == 200
         wait_for(lambda: ask(running.client, "GET", path="/ready")[0] == 200)
 
@@ -201,11 +200,16 @@ def test_a_port_that_is_taken_is_named(tiny_bundle: Path) -> None:
         HttpServer(tiny_bundle, HTTP, port=65535)
 
 
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video that takes a while, so that with steady traffic some request is always being answered."""
+    return numbered_video(tmp_path_factory.mktemp("slow") / "slow.mp4", num_frames=250, size=(320, 240))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_requests_that_were_taken_be_answered_and_leaves_nothing(
-    tiny_bundle: Path, tmp_path: Path, number: signal.Signals
+    tiny_bundle: Path, slow: Path, number: signal.Signals
 ) -> None:
-    slow = numbered_video(tmp_path / "long.mp4", num_frames=900, size=(320, 240))
     command = [
         sys.executable,
         "-P",
@@ -253,7 +257,11 @@ def test_a_signal_lets_requests_that_were_taken_be_answered_and_leaves_nothing(
 
 
 def test_a_kept_connection_is_answered_at_once(client: EndpointClient) -> None:
-    """Head and body of an answer leave at once, and the second does not wait 40 ms for the first to be acknowledged."""
+    """Head and body of an answer leave at once, and the second does not wait 40 ms for the first to be acknowledged.
+
+    It would every time, once a connection is a few answers old. On a machine that is busy with other things some are
+    answered at once all the same.
+    """
     with closing(HTTPConnection(urlsplit(client.inference_url).netloc, timeout=60)) as connection:
         seconds = []
         for _ in range(40):
@@ -261,4 +269,4 @@ def test_a_kept_connection_is_answered_at_once(client: EndpointClient) -> None:
             connection.request("POST", "/predictions/tiny", body=b"no video")
             assert connection.getresponse().read()
             seconds.append(time.perf_counter() - begin)
-    assert statistics.median(seconds) < 0.03
+    assert min(seconds[20:]) < 0.03

@@ -32,6 +32,8 @@ from ivdr_deploy.serving.remote.retrying import Retry
 
 pytestmark = pytest.mark.slow
 
+DIED = 'ivdr_requests_total{outcome="worker_died"}'
+
 CONFIG = """
 max_requests = 16
 workers = 2
@@ -54,6 +56,12 @@ def serving(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def slow_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A video that takes a while to decode."""
     return numbered_video(tmp_path_factory.mktemp("slow") / "slow.mp4", num_frames=150, size=(640, 480))
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video through which it takes seconds to look with a hop of one frame."""
+    return numbered_video(tmp_path_factory.mktemp("long") / "long.mp4", num_frames=3000, size=(64, 48))
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +136,7 @@ def test_a_worker_that_is_killed_sends_away_what_it_was_answering_and_is_replace
     wait_until_whole(serving)
     assert serving.client.predict(videos[0])[0] == 200
     before, counted = restarts(serving), serving.client.metrics()["ivdr_clips_total"]
+    died = serving.client.metrics().get(DIED, 0.0)
     victim, other = serving.workers
     with ExitStack() as held:
         connections = []
@@ -153,11 +162,14 @@ def test_a_worker_that_is_killed_sends_away_what_it_was_answering_and_is_replace
     assert statuses.count((503, "1")) == in_flight, "what the other had taken must be answered"
     assert set(statuses) == {(200, None), (503, "1")}
     assert not quick.lost
-    assert {status for _, status, _ in quick.answers} <= {200, 503}
-    told = 'ivdr_requests_total{outcome="worker_died"}'
-    assert in_flight <= serving.client.metrics()[told] <= in_flight + 2  # and what quick was waiting for
-    assert [when for when, _, _ in quick.answers if killed < when < replaced]
-    assert quick.longest_gap() < quiet.longest_gap() + 1.0
+    assert {each.status for each in quick.answers} <= {200, 503}
+    told = serving.client.metrics()[DIED] - died
+    assert in_flight <= told <= in_flight + 2  # and what quick was waiting for
+    # The other one goes on: nobody waits for the one that follows, which takes seconds wherever that may be.
+    assert [
+        each for each in quick.answers if killed < each.begun < each.ended < replaced and each.status == 200
+    ]
+    assert quick.longest_gap() < max(quiet.longest_gap() + 1.0, (replaced - killed) / 2)
     assert serving.client.metrics()["ivdr_clips_total"] > counted, "counters must not fall"
 
 
@@ -166,8 +178,7 @@ def test_a_client_that_sends_again_loses_nothing_when_a_worker_is_killed(
 ) -> None:
     """Requests that are whole, and wait for their decoder or the network."""
     wait_until_whole(serving)
-    told = 'ivdr_requests_total{outcome="worker_died"}'
-    before = serving.client.metrics().get(told, 0.0)
+    before = serving.client.metrics().get(DIED, 0.0)
     stopping, done = threading.Event(), list[str]()
 
     def send() -> None:
@@ -180,7 +191,7 @@ def test_a_client_that_sends_again_loses_nothing_when_a_worker_is_killed(
         try:
             wait_for(lambda: len(done) >= 16)
             max(serving.workers, key=held_by).kill()  # clients keep their connections: they may be all at one
-            wait_for(lambda: serving.client.metrics().get(told, 0.0) > before)
+            wait_for(lambda: serving.client.metrics().get(DIED, 0.0) > before)
             wait_until_whole(serving)
             count = len(done)
             wait_for(lambda: len(done) >= count + 8)
@@ -191,9 +202,10 @@ def test_a_client_that_sends_again_loses_nothing_when_a_worker_is_killed(
 
 
 def test_what_had_begun_is_cut_off_and_who_asks_again_on_the_same_connection_is_told(
-    serving: ServingCommand, videos: list[Path], slow_video: Path
+    serving: ServingCommand, videos: list[Path], long_video: Path
 ) -> None:
     wait_until_whole(serving)
+    before = restarts(serving)
     address = urlsplit(serving.client.inference_url)
     with (
         socket.create_connection((address.hostname, address.port or 0), timeout=60) as stream,
@@ -201,14 +213,13 @@ def test_what_had_begun_is_cut_off_and_who_asks_again_on_the_same_connection_is_
     ):
         kept.request("POST", "/predictions/tiny", body=videos[0].read_bytes())
         assert kept.getresponse().read()
-        body = slow_video.read_bytes()
+        body = long_video.read_bytes()
         stream.sendall(
-            b"POST /predictions/tiny?timeline=true HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n"
+            b"POST /predictions/tiny?timeline=%7B%22hop%22:1%7D HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n"
             + f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
         begun = stream.recv(1 << 16)
-        before = restarts(serving)
         for worker in serving.workers:
             worker.kill()
         kept.request("GET", "/ping")
@@ -232,11 +243,11 @@ def test_a_decoder_that_is_killed_costs_its_request_alone(
     with Senders(serving.client, videos[0], threads=1) as quick:
         quick.wait_for_more(3)
         with Senders(serving.client, slow_video, threads=2, options={"num_clips": 64}) as held:
-            wait_for(lambda: kill_busy_decoder(serving) and any(s == 422 for _, s, _ in held.answers))
+            wait_for(lambda: kill_busy_decoder(serving) and any(each.status == 422 for each in held.answers))
         quick.wait_for_more(3)
-    crashed = [body["code"] for _, status, body in held.answers if status != 200]
+    crashed = [each.body["code"] for each in held.answers if each.status != 200]
     assert set(crashed) == {"crashed"}
-    assert {status for _, status, _ in quick.answers} <= {200, 422}  # 422: it was this one's decoder
+    assert {each.status for each in quick.answers} <= {200, 422}  # 422: it was this one's decoder
     assert not quick.lost
     assert not held.lost
     assert {worker.pid for worker in serving.workers} == pids
@@ -279,18 +290,19 @@ def test_an_update_under_load_fails_no_request_and_can_be_rolled_back(
         senders.wait_for_more(20)
         assert serving.version == "2.0"
         victim = serving.workers[-1]
+        leaving = time.monotonic()
         rolled_back = serving.order("--rollback")
         assert rolled_back.returncode == 0, rolled_back.stderr
         back = time.monotonic()
         senders.wait_for_more(20)
     assert not senders.lost
-    assert {status for _, status, _ in senders.answers} == {200}
-    told = [(when, body["model"]["version"]) for when, _, body in senders.answers]
-    assert {version for _, version in told} == {"1.0", "2.0"}
-    assert told[0][1] == told[-1][1] == "1.0"
-    # One that was taken by the old version just before may be answered a moment after.
-    assert {version for when, version in told if switched + 1 < when < back - 1} <= {"2.0"}
-    assert {version for when, version in told if when > back + 1} <= {"1.0"}
+    assert {each.status for each in senders.answers} == {200}
+    told = [(each.begun, each.ended, each.body["model"]["version"]) for each in senders.answers]
+    assert {version for *_, version in told} == {"1.0", "2.0"}
+    assert told[0][2] == "1.0"
+    # One that was begun before may have been taken by the other version, however late it is answered.
+    assert {version for begun, ended, version in told if switched < begun and ended < leaving} == {"2.0"}
+    assert {version for begun, _, version in told if begun > back} == {"1.0"}
     wait_for(lambda: serving.client.metrics()["ivdr_clips_total"] >= counted + 2 * len(senders.answers))
     assert victim.is_running(), "the version that was left is kept"
 

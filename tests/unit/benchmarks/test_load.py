@@ -95,7 +95,7 @@ def test_a_request_without_an_answer_ends() -> None:
     with known_server(5000.0) as address:
         step = generator(address, timeout_seconds=0.2).closed_loop(1, 0.1)
     assert step.outcomes == {"timeout": 1}
-    assert step.samples[0].latency_ms == pytest.approx(200, abs=150)
+    assert 200 <= step.samples[0].latency_ms < 5000
 
 
 def test_a_connection_that_was_closed_while_it_was_kept_costs_no_request() -> None:

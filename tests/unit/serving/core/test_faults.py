@@ -106,6 +106,19 @@ def test_worker_that_dies_hangs_or_eats_memory_costs_its_own_request(
     service._predictor.close()
 
 
+def test_what_waits_when_the_service_is_closed_is_told_to_come_back(
+    model: LoadedModel, videos: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ivdr_deploy.pipeline.DecodePool", FaultyPool)
+    closing = InferenceService(model, replace(SETTINGS, decode_workers=1))
+    waiting = [closing.submit({"video": video}) for video in (b"hang", *videos)]  # nothing passes the first
+    closing._predictor.close()
+    first, *answers = [future.result(60) for future in waiting]
+    assert first.status in (503, 504)
+    assert [(answer.status, outcome(answer)) for answer in answers] == [(503, "draining")] * len(videos)
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
+
+
 @pytest.fixture
 def flawed(model: LoadedModel, videos: list[bytes]) -> Iterator[tuple[InferenceService, FlawedRuntime]]:
     # The last clips: the videos begin alike.

@@ -276,18 +276,6 @@ def test_draining_refuses_what_is_new_and_finishes_what_was_taken(
     draining._predictor.close()
 
 
-def test_what_waits_when_the_service_is_closed_is_told_to_come_back(
-    service: InferenceService, videos: list[bytes]
-) -> None:
-    closing = InferenceService(service.model, ServiceSettings(decode_workers=1))
-    waiting = [closing.submit({"body": video}) for video in videos * 10]
-    closing._predictor.close()
-    answers = [answer.result(60) for answer in waiting]
-    assert {answer.status for answer in answers} <= {200, 503}
-    assert answers[-1].body["code"] == "draining"
-    assert int(answers[-1].headers["Retry-After"]) > 0
-
-
 def test_answer_has_a_bound_of_its_own(
     service: InferenceService, videos: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
