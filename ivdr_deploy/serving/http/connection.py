@@ -10,7 +10,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ivdr_deploy.serving.http.standby import ANSWERING, ASKED, IDLE, Handover
 
 _MOST_HEAD_BYTES = 1 << 16
-"""Of a request before its body. uvicorn would keep whatever comes."""
+"""Of a request before its body, and behind it: lines that may follow a body in chunks. uvicorn would keep whatever
+comes."""
 
 _BESIDE_SECONDS = 5.0
 """On top of what a client has for its request, so that whoever reads it is the first to say that the time is up."""
@@ -21,7 +22,7 @@ class Connection(HttpToolsProtocol):
 
     Args:
         patience_seconds: For a request from its first byte to its last (for the first one: from the connection on),
-            and to take an answer; then the connection is cut.
+            and to take an answer, or what there is of one that is still being made; then the connection is cut.
         handover: Is told how far it is; None where nobody would answer in its place.
         options: Of uvicorn.
     """
@@ -32,40 +33,52 @@ class Connection(HttpToolsProtocol):
         self._patience = patience_seconds + _BESIDE_SECONDS
         self._handover = handover
         self._number = -1
-        self._cut: asyncio.TimerHandle | None = None
-        self._head_bytes: int | None = 0
-        """Of the request that is coming; None when its head has come."""
+        self._asking: asyncio.TimerHandle | None = None
+        self._taking: asyncio.TimerHandle | None = None
+        """Apart from the other: a client may send requests and take no answer."""
+
+        self._beside_body = 0
+        """Bytes that have come since a request began, its head was there, or something of its body came."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         """Begin."""
         self._number = transport.get_extra_info("socket").fileno()
         super().connection_made(transport)
-        self._wait_for_client()
+        self._wait_for_request()
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sends."""
         if self._at_rest():
             self._note(ASKED)
-        if self._head_bytes is not None:
-            self._head_bytes += len(data)
+        self._beside_body += len(data)
         super().data_received(data)
-        if (self._head_bytes or 0) > _MOST_HEAD_BYTES and not self.transport.is_closing():
+        if self._beside_body <= _MOST_HEAD_BYTES or self.transport.is_closing():
+            return
+        if self._at_rest():
             self.send_400_response("The head of the request is too large.")
+        else:  # an answer is being made, and there would be two
+            self.transport.abort()
 
     def on_message_begin(self) -> None:
         """Hear from the parser that a request begins."""
         super().on_message_begin()
-        self._head_bytes = 0
-        self._wait_for_client()
+        self._beside_body = 0
+        self._wait_for_request()
 
     def on_headers_complete(self) -> None:
         """Hear that its head is there."""
-        self._head_bytes = None
+        self._beside_body = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take something of its body."""
+        self._beside_body = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Hear that all of it is there."""
         super().on_message_complete()
+        self._beside_body = 0
         self._wait_no_longer()
 
     def answering(self) -> None:
@@ -74,11 +87,20 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Hear that an answer has been written."""
-        if self.transport.get_write_buffer_size():
-            self._wait_for_client()
-        else:
+        self._wait_for_taking()
+        if self._taking is None:
             self._note(ASKED if self.pipeline else IDLE)
         super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Hear that the client takes less than there is for it."""
+        super().pause_writing()
+        self._wait_for_taking()
+
+    def resume_writing(self) -> None:
+        """Hear that it has taken most of it: it has as long again for the rest."""
+        super().resume_writing()
+        self._wait_for_taking()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request."""
@@ -88,6 +110,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._wait_no_longer()
+        self._take_no_longer()
         if self._handover is not None:
             self._handover.ended(self.transport.get_extra_info("socket"))
         super().connection_lost(exc)
@@ -101,11 +124,24 @@ class Connection(HttpToolsProtocol):
         if self._handover is not None:
             self._handover.note(self._number, state)
 
-    def _wait_for_client(self) -> None:
+    def _wait_for_request(self) -> None:
         self._wait_no_longer()
-        self._cut = self.loop.call_later(self._patience, self.transport.abort)
+        self._asking = self.loop.call_later(self._patience, self.transport.abort)
+
+    def _wait_for_taking(self) -> None:
+        self._take_no_longer()
+        if self.transport.get_write_buffer_size():
+            self._taking = self.loop.call_later(self._patience, self._cut_unless_taken)
+
+    def _cut_unless_taken(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def _wait_no_longer(self) -> None:
-        if self._cut is not None:
-            self._cut.cancel()
-            self._cut = None
+        if self._asking is not None:
+            self._asking.cancel()
+
+    def _take_no_longer(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
