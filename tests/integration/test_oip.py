@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,61 +13,27 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from served import SETTINGS, announced, ask, running_http, wait_for
+from oip_client import MOST, Triton, running_oip
+from served import ask, wait_for
 from tritonclient import grpc as triton_grpc
 from tritonclient import http as triton_http
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
-from videos import numbered_video
 
-from ivdr_deploy.errors import ConfigError, QueueFullError, ServerError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
 from ivdr_deploy.serving.http.server import HttpServer
-from ivdr_deploy.serving.http.settings import HttpSettings
 from ivdr_deploy.video.decode import open_video
 from ivdr_deploy.video.frame_array import pack_frames
 
 pytestmark = pytest.mark.slow
 
-MOST = 6
 INFER = "/v2/models/tiny/infer"
 
 
 @pytest.fixture(scope="module")
 def oip(tiny_bundle: Path) -> Iterator[HttpServer]:
-    settings = HttpSettings(service=SETTINGS.service, max_requests=MOST, canary_seconds=0.1)
-    with running_http(tiny_bundle, settings, grpc_port=0) as running:
+    with running_oip(tiny_bundle) as running:
         yield running
-
-
-class Triton:
-    """Triton's client, over one of the two ways."""
-
-    def __init__(self, module: Any, url: str) -> None:
-        self.module = module
-        self.client = module.InferenceServerClient(url)
-
-    def infer(
-        self,
-        files: Sequence[bytes],
-        *,
-        outputs: Sequence[str] | None = None,
-        model: str = "tiny",
-        **arguments: Any,
-    ) -> Any:
-        tensor = self.module.InferInput("video", [len(files)], "BYTES")
-        tensor.set_data_from_numpy(np.array(files, dtype=np.object_))
-        asked = None if outputs is None else [self.module.InferRequestedOutput(name) for name in outputs]
-        return self.client.infer(model, [tensor], outputs=asked, **arguments)
-
-    def said(self, answer: Any) -> dict[str, Any]:
-        """What a call without tensors says, as JSON has it."""
-        if isinstance(answer, dict):
-            return answer
-        from google.protobuf.json_format import MessageToDict
-
-        return dict(MessageToDict(answer, preserving_proto_field_name=True))
 
 
 @pytest.fixture(scope="module", params=["http", "grpc"])
@@ -217,6 +176,20 @@ def test_videos_count_one_by_one_whatever_they_came_in(
     assert oip.client.metrics()[name] == before + MOST
 
 
+def test_the_videos_of_a_request_share_the_bound_of_an_answer(
+    triton: Triton, videos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = videos[0].read_bytes()
+    found = triton.infer([video], outputs=["logits", "intra"])
+    size = found.as_numpy("logits").nbytes + found.as_numpy("intra").nbytes
+    monkeypatch.setattr("ivdr_deploy.serving.core.oip.MAX_ANSWER_BYTES", 2 * size)
+    for files in ([video] * 2, [video, b"no video"]):
+        triton.infer(files, outputs=["logits", "intra", "status"])
+    for files in ([video] * 3, [video, b"no video", b"no video"]):
+        with pytest.raises(InferenceServerException, match=f"more than the limit of {2 * size}"):
+            triton.infer(files, outputs=["logits", "intra", "status"])
+
+
 def test_a_network_that_answers_wrong_is_not_ready(
     triton: Triton, oip: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,7 +279,19 @@ GOOD = {"name": "video", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}
         ({"inputs": [{**GOOD, "data": ["*"]}]}, {}, 400, "not base64"),
         ({"inputs": [{**GOOD, "data": [1]}]}, {}, 400, "expected base64"),
         ({"inputs": [{**GOOD, "parameters": {"x": 1}}]}, {}, 422, "unknown parameter 'x'"),
-        ({"inputs": [{**GOOD, "parameters": {"binary_data_size": 9}}]}, {}, 400, "0 bytes are left"),
+        (
+            {"inputs": [{**GOOD, "data": None, "parameters": {"binary_data_size": 9}}]},
+            {},
+            400,
+            "0 bytes are left",
+        ),
+        (
+            {"inputs": [{**GOOD, "parameters": {"binary_data_size": 0}}]},
+            {},
+            400,
+            "data and a binary_data_size",
+        ),
+        (b'{"id": "1", "id": "2", "inputs": []}', {}, 400, "'id' is given twice"),
         ({"inputs": [GOOD], "parameters": {"binary_data_output": 1}}, {}, 422, "expected true or false"),
         (b"{}", {"Inference_Header_Content_Length": "3"}, 400, "the body has 2 bytes"),
         (b"{}", {"Inference_Header_Content_Length": "9" * 5000}, 400, "the body has 2 bytes"),
@@ -326,6 +311,15 @@ def test_what_is_wrong_is_named(
     assert re.search(words, answer["error"]), answer["error"]
 
 
+def test_json_of_more_values_than_any_request_has_is_refused(
+    oip: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ivdr_deploy.serving.http.oip_wire._MOST_VALUES", 100)
+    body = json.dumps({"inputs": [{**GOOD, "data": [[]] * 100}]}).encode()
+    status, content, _ = ask_raw(oip, body)
+    assert (status, json.loads(content)["message"]) == (400, "the request holds more than 100 values")
+
+
 def test_tensors_that_are_cut_off_or_too_long_are_named(oip: HttpServer) -> None:
     for raw, words in (
         (b"\1\0", "cut off in its element 0"),
@@ -343,145 +337,3 @@ def test_tensors_that_are_cut_off_or_too_long_are_named(oip: HttpServer) -> None
         assert (status, words in json.loads(content)["error"]) == (400, True), content
         status, content, _ = ask_raw(oip, text + raw + b"x", Inference_Header_Content_Length=str(len(text)))
         assert "bytes more" in json.loads(content)["error"] or words in json.loads(content)["error"]
-
-
-def test_grpc_takes_the_fields_of_a_datatype_too_and_gives_codes(oip: HttpServer, videos: list[Path]) -> None:
-    stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(str(oip.grpc_address)))
-    request = service_pb2.ModelInferRequest(model_name="tiny")
-    tensor = request.inputs.add(name="video", datatype="BYTES", shape=[1])
-    tensor.contents.bytes_contents.append(videos[0].read_bytes())
-    answer, call = stub.ModelInfer.with_call(request, metadata=(("x-request-id", "mine-1"),))
-    assert [output.name for output in answer.outputs][:2] == ["label", "score"]
-    assert dict(call.initial_metadata())["x-request-id"] == "mine-1"
-
-    def refused(code: grpc.StatusCode) -> dict[str, str]:
-        with pytest.raises(grpc.RpcError) as caught:
-            stub.ModelInfer(request)
-        assert caught.value.code() == code, caught.value
-        return dict(caught.value.trailing_metadata())
-
-    with oip.admission.taking(MOST):
-        said = refused(grpc.StatusCode.RESOURCE_EXHAUSTED)
-        assert (said["ivdr-code"], said["ivdr-status"], said["retry-after"]) == ("queue_full", "429", "1")
-    tensor.contents.bytes_contents[0] = b"no video"
-    said = refused(grpc.StatusCode.INVALID_ARGUMENT)
-    assert (said["ivdr-code"], said["ivdr-item"]) == ("unreadable", "0")
-    request.raw_input_contents.extend([b"", b""])
-    assert refused(grpc.StatusCode.INVALID_ARGUMENT)["ivdr-code"] == "bad_request"
-    request.model_name = "other"
-    refused(grpc.StatusCode.NOT_FOUND)
-    with pytest.raises(grpc.RpcError) as caught:
-        stub.RepositoryIndex(service_pb2.RepositoryIndexRequest())
-    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-
-
-def test_a_call_that_is_given_up_counts_until_its_work_is_done(
-    oip: HttpServer,
-    videos: list[Path],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.INFO, logger="ivdr_deploy.access")
-    right, reached, go_on = OrtRuntime.infer, threading.Event(), threading.Event()
-
-    def wait_and_infer(runtime: OrtRuntime, video: np.ndarray) -> dict[str, np.ndarray]:
-        reached.set()
-        assert go_on.wait(30)
-        return right(runtime, video)
-
-    def has_room() -> bool:
-        try:
-            with oip.admission.taking(MOST):
-                return True
-        except QueueFullError:
-            return False
-
-    stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(str(oip.grpc_address)))
-    request = service_pb2.ModelInferRequest(model_name="tiny")
-    tensor = request.inputs.add(name="video", datatype="BYTES", shape=[1])
-    tensor.contents.bytes_contents.append(videos[0].read_bytes())
-    name = "ivdr_busy"
-    with monkeypatch.context() as patch:
-        patch.setattr(OrtRuntime, "infer", wait_and_infer)
-        call = stub.ModelInfer.future(request)
-        wait_for(lambda: oip.client.metrics()[name] == 1)
-        assert reached.wait(30)
-        call.cancel()
-        with pytest.raises(grpc.FutureCancelledError):
-            call.result()
-        # A later call is answered, so the server has seen the end of this one.
-        assert stub.ServerLive(service_pb2.ServerLiveRequest()).live
-        assert not has_room()
-        go_on.set()
-    wait_for(has_room)
-    assert oip.client.metrics()[name] == 0
-    lines = [json.loads(each.message) for each in caplog.records if each.name == "ivdr_deploy.access"]
-    assert [line["code"] for line in lines if line["path"].endswith("/ModelInfer")] == ["ok"], (
-        "the work that was done for it is in the log"
-    )
-
-
-def test_who_shows_no_token_learns_no_more_than_whether_it_is_ready(tiny_bundle: Path) -> None:
-    token = "0123456789abcdef"
-    settings = HttpSettings(service=SETTINGS.service, canary_seconds=3600.0)
-    with running_http(tiny_bundle, settings, grpc_port=0, token=token) as running:
-        http = Triton(triton_http, running.client.inference_url.removeprefix("http://"))
-        rpc = Triton(triton_grpc, str(running.grpc_address))
-        health = health_pb2_grpc.HealthStub(grpc.insecure_channel(str(running.grpc_address)))
-        assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
-        for triton, name, status in (
-            (http, "Authorization", "401"),
-            (rpc, "authorization", "UNAUTHENTICATED"),
-        ):
-            assert triton.client.is_server_live()
-            assert triton.client.is_server_ready()
-            for headers in ({}, {name: "Bearer other"}, {name: token}):
-                with pytest.raises(InferenceServerException, match="shows its token") as caught:
-                    triton.infer([b"no video"], headers=headers)
-                assert status in str(caught.value.status())
-                with pytest.raises(InferenceServerException, match="shows its token"):
-                    triton.client.get_model_metadata("tiny", headers=headers)
-            with pytest.raises(InferenceServerException, match="not a video"):
-                triton.infer([b"no video"], headers={name: f"Bearer {token}"})
-            triton.client.close()
-
-
-def test_a_port_of_grpc_that_is_taken_is_named(oip: HttpServer, tiny_bundle: Path) -> None:
-    port = int(str(oip.grpc_address).rpartition(":")[2])
-    with pytest.raises(ServerError, match=f"port {port} \\(gRPC\\)"):
-        HttpServer(tiny_bundle, HttpSettings(), port=0, grpc_port=port).__enter__()
-    with pytest.raises(ConfigError, match="grpc_port must be"):
-        HttpServer(tiny_bundle, HttpSettings(), port=0, grpc_port=65536).__enter__()
-
-
-def test_calls_that_were_taken_are_answered_when_it_stops(tiny_bundle: Path, tmp_path: Path) -> None:
-    slow = numbered_video(tmp_path / "long.mp4", num_frames=900, size=(320, 240)).read_bytes()
-    command = [sys.executable, "-P", "-c", "from ivdr_deploy.cli import main; main()", "serve"]
-    command += [str(tiny_bundle), "--server", "http", "--json", "--port", "0", "--grpc-port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        client = Triton(triton_grpc, announced(process)["grpc_address"])
-        answers: list[int] = []
-        lost: list[str] = []
-        ended = threading.Event()
-
-        def send_steadily() -> None:
-            while not ended.is_set():
-                try:
-                    found = client.infer([slow], outputs=["status"], parameters={"num_clips": 40})
-                    answers.append(int(found.as_numpy("status")[0]))
-                except InferenceServerException as error:
-                    lost.append(str(error.status()))
-                    ended.set()
-
-        with ThreadPoolExecutor(3) as pool:
-            sending = [pool.submit(send_steadily) for _ in range(3)]
-            wait_for(lambda: len(answers) >= 3)
-            os.kill(process.pid, signal.SIGTERM)
-            for future in sending:
-                future.result(60)
-        errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 0, errors
-    assert set(answers) == {200}
-    assert set(lost) <= {"StatusCode.UNAVAILABLE"}, lost
-    logged = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
-    assert [line["status"] for line in logged] == [200] * len(answers)

@@ -168,6 +168,7 @@ class TensorService:
                 headers=first.headers,
             )
         try:
+            _check_together(answers)
             outputs = tuple(self._joined(name, answers) for name in wanted)
         except IvdrError as error:
             return self.service.refuse(error)
@@ -192,12 +193,7 @@ class TensorService:
             "clip_seconds": result.clip_seconds,
         }
         kept = {name: rows[name] for name in wanted if name in rows}
-        size = sum(value.nbytes for value in kept.values())
-        if size > MAX_ANSWER_BYTES:
-            raise OptionError(
-                f"the answer would have {size} bytes, more than the limit of {MAX_ANSWER_BYTES}",
-                hint="ask for fewer clips or outputs",
-            )
+        _check_size(_bytes_of(kept))
         return Response(status=200, body=kept)
 
     def _joined(self, name: str, answers: Sequence[Response]) -> Tensor:
@@ -230,6 +226,24 @@ class TensorService:
             datatype,
             (count, *own),
             np.stack([lost if row is None else row for row in rows]).astype(dtype),
+        )
+
+
+def _bytes_of(rows: Mapping[str, Any]) -> int:
+    return sum(value.nbytes for value in rows.values())
+
+
+def _check_together(answers: Sequence[Response]) -> None:
+    """Refuse videos whose answers are too large together; one that failed has as many numbers as the others."""
+    sizes = [_bytes_of(answer.body) for answer in answers if answer.status == 200]
+    _check_size(len(answers) * max(sizes, default=0))
+
+
+def _check_size(size_bytes: int) -> None:
+    if size_bytes > MAX_ANSWER_BYTES:
+        raise OptionError(
+            f"the answer would have {size_bytes} bytes, more than the limit of {MAX_ANSWER_BYTES}",
+            hint="ask for fewer clips or outputs, or send fewer videos in one request",
         )
 
 

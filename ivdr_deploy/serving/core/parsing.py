@@ -25,6 +25,9 @@ _FORMS = (
 _DATA_URL_HEAD = 200
 """Characters in which the head of a data URL must end."""
 
+_MOST_VALUES = 10_000
+"""In the JSON of a request. A video in base64 is one; others that cost two bytes to send would take sixty each."""
+
 _JSON_OBJECT = re.compile(rb"(?:%s)?\s*\{" % codecs.BOM_UTF8)
 
 _TO_BASE64 = bytes.maketrans(b"-_", b"+/")
@@ -178,7 +181,37 @@ def _parse_single(name: str, value: object) -> Any:
 
 
 def _parse_json(text: bytes | bytearray | str, *, what: str) -> Any:
+    text = text.removeprefix("\ufeff") if isinstance(text, str) else text
+    return read_json(text, most_values=_MOST_VALUES, what=what, hint=_FORMS)
+
+
+def read_json(text: bytes | bytearray | str, *, most_values: int, what: str, hint: str) -> Any:
+    """Read JSON that somebody sent.
+
+    Args:
+        text: The JSON.
+        most_values: More are refused unread: they would take far more memory than their text.
+        what: Name of the text, for messages.
+        hint: For messages.
+
+    Raises:
+        RequestError: if it is none, holds too many values, or names something twice.
+    """
+    marks = (",", "[", "{")
+    count = sum(text.count(mark) if isinstance(text, str) else text.count(mark.encode()) for mark in marks)
+    if count > most_values:
+        raise RequestError(f"{what} holds more than {most_values} values", hint=hint)
     try:
-        return json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
+        return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{what} is not JSON ({str(error)[:100]})", hint=_FORMS) from error
+        raise RequestError(f"{what} is not JSON ({str(error)[:100]})", hint=hint) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a table of pairs, of which JSON itself would let the last of a name count."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RequestError(f"{quoted(twice)} is given twice", hint="give each name once")
+    return found

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
 from ivdr_deploy._text import quoted
-from ivdr_deploy.errors import ServerError
+from ivdr_deploy.errors import IvdrError, RequestError, RequestTimeoutError, ServerError
 from ivdr_deploy.serving.core import schema
 from ivdr_deploy.serving.core.oip import TensorAnswer
 from ivdr_deploy.serving.http.auth import no_token, shows
@@ -26,8 +26,8 @@ from ivdr_deploy.serving.http.oip_messages import read_message, write_message
 from ivdr_deploy.serving.http.requests import log_access, usable_request_id
 from ivdr_deploy.serving.http.settings import HttpSettings
 
-OPEN_CALLS = frozenset({"ServerLive", "ServerReady"})
-"""Answered without a token, as the paths of HTTP that say the same, and gRPC's own question after health."""
+OPEN_CALLS = frozenset({"ServerLive", "ServerReady", "Check"})
+"""Answered without a token, as the paths of HTTP that say the same; the last is gRPC's own question after health."""
 
 CODES: dict[int, grpc.StatusCode] = {
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -59,7 +59,7 @@ class GrpcListening:
         self, endpoint: TensorEndpoint, host: str, port: int, *, settings: HttpSettings, token: str | None
     ) -> None:
         self._host, self._port, self._settings = host, port, settings
-        self._handlers = _handlers(_Calls(endpoint, token), token)
+        self._handlers = _handlers(_Calls(endpoint, token, seconds=settings.receive_seconds))
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._begun: Future[None] = Future()
@@ -140,13 +140,29 @@ class GrpcListening:
 class _Calls:
     """The calls of the protocol that make sense here; gRPC answers UNIMPLEMENTED to the others."""
 
-    def __init__(self, endpoint: TensorEndpoint, token: str | None) -> None:
-        self._endpoint, self._token = endpoint, token
+    def __init__(self, endpoint: TensorEndpoint, token: str | None, *, seconds: float) -> None:
+        self._endpoint, self._token, self._seconds = endpoint, token, seconds
         self._answering: set[asyncio.Future[TensorAnswer | schema.Response]] = set()
 
-    async def check_token(self, context: Any) -> None:
-        """Refuse a call that does not show the token."""
-        if self._token is not None:
+    async def message(self, messages: AsyncIterator[Any], context: Any) -> Any:
+        """Wait for the message of a call: a client that begins calls and sends none would take all there may be."""
+        error: IvdrError
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await anext(messages)
+        except TimeoutError:
+            error = RequestTimeoutError(
+                f"the request did not come whole within {self._seconds:g} s",
+                hint="send it again, or over a faster line",
+            )
+        except StopAsyncIteration:
+            error = RequestError("the call holds no message")
+        await _abort(self._endpoint.service.refuse(error), context)
+        raise AssertionError("abort raises")
+
+    async def check_token(self, name: str, context: Any) -> None:
+        """Refuse a call that does not show the token, before its message is read."""
+        if self._token is not None and name not in OPEN_CALLS:
             shown = [
                 value.encode() if isinstance(value, str) else value
                 for name, value in context.invocation_metadata() or ()
@@ -241,7 +257,7 @@ async def _abort(found: schema.Response, context: Any) -> None:
     )
 
 
-def _handlers(calls: _Calls, token: str | None) -> Sequence[grpc.GenericRpcHandler]:
+def _handlers(calls: _Calls) -> Sequence[grpc.GenericRpcHandler]:
     protocol: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {
         "ServerLive": calls.server_live,
         "ServerReady": calls.server_ready,
@@ -251,27 +267,28 @@ def _handlers(calls: _Calls, token: str | None) -> Sequence[grpc.GenericRpcHandl
         "ModelInfer": calls.infer,
     }
 
-    def guarded(
-        name: str, call: Callable[[Any, Any], Awaitable[Any]]
-    ) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def checked(request: Any, context: Any) -> Any:
-            await calls.check_token(context)
-            return await call(request, context)
+    def handler(
+        name: str, call: Callable[[Any, Any], Awaitable[Any]], request: Any, response: Any
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        async def checked(messages: AsyncIterator[Any], context: Any) -> Any:
+            await calls.check_token(name, context)
+            return await call(await calls.message(messages, context), context)
 
-        return call if token is None or name in OPEN_CALLS else checked
+        # The protocol's calls have one message. As a stream it is read when this asks for it; the wire is the same.
+        return grpc.stream_unary_rpc_method_handler(
+            checked,
+            request_deserializer=request.FromString,
+            response_serializer=response.SerializeToString,
+        )
 
     methods = {
-        name: grpc.unary_unary_rpc_method_handler(
-            guarded(name, call),
-            request_deserializer=getattr(service_pb2, f"{name}Request").FromString,
-            response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
+        name: handler(
+            name, call, getattr(service_pb2, f"{name}Request"), getattr(service_pb2, f"{name}Response")
         )
         for name, call in protocol.items()
     }
-    check = grpc.unary_unary_rpc_method_handler(
-        calls.check_health,
-        request_deserializer=health_pb2.HealthCheckRequest.FromString,
-        response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+    check = handler(
+        "Check", calls.check_health, health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
     )
     return (
         grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods),

@@ -10,11 +10,15 @@ from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError, EncodingError, OptionError, RequestError
 from ivdr_deploy.records import from_dict
 from ivdr_deploy.serving.core.oip import TensorAnswer, TensorRequest
+from ivdr_deploy.serving.core.parsing import read_json
 from ivdr_deploy.serving.core.schema import Envelope
 from ivdr_deploy.serving.core.tensors import Tensor, from_plain, from_raw
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """Header: bytes of JSON in front of the tensors."""
+
+_MOST_VALUES = 1 << 22
+"""In the JSON of a request: 27 pictures of 224 x 224 as lists of numbers, each of which takes many times its size."""
 
 _HINT = "see the Open Inference Protocol (KServe v2) and its binary tensor data extension"
 
@@ -87,10 +91,7 @@ def read_tensors(body: bytes, header_length: str | None, envelope: Envelope) -> 
             )
         length = int(header_length)
     view = memoryview(body)
-    try:
-        values = json.loads(bytes(view[:length]))
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the request is not JSON ({str(error)[:100]})", hint=_HINT) from error
+    values = read_json(bytes(view[:length]), most_values=_MOST_VALUES, what="the request", hint=_HINT)
     try:
         asked = from_dict(JsonRequest, values, where="the request")
     except ConfigError as error:
@@ -148,6 +149,10 @@ def _inputs(asked: tuple[JsonInput, ...], behind: memoryview) -> tuple[Tensor, .
         if parameters:
             raise OptionError(
                 f"the input {quoted(said.name)} has the unknown parameter {quoted(next(iter(parameters)))}"
+            )
+        if size is not None and said.data is not None:
+            raise RequestError(
+                f"the input {quoted(said.name)} has data and a binary_data_size, expected one", hint=_HINT
             )
         if size is None:
             found.append(from_plain(said.name, said.datatype, said.shape, said.data))
