@@ -349,6 +349,14 @@ def test_a_bundle_that_is_no_replacement_is_refused_and_leaves_nothing(
     ):
         with pytest.raises(error, match=said):
             update(serving, bundle, videos)
+    record = serving.run_dir / "serving.json"
+    kept = record.rename(serving.run_dir / "kept.json")
+    record.mkdir()  # as a disk that takes no more
+    with pytest.raises(ServerError, match=r"cannot be written into .* so that tiny 1\.0 goes on"):
+        update(serving, second, videos)
+    record.rmdir()
+    kept.rename(record)
+    assert serving.version == version
     order = {"do": "update", "bundle": str(second), "videos": [str(videos[0])], "min_agreement": 0.9}
     given_up = ask_server(serving.run_dir, order)
     assert "loading" in next(given_up)["say"]

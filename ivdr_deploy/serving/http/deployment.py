@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from starlette.types import ASGIApp
 
+from ivdr_deploy._text import as_text
 from ivdr_deploy.environment import engine_threads
 from ivdr_deploy.errors import ServerError
 from ivdr_deploy.serving.core.answers import refusal
@@ -152,7 +153,7 @@ class Deployment:
         previous = self._versions.previous
         return {
             **self.current.describe(),
-            "bundle": str(self.current.bundle),
+            "bundle": as_text(str(self.current.bundle)),
             "previousVersion": previous.facts["version"] if previous is not None else None,
         }
 

@@ -168,18 +168,28 @@ def _accept(listening: socket.socket, handler: Handler) -> None:
         threading.Thread(target=_answer, args=(Channel(stream), handler), name="control", daemon=True).start()
 
 
+class _GoneError(Exception):
+    """Whoever asked hears nothing any more."""
+
+
 def _answer(channel: Channel, handler: Handler) -> None:
-    with closing(channel), suppress(OSError):  # whoever asked has gone
+    def say(message: Message) -> None:
+        try:
+            channel.send(message)
+        except OSError as error:  # not any: a disk that is full is to be told
+            raise _GoneError from error
+
+    with closing(channel), suppress(_GoneError):
         question = channel.receive()
         if question is None:
             return
         try:
-            answer = handler(question, channel.send)
-        except OSError:
+            answer = handler(question, say)
+        except _GoneError:
             logger.warning("%s was given up: whoever asked for it has gone", quoted(question.get("do")))
             raise
         except Exception as error:  # noqa: BLE001  # whoever asked gets it
             logger.warning("%s was refused: %s", quoted(question.get("do")), error)
-            channel.send(error_message(error))
+            say(error_message(error))
         else:
-            channel.send({**answer, "last": True})
+            say({**answer, "last": True})

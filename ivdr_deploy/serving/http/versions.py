@@ -190,9 +190,13 @@ class Versions:
         record = Record(started_with=self._started_with, serving=str(new.bundle), previous=str(old.bundle))
         try:
             self._folder.write(record)
-        except OSError:
+        except OSError as error:
             new.pause()
-            raise
+            raise ServerError(
+                f"which version serves cannot be written into {self._folder.path} ({error.strerror}), so that "
+                f"{old.label} goes on",
+                hint="make room there, and give the order again",
+            ) from error
         self._current, self._previous = new, old
         old.pause()
         logger.warning("%s answers now, %s is kept", new.label, old.label)
