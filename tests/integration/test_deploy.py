@@ -151,6 +151,19 @@ def test_the_proxy_of_torchserve_lets_through_what_the_endpoint_takes() -> None:
     assert f"127.0.0.1:{re.findall(r'listen ([0-9]+);', conf)[0]}" in str(COMPOSE["torchserve"]["ports"])
 
 
+def test_the_proxys_tokens_are_told_apart_by_case_and_may_be_long() -> None:
+    for path in (DEPLOY / "torchserve" / "nginx.conf", ROOT / "docs" / "deploying.md"):
+        (line,) = re.findall(r'"[^"\n]*Bearer TOKEN[^"\n]*" 1;', path.read_text())
+        assert line == '"~^Bearer TOKEN$" 1;', (
+            "a plain text of nginx's map matches in any case, within 50 characters"
+        )
+
+
+def test_a_pod_goes_on_until_nobody_sends_to_it_any_more() -> None:
+    waits = CONTAINERS["ivdr/ivdr"]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert 0 < waits < PODS["ivdr"]["terminationGracePeriodSeconds"] / 2
+
+
 def images() -> set[str]:
     found = {rest.split()[0] for path in DOCKERFILES for word, rest in instructions(path) if word == "FROM"}
     found |= {service["image"] for service in COMPOSE.values()}
