@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import signal
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ivdr_deploy._console import console, done, print_json
+from ivdr_deploy._console import console, done
+from ivdr_deploy.cli._announce import announce, announce_http
 from ivdr_deploy.cli._options import VIDEOS_HELP
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import MAX_BATCH
-
-if TYPE_CHECKING:
-    from ivdr_deploy.serving.client import EndpointClient
-    from ivdr_deploy.serving.http.deployment import Deployment
 
 ServerChoice = Literal["torchserve", "http"]
 AuthChoice = Literal["token", "none"]
@@ -158,7 +154,7 @@ def serve(
         with suppress(
             KeyboardInterrupt
         ):  # from the first word of being ready on, an interruption is the way to stop
-            _announce(running.client, running.worker_facts, logs=str(running.config.logs), as_json=as_json)
+            announce(running.client, running.worker_facts, logs=str(running.config.logs), as_json=as_json)
             running.watch()
         with suppress(OSError):  # the terminal is gone
             console.print("stopping: requests that wait or run are answered first")
@@ -225,7 +221,7 @@ def _serve_http(
         )
         _interrupt_once()
         with suppress(KeyboardInterrupt):
-            _announce_http(running, as_json=as_json)
+            announce_http(running, as_json=as_json)
             running.wait()
         _interrupt_no_more()
         with suppress(OSError):  # the terminal is gone
@@ -235,50 +231,6 @@ def _serve_http(
 
 def _http_run_dir(port: int) -> Path:
     return Path("runs") / f"http-{port}"
-
-
-def _announce_http(running: Deployment, *, as_json: bool) -> None:
-    source = running.token_source
-    asked = f"who asks must show the token in {source}" if source else "all are answered"
-    console.print(f"run folder {running.folder.path}; {asked}", markup=False)
-    if running.moved:
-        console.print(
-            f"an update is why {running.current.bundle} is served; `ivdr serve --rollback` goes back",
-            markup=False,
-        )
-    facts = {**running.current.facts, "run_dir": str(running.folder.path)}
-    if running.grpc_address is not None:
-        facts["grpc_address"] = running.grpc_address
-    credentials = ""
-    if source:
-        shown = f"$(cat {shlex.quote(source)})" if Path(source).is_file() else "$IVDR_TOKEN"
-        credentials = f'-H "Authorization: Bearer {shown}" '
-    _announce(running.client, facts, logs="standard error", as_json=as_json, credentials=credentials)
-
-
-def _announce(
-    client: EndpointClient, facts: dict[str, Any], *, logs: str, as_json: bool, credentials: str = ""
-) -> None:
-    if as_json:
-        addresses = {"management_url": client.management_url, "metrics_url": client.metrics_url}
-        print_json({"url": client.predict_url, **addresses, **facts})
-    console.print(
-        f"READY: {facts['name']} {facts['version']}, {facts['variant']} on {facts['runtime']}; {_proof(facts)}\n"
-        f"try:     curl {credentials}-T video.mp4 {client.predict_url}\n"
-        + (f"gRPC:    {facts['grpc_address']}\n" if "grpc_address" in facts else "")
-        + f"metrics: {client.metrics_url}/metrics\n"
-        f"logs:    {logs}\n"
-        "stop it with Ctrl-C",
-        markup=False,
-    )
-
-
-def _proof(facts: dict[str, Any]) -> str:
-    """Say what the worker replayed when it loaded the model."""
-    clips, videos = facts["golden_max_abs_diff"].values(), facts["decode_mean_diff"].values()
-    said = [f"golden clips agree (largest difference {max(clips):.1e})"] if clips else []
-    said += [f"golden videos agree (largest difference {max(videos):.1f} of 255)"] if videos else []
-    return ", ".join(said) or "the bundle holds no golden clips and no golden videos"
 
 
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))

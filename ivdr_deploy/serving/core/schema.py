@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from ivdr_deploy import __version__
 from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError, OptionError
 from ivdr_deploy.events import TimelinePlan
@@ -169,4 +170,18 @@ def describe_model(model: LoadedModel) -> dict[str, Any]:
         "version": model.version,
         "variant": model.variant,
         "contract_hash": model.contract_hash,
+    }
+
+
+def describe_loaded(model: LoadedModel) -> dict[str, Any]:
+    """Return what whoever looks after an endpoint is told of its model, and how it was proved."""
+    return {
+        **describe_model(model),
+        "reason": model.reason,
+        "labels": list(model.labels),
+        "outputs": list(model.output_names),
+        "runtime": model.runtime.description,
+        "golden_max_abs_diff": dict(model.golden_max_abs_diff),
+        "decode_mean_diff": dict(model.decode_mean_diff),
+        "ivdr_version": __version__,
     }

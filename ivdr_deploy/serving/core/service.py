@@ -31,6 +31,7 @@ from ivdr_deploy.serving.core.schema import (
     Response,
     chosen_outputs,
     chosen_plan,
+    describe_loaded,
     describe_result,
 )
 from ivdr_deploy.serving.core.settings import ServiceSettings
@@ -196,20 +197,7 @@ class InferenceService:
 
     def describe(self) -> dict[str, Any]:
         """Return what is loaded, and how closely the golden clips and videos agreed when it was loaded."""
-        model = self.model
-        return {
-            "name": model.name,
-            "version": model.version,
-            "variant": model.variant,
-            "reason": model.reason,
-            "contract_hash": model.contract_hash,
-            "labels": list(model.labels),
-            "outputs": list(model.output_names),
-            "runtime": model.runtime.description,
-            "golden_max_abs_diff": dict(model.golden_max_abs_diff),
-            "decode_mean_diff": dict(model.decode_mean_diff),
-            "ivdr_version": __version__,
-        }
+        return describe_loaded(self.model)
 
     def close(self) -> None:
         """Stop the decode workers and free the model."""

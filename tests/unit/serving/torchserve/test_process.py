@@ -129,7 +129,7 @@ def test_guard_ends_the_group_when_its_starter_is_killed(handler: str) -> None:
         members = [group, *group.children(recursive=True)]
         assert len(members) == 3
         starter.kill()
-        _, alive = psutil.wait_procs(members, timeout=5)
+        _, alive = psutil.wait_procs(members, timeout=guard._ORPHAN_SECONDS + 5.0)
     assert not alive
 
 
