@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -40,7 +41,16 @@ def oip(tiny_bundle: Path) -> Iterator[HttpServer]:
         yield running
 
 
-def test_grpc_takes_the_fields_of_a_datatype_too_and_gives_codes(oip: HttpServer, videos: list[Path]) -> None:
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """What the log of requests says of calls."""
+    found = [json.loads(each.message) for each in caplog.records if each.name == "ivdr_deploy.access"]
+    return [line for line in found if line["path"].startswith("/inference.GRPCInferenceService/")]
+
+
+def test_grpc_takes_the_fields_of_a_datatype_too_and_gives_codes(
+    oip: HttpServer, videos: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="ivdr_deploy.access")
     stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(str(oip.grpc_address)))
     request = service_pb2.ModelInferRequest(model_name="tiny")
     tensor = request.inputs.add(name="video", datatype="BYTES", shape=[1])
@@ -64,7 +74,9 @@ def test_grpc_takes_the_fields_of_a_datatype_too_and_gives_codes(oip: HttpServer
     request.raw_input_contents.extend([b"", b""])
     assert refused(grpc.StatusCode.INVALID_ARGUMENT)["ivdr-code"] == "bad_request"
     request.model_name = "other"
-    refused(grpc.StatusCode.NOT_FOUND)
+    assert refused(grpc.StatusCode.NOT_FOUND)["ivdr-code"] == "not_found"
+    codes = [line["code"] for line in lines(caplog)]
+    assert codes == ["ok", "queue_full", "unreadable", "bad_request", "not_found"]
     with pytest.raises(grpc.RpcError) as caught:
         stub.RepositoryIndex(service_pb2.RepositoryIndexRequest())
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
@@ -138,13 +150,13 @@ def test_a_call_that_is_given_up_counts_until_its_work_is_done(
     wait_for(has_room)
     wait_for(lambda: oip.client.metrics()[name] == 0)
     wait_for(lambda: "ModelInfer" in caplog.text)
-    lines = [json.loads(each.message) for each in caplog.records if each.name == "ivdr_deploy.access"]
-    assert [line["code"] for line in lines if line["path"].endswith("/ModelInfer")] == ["ok"], (
-        "the work that was done for it is in the log"
-    )
+    assert [line["code"] for line in lines(caplog)] == ["ok"], "the work that was done for it is in the log"
 
 
-def test_who_shows_no_token_learns_no_more_than_whether_it_is_ready(tiny_bundle: Path) -> None:
+def test_who_shows_no_token_learns_no_more_than_whether_it_is_ready(
+    tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="ivdr_deploy.access")
     token = "0123456789abcdef"
     settings = HttpSettings(service=SETTINGS.service, canary_seconds=3600.0)
     with running_http(tiny_bundle, settings, grpc_port=0, token=token) as running:
@@ -167,6 +179,9 @@ def test_who_shows_no_token_learns_no_more_than_whether_it_is_ready(tiny_bundle:
             with pytest.raises(InferenceServerException, match="not a video"):
                 triton.infer([b"no video"], headers={name: f"Bearer {token}"})
             triton.client.close()
+    assert [(line["code"], line["status"]) for line in lines(caplog)] == [("unauthorized", 401)] * 6 + [
+        ("unreadable", 400)
+    ]
 
 
 def test_a_port_of_grpc_that_is_taken_is_named(oip: HttpServer, tiny_bundle: Path) -> None:
