@@ -14,10 +14,11 @@ from bundles import reseal
 from served import SETTINGS, has_ended, wait_for
 
 from ivdr_deploy._console import exit_code
-from ivdr_deploy.errors import ServerError
+from ivdr_deploy.errors import ArtifactError, ServerError
 from ivdr_deploy.serving.http import slot, worker_process
 from ivdr_deploy.serving.http.auth import VARIABLE
 from ivdr_deploy.serving.http.deployment import Deployment
+from ivdr_deploy.serving.http.run_folder import Record, RunFolder
 from ivdr_deploy.serving.http.settings import HttpSettings
 
 pytestmark = pytest.mark.slow
@@ -58,6 +59,21 @@ def test_a_worker_that_answers_wrong_or_not_at_all_is_replaced(
         os.kill(stopped.pid, signal.SIGSTOP)
         wait_for(lambda: running.current.ready not in ([], [stopped]))
         assert running.client.predict(videos[0])[0] == 200
+
+
+def test_a_bundle_that_an_update_chose_and_that_is_gone_is_named_with_the_reason(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with RunFolder(run) as folder:
+        folder.write(Record(started_with=str(tiny_bundle.resolve()), serving=str(tmp_path / "gone")))
+    settings = HttpSettings(service=SETTINGS.service)
+    starting = Deployment(tiny_bundle, settings, host="127.0.0.1", port=0, run_dir=run, auth=False)
+    with pytest.raises(ArtifactError, match="gone") as caught:
+        starting.__enter__()
+    assert f"remove {run / 'serving.json'} to serve {tiny_bundle.resolve()}" in caught.value.hint
+    with RunFolder(run) as folder:  # it was left
+        assert folder.read() is not None
 
 
 def test_a_worker_that_cannot_be_kept_running_ends_the_server_with_the_reason(

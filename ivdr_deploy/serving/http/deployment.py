@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from ivdr_deploy._text import as_text
 from ivdr_deploy.environment import engine_threads
-from ivdr_deploy.errors import ServerError
+from ivdr_deploy.errors import IvdrError, ServerError
 from ivdr_deploy.serving.core.answers import refusal
 from ivdr_deploy.serving.core.metrics import METRICS, exposition
 from ivdr_deploy.serving.http.app import admin_app
@@ -104,7 +104,7 @@ class Deployment:
             )
             self._versions = Versions(launch, self.folder, record, on_failed=self._failed.put)
             opened.callback(self._close)
-            self._versions.begin()
+            self._begin(record)
             self.folder.write(record)
             ports = [held.getsockname()[1] for held in self._sockets]
             self.client = client_of(self.name, self._host, *ports)
@@ -160,6 +160,20 @@ class Deployment:
     def metrics(self) -> str:
         """Say what all workers have counted, those that are gone included, in Prometheus' text format."""
         return exposition(self._versions.counted(), metrics=(*METRICS, WORKERS, RESTARTS))
+
+    def _begin(self, record: Record) -> None:
+        """Let the first version answer; where it is another than was named, an error says why it was taken."""
+        try:
+            self._versions.begin()
+        except IvdrError as error:
+            if self.moved:
+                why = (
+                    f"an update is why {record.serving} is taken: remove {self.folder.record_file} to serve "
+                )
+                error.hint = as_text(
+                    f"{why}{record.started_with}" + (f"; {error.hint}" if error.hint else "")
+                )
+            raise
 
     def _obey(self, order: Message, say: Say) -> Message:
         """Do what was asked for at the control socket."""

@@ -61,6 +61,11 @@ class RunFolder:
         """Where the token lies, unless the environment has it."""
         return self.path / _TOKEN
 
+    @property
+    def record_file(self) -> Path:
+        """Where it is recorded what is served."""
+        return self.path / _RECORD
+
     def __enter__(self) -> Self:
         """Take the folder.
 
@@ -97,7 +102,7 @@ class RunFolder:
         Raises:
             ConfigError: if it cannot be read.
         """
-        path = self.path / _RECORD
+        path = self.record_file
         if not path.exists():
             return None
         try:
@@ -108,7 +113,7 @@ class RunFolder:
 
     def write(self, record: Record) -> None:
         """Record which bundles the server has."""
-        with atomic_path(self.path / _RECORD) as temporary:
+        with atomic_path(self.record_file) as temporary:
             # Not ``to_dict``: a path whose bytes are no text must come back as it is.
             temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
 
