@@ -104,9 +104,9 @@ def test_a_body_that_trickles_after_its_refusal_is_cut_off(running: HttpServer) 
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize("count", [1, 4], ids=["one", "and-sends-more-requests"])
+@pytest.mark.parametrize("asks_again", [False, True], ids=["one", "and-sends-another-request"])
 def test_who_does_not_take_its_answer_is_cut_off(
-    running: HttpServer, videos: list[Path], monkeypatch: pytest.MonkeyPatch, count: int
+    running: HttpServer, videos: list[Path], monkeypatch: pytest.MonkeyPatch, asks_again: bool
 ) -> None:
     head = f"POST /predictions/tiny HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
     bounded, answered = service_module.bounded, threading.Event()
@@ -117,10 +117,11 @@ def test_who_does_not_take_its_answer_is_cut_off(
 
     monkeypatch.setattr(service_module, "bounded", much)
     video = videos[0].read_bytes()
+    request = head.encode() + f"Content-Length: {len(video)}\r\n\r\n".encode() + video
     begin = time.monotonic()
     with connected(running) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.sendall((head.encode() + f"Content-Length: {len(video)}\r\n\r\n".encode() + video) * count)
+        client.sendall(request)
         own = client.getsockname()
 
         def is_open() -> bool:
@@ -128,6 +129,9 @@ def test_who_does_not_take_its_answer_is_cut_off(
             return any(each.raddr == own and each.status == psutil.CONN_ESTABLISHED for each in held)
 
         assert answered.wait(15)  # before that there may be no connection yet
+        if asks_again:
+            wait_for(lambda: has_room(running), seconds=15)  # the first has been answered
+            takes(client, request)
         wait_for(lambda: not is_open(), seconds=15)
         assert time.monotonic() - begin > PATIENCE / 2
 
