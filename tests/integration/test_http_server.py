@@ -22,6 +22,8 @@ import numpy as np
 import psutil
 import pytest
 from served import SETTINGS, ask, client_of, running_http, wait_for
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartParser
 from videos import numbered_video
 
 from ivdr_deploy.errors import ConfigError, ServerError
@@ -84,6 +86,28 @@ def test_a_form_that_is_none_is_refused(client: EndpointClient) -> None:
         (many + "--x--\r\n").encode(), content_type="multipart/form-data; boundary=x"
     )
     assert (status, answer["code"]) == (400, "bad_request")
+
+
+def test_a_form_is_taken_apart_while_others_are_answered(
+    client: EndpointClient, videos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A form that consists of what borders are made of takes a minute."""
+    begun, go_on, parse = threading.Event(), threading.Event(), MultiPartParser.parse
+
+    async def slowly(parser: MultiPartParser) -> FormData:
+        begun.set()
+        assert go_on.wait(20)
+        return await parse(parser)
+
+    monkeypatch.setattr(MultiPartParser, "parse", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(client.predict, videos[0], options={"top_k": 1})
+        try:
+            assert begun.wait(20)
+            assert ask(client, "GET", path="/ping")[0] == 200
+        finally:
+            go_on.set()
+        assert sending.result(60)[0] == 200
 
 
 def test_a_body_in_chunks_is_read_and_one_that_is_too_large_refused(

@@ -55,11 +55,12 @@ class TensorEndpoint:
             hold: From ``Admission.taking``.
         """
         try:
-            videos = self.tensors.videos(request)
+            # In a thread, this and what follows: frames are put into a file, and each video is written to the memory
+            # that its decoder reads.
+            videos = await asyncio.to_thread(self.tensors.videos, request)
             hold(len(videos))
         except IvdrError as error:
             return self.service.refuse(error)
-        # In a thread: each video is written to the memory that its decoder reads.
         futures = await asyncio.to_thread(self.tensors.submit, videos, request)
         answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
         return self.tensors.combine(request, answers)
