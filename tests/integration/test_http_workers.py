@@ -105,9 +105,11 @@ def held_by(worker: psutil.Process) -> int:
 
 @contextmanager
 def suspended(worker: psutil.Process) -> Iterator[None]:
-    """Let a worker stand still meanwhile."""
+    """Let a worker stand still meanwhile: the signal is sent at once, and each thread heeds it when it gets to it."""
     worker.suspend()
     try:
+        threads = Path(f"/proc/{worker.pid}/task")
+        wait_for(lambda: all(" T " in each.read_text() for each in threads.glob("*/stat")))
         yield
     finally:
         worker.resume()

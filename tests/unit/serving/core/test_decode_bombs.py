@@ -8,16 +8,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from damage import damaged_bytes
 from hostile_mp4 import movie, png, track
 from videos import numbered_video
 
+from ivdr_deploy.decoding.pool import GRACE_SECONDS
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
 
 LIMIT_SECONDS = 1.0
 MORE_SECONDS = 2.0
+"""Of a processor: on a machine that is busy a decoder, which gives way to others, may get little of one."""
+
+MOST_SECONDS = LIMIT_SECONDS + GRACE_SECONDS + 10.0
+"""On the clock. What hangs without computing is killed before."""
+
 SETTINGS = ServiceSettings(
     decode_workers=1,
     timeline_seconds=LIMIT_SECONDS,
@@ -56,6 +63,11 @@ BOMBS: dict[str, tuple[Callable[[Path], bytes], set[int]]] = {
 }
 
 
+def processor_seconds() -> float:
+    """What the decoders have used, those that are gone included."""
+    return sum(sum(child.cpu_times()[:4]) for child in psutil.Process().children(recursive=True))
+
+
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_ends_at_a_limit_within_two_seconds(
     service: InferenceService, tmp_path: Path, name: str
@@ -67,12 +79,13 @@ def test_a_bomb_ends_at_a_limit_within_two_seconds(
     good = numbered_video(tmp_path / "good.mp4", num_frames=12, size=(64, 48)).read_bytes()
     assert limited.submit({"body": good}).result(60).status == 200  # the worker is up
     for options in ({}, {"timeline": True}):
-        start = time.monotonic()
+        start, used = time.monotonic(), processor_seconds()
         answer = limited.submit({"video": bomb, "options": options}).result(60)
-        seconds = time.monotonic() - start
+        seconds, used = time.monotonic() - start, processor_seconds() - used
         assert answer.status in expected, answer.body
         assert answer.body["code"] != "crashed"
-        assert seconds < LIMIT_SECONDS + MORE_SECONDS + (LIMIT_SECONDS if options else 0.0)
+        assert used < LIMIT_SECONDS + MORE_SECONDS + (LIMIT_SECONDS if options else 0.0)
+        assert seconds < MOST_SECONDS
     assert limited.submit({"body": good}).result(60).status == 200
     limited._predictor.close()
 
