@@ -91,7 +91,7 @@ def test_a_form_that_is_none_is_refused(client: EndpointClient) -> None:
 def test_a_form_is_taken_apart_while_others_are_answered(
     client: EndpointClient, videos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A form that consists of what borders are made of takes a minute."""
+    """What is in a form decides how long that takes."""
     begun, go_on, parse = threading.Event(), threading.Event(), MultiPartParser.parse
 
     async def slowly(parser: MultiPartParser) -> FormData:

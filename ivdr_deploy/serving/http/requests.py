@@ -54,8 +54,8 @@ def log_access(*, request_id: str, path: str, **facts: Any) -> None:
 
 
 _forms = ThreadPoolExecutor(2, thread_name_prefix="form")
-"""Takes forms apart. One that is made for it takes a minute, and other requests wait neither for the loop of events nor
-for the threads in which they are submitted."""
+"""Takes forms apart. What is in one decides how long that takes, and other requests wait neither for the loop of events
+nor for the threads in which they are submitted."""
 
 
 async def read_parts(request: Request, *, most: int, seconds: float) -> dict[str, Any]:
