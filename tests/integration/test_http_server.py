@@ -230,7 +230,9 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return numbered_video(tmp_path_factory.mktemp("slow") / "slow.mp4", num_frames=250, size=(320, 240))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]
+)
 def test_a_signal_lets_requests_that_were_taken_be_answered_and_leaves_nothing(
     tiny_bundle: Path, slow: Path, number: signal.Signals
 ) -> None:
