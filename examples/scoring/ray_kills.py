@@ -34,7 +34,11 @@ from ivdr_deploy._console import console
 from ivdr_deploy.scoring import read_scores
 
 _RAY = ("--engine", "ray")
-_HERE = "127.0.0.1"
+_ADDRESSES = ("127.0.0.2", "127.0.0.3")
+"""Of the two nodes. In place of 127.0.0.1 Ray would take an address of the network; it listens on all of them."""
+
+_OPEN = {"RAY_AUTH_MODE": "disabled"}
+"""Otherwise Ray asks for a token that it writes to the home folder."""
 
 
 def kill_ray(
@@ -98,10 +102,12 @@ def _kill_nodes(bundle: Path, videos: Path, scratch: Path, *, kills: int, seed: 
     whole, moments = read_scores(scratch / "whole"), random.Random(seed)
     found = Kills()
     while found.kills < kills:
-        with _node("--head", f"--port={_free_port()}", "--include-dashboard=false") as (_, address):
-            with _node(f"--address={address}") as (second, _):
+        address = f"{_ADDRESSES[0]}:{_free_port()}"
+        head = ("--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false")
+        with _node(_ADDRESSES[0], *head):
+            with _node(_ADDRESSES[1], f"--address={address}") as second:
                 out = scratch / f"nodes{found.kills}"
-                process = start(bundle, videos, out, more=_RAY, RAY_ADDRESS=address)
+                process = start(bundle, videos, out, more=_RAY, RAY_ADDRESS=address, **_OPEN)
                 begun = wait_until(process, partial(actors_below, second.pid))
                 begun = begun and wait_until(process, past(time.monotonic() + moments.uniform(0.0, 6.0)))
                 if begun and len(shards(out)) < SHARDS:
@@ -117,28 +123,23 @@ def _kill_nodes(bundle: Path, videos: Path, scratch: Path, *, kills: int, seed: 
 
 
 @contextmanager
-def _node(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start a node that only this machine can reach; yields it, and the address in ``words`` or of its own port."""
+def _node(here: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a node of two cores at an address of its own."""
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-    command += [f"--node-ip-address={_HERE}", "--num-cpus=2", *words]
+    command += [f"--node-ip-address={here}", "--num-cpus=2", *words]
     node = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"COLUMNS": "200"},
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | _OPEN
     )
+    said = []
     try:
         assert node.stdout is not None
         for line in node.stdout:
+            said.append(line)
             if "Ray runtime started" in line:
                 break
         else:
-            raise RuntimeError(f"the node ended with {node.wait()}")
-        port = next(
-            (word.partition("=")[2] for word in words if word.startswith(("--port", "--address"))), ""
-        )
-        yield node, port if ":" in port else f"{_HERE}:{port}"
+            raise RuntimeError(f"the node ended with {node.wait()}: {''.join(said[-10:])}")
+        yield node
     finally:
         _kill_all(node)
         node.communicate()
@@ -158,5 +159,5 @@ def _kill_all(node: subprocess.Popen[str]) -> None:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((_HERE, 0))
+        probe.bind((_ADDRESSES[0], 0))
         return int(probe.getsockname()[1])

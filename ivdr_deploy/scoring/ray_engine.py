@@ -24,8 +24,13 @@ from ivdr_deploy.scoring.table import ScoreTable
 from ivdr_deploy.scoring.task import Task
 from ivdr_deploy.video.remote import is_url
 
-_LOCAL = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-"""Of a cluster that is started for this run: nothing of it can be reached from another machine."""
+_HERE = "127.0.0.1"
+_LOCAL = {"address": "local", "include_dashboard": False, "_node_ip_address": _HERE}
+"""Of a cluster that is started for this run."""
+
+_LOOPBACK_ALONE = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+"""Read when Ray is imported. Without it Ray takes an address of the network in place of the one above, and whoever
+reaches the machine may run code on it."""
 
 
 class RayEngine:
@@ -42,13 +47,21 @@ class RayEngine:
 
     def __init__(self, task: Task, where: str) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report over the network
+        local = {} if os.environ.get("RAY_ADDRESS") else _LOCAL
+        if local:
+            os.environ.setdefault(*_LOOPBACK_ALONE)
         self._ray = require("ray", extra="ray")
         require("ray.data", extra="ray")
         if task.decode.isolation != "process":
             raise ConfigError("with Ray videos are decoded in processes", hint="leave --isolation out")
         self._task, self._where = task, where if is_url(where) else os.path.abspath(where)
-        local = {} if os.environ.get("RAY_ADDRESS") else _LOCAL
         self._ray.init(log_to_driver=False, logging_level="ERROR", **local)
+        if local and self._ray.nodes()[0]["NodeManagerAddress"] != _HERE:
+            self.close()
+            raise ConfigError(
+                "the cluster of this machine can be reached from other machines",
+                hint=f"set {'='.join(_LOOPBACK_ALONE)} before Ray is imported, or name a cluster in RAY_ADDRESS",
+            )
         self._ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         have = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]

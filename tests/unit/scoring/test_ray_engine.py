@@ -61,11 +61,11 @@ def test_the_same_files_come_out_and_nothing_is_open_to_others(tiny_bundle, vide
     summary = finish(process)
 
     assert listening, "the processes of Ray were not looked at"
+    assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
     assert summary["scored"] == VIDEOS
     assert files(tmp_path / "out") == files(local)
     ours, theirs = (read_scores(out).drop_columns(TIMINGS) for out in (tmp_path / "out", local))
     assert ours.equals(theirs, check_metadata=True)
-    print("listening on", listening)
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
