@@ -170,7 +170,9 @@ def test_the_same_tensor_reaches_the_network_everywhere(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["actions-mini/test.csv", "demo"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("actions-mini/test.csv", marks=pytest.mark.exhaustive), "demo"]
+)
 def test_the_same_tensor_of_real_clips_reaches_the_network_everywhere(
     name: str, bundle: Path, shared_data: Path, heard: list[str], tmp_path: Path
 ) -> None:

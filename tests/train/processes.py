@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+
+from torch.distributed import TCPStore
 
 HERE = Path(__file__).parent
 
 
 def start(code: str, *arguments: str, processes: int = 1) -> list[subprocess.Popen[str]]:
     """Start Python code in processes that train together; it finds what lies beside the tests of training."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = []
+    # Where they meet is here, as with ``torchrun``: a port that is only looked up may be another's when it is wanted.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if processes > 1 else None
+    started: list[subprocess.Popen[str]] = []
     for rank in range(processes):
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE), str(HERE.parent)]),
             "OMP_NUM_THREADS": "1",
         }
-        if processes > 1:
+        if store is not None:
             environment |= {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(processes),
                 "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                "MASTER_PORT": str(store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
                 "GLOO_SOCKET_IFNAME": "lo",
             }
         started.append(
@@ -43,6 +45,7 @@ def start(code: str, *arguments: str, processes: int = 1) -> list[subprocess.Pop
                 text=True,
             )
         )
+    weakref.finalize(started[0], lambda kept: None, store)  # until nobody has the processes any more
     return started
 
 

@@ -30,11 +30,13 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return import_model("i3d-k400", folder / "bundle", weights=weights)[0].path
 
 
-@pytest.mark.parametrize("kind", ["bundle", "checkpoint"])
+@pytest.mark.parametrize(
+    "kind", ["bundle", "checkpoint", pytest.param("exported again", marks=pytest.mark.exhaustive)]
+)
 def test_a_linear_probe_keeps_the_imported_backbone_and_says_where_it_came_from(
     imported: Path, data: DataConfig, tmp_path: Path, kind: str
 ) -> None:
-    source = imported if kind == "bundle" else imported / "model.safetensors"
+    source = imported / "model.safetensors" if kind == "checkpoint" else imported
     config = finetune_config(
         tmp_path / "run", data, init=str(source), linear_probe=True, clip=SMALL, model=I3D
     )
@@ -44,7 +46,7 @@ def test_a_linear_probe_keeps_the_imported_backbone_and_says_where_it_came_from(
     assert info.training.valid_outputs() == ("logits", "feature")
     assert equal(state(path, "backbone"), state(imported / "model.safetensors", "backbone"))
     assert info.provenance.origin["file"] == "random.ckpt"
-    if kind == "bundle":
+    if kind == "exported again":
         export_bundle(path, tmp_path / "exported")
         assert "- file: random.ckpt" in (tmp_path / "exported" / "MODEL_CARD.md").read_text()
 

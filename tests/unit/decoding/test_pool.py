@@ -85,7 +85,8 @@ def test_three_in_a_row_cost_their_own_videos_and_no_more_than_their_time(
         seconds = time.monotonic() - start
         errors = [future.exception(0) for future in futures]
     assert [type(error) for error in errors] == [type(None), *[expected] * 3, *[type(None)] * 3]
-    assert seconds < 3 * 1.0 + 6.0  # the deadline of each, and the time to notice and to begin again
+    # The deadline of each, and the time to notice and to begin again on a busy machine; `LIMITS` would take 60 s.
+    assert seconds < 3 * 1.0 + 20.0
 
 
 def test_memory_counts_beyond_what_a_worker_starts_with(video: Path) -> None:

@@ -86,7 +86,8 @@ def test_a_piece_that_does_harm_ends_its_stream_within_the_deadline(
         assert [next(stream), next(stream)] == [0, 1]
         with pytest.raises(expected):
             next(stream)
-    assert time.monotonic() - start < 1.0 + 6.0
+    # A busy machine takes its time to begin; `LIMITS` would take 20 s.
+    assert time.monotonic() - start < 1.0 + 15.0
 
 
 def test_a_worker_that_is_killed_between_two_pieces_is_noticed(video: Path, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from ivdr_deploy.video.remote import file_system, is_url
 
 TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
 BUCKET = "collection"
-VIDEOS = 100
+VIDEOS = 200
+SHARDS = 7
 
 
 @contextmanager
@@ -118,7 +119,7 @@ def test_objects_are_listed_by_name_and_the_rest_is_counted(videos):
 
     assert len(found) == VIDEOS
     assert [item.uri for item in found[:3]] == ["000.mp4", "003.mp4", "006.mp4"]
-    assert found[-1].uri == "walk/098.mp4"
+    assert found[-1].uri == "walk/199.mp4"
     assert [str(entry) for entry in stream.left_out] == ["1 without the suffix of a video: readme.txt"]
     with pytest.raises(DataError, match=r"cannot be listed .FileNotFoundError"):
         list(UrlStream(f"{videos}/absent"))
@@ -142,7 +143,7 @@ def test_a_run_in_a_store_is_killed_and_goes_on_and_its_list_changes(tiny_bundle
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     kept = {name for name in names(out) if name.startswith("part-")}
-    assert len(kept) < 4, "there was no work outstanding"
+    assert len(kept) < SHARDS, "there was no work outstanding"
 
     assert score(*words[1:]) == 1
 
