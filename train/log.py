@@ -90,7 +90,9 @@ class RunLog:
         self._window.append(
             {name: value.detach() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         )
-        due = now or len(self._window) == self._every or step + 1 == self._total
+        # By the step and not by the window: a run that was asked to stop between two lines, and goes on, measures,
+        # saves and ends where one that was left alone does.
+        due = now or (step + 1) % self._every == 0 or step + 1 == self._total
         if due:
             self._write(step + 1)
         return due

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import tee
@@ -73,7 +73,8 @@ def run_steps(
         count: Training videos.
         description: For the progress bar.
         validate: Called before the first step and after every epoch; its metrics stand in the lines that follow.
-        after_line: Called when a line of the log is written; says what to do then.
+        after_line: Called when a line of the log is written, and for the line at which a run goes on; says what to do
+            then.
 
     Returns:
         The latest metrics.
@@ -84,6 +85,8 @@ def run_steps(
     """
     folder = Path(config.out)
     total = state.epoch_steps * config.optim.epochs
+    if state.step and (state.step % config.log_every == 0 or state.step == total) and after_line() == "end":
+        return state.metrics  # it was asked to stop at a line of which something was still due
     if state.step == total:  # it ended between its last step and its checkpoint
         return state.metrics
     steps, shown = tee(training_steps(config.optim, count=count, seed=config.seed, start=state.step))
@@ -157,9 +160,13 @@ def _train(
 
     lr = learning_rate(config.optim, step=batch.step, epoch_steps=state.epoch_steps)
     take_step(state.optimizer, losses(), lr=lr)
-    return {
-        name: sum((part[name] for part in seen), torch.zeros((), device=device)) / parts for name in seen[0]
-    } | {"lr": lr}
+    return {name: _mean_of_parts(name, [part[name] for part in seen]) for name in seen[0]} | {"lr": lr}
+
+
+def _mean_of_parts(name: str, values: Sequence[Tensor]) -> Tensor:
+    """Return the mean of a metric over the parts of a batch that could measure it; of a loss, over all."""
+    stacked = torch.stack(list(values))
+    return stacked.mean() if name.startswith("loss") else stacked.nanmean()
 
 
 def _shares(config: RunConfig, batch: Batch) -> list[Batch]:

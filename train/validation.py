@@ -95,7 +95,7 @@ class Validation:
         """Measure when it is time, and say whether training is to end."""
         step = self._state.step
         measured = self.rows[-1].step if self.rows else 0
-        if step - measured < self._every and step != self._total:
+        if step == measured or (step - measured < self._every and step != self._total):
             return "go on"
         info = self._info_after(step)
         opened = open_in_memory(copy.deepcopy(self._model), info, device=self._config.device)

@@ -1,10 +1,14 @@
-"""Batches that depend on the seed and the step alone."""
+"""Batches that depend on the seed and the step alone, and lines of the log that stand at the same steps."""
+
+import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from train.config import OptimConfig
 from train.data import Batch
+from train.log import RunLog
 from train.loop import training_steps
 
 OPTIM = OptimConfig(epochs=3, batch_size=4)
@@ -39,3 +43,18 @@ def test_neither_order_nor_draws_depend_on_the_global_state_of_numpy() -> None:
     one = steps(0)
     np.random.seed(2)
     assert one == steps(0)
+
+
+def test_lines_of_the_log_stand_at_the_same_steps_after_a_line_that_was_asked_for(tmp_path: Path) -> None:
+    """As where a run was asked to stop between two lines, and went on."""
+    taken: list[int] = []
+    position = 0
+    for steps, last in ((range(0, 5), 4), (range(5, 11), -1)):
+        with RunLog(tmp_path, total_steps=11, every=3, position=position) as log:
+            for step in steps:
+                if log.add(step, {"loss": 1.0}, now=step == last):
+                    taken.append(step + 1)
+            position = log.position
+    assert taken == [3, 5, 6, 9, 11]
+    table = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
+    assert [int(row["step"]) for row in table] == taken

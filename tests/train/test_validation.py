@@ -1,5 +1,6 @@
 """Measuring while training goes on: it changes nothing, keeps the best, ends early, and survives a stop."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from runs import equal, finetune_config, rewrite, state
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.errors import ConfigError, DataError, FolderError
-from train import validation
+from train import loop, validation
 from train.config import DataConfig, OptimConfig
 from train.evaluate import evaluate
 from train.finetune import finetune
@@ -62,6 +63,38 @@ def test_the_page_is_there_at_the_first_measurement(
     whole = finetune(finetune_config(tmp_path / "b", held, optim=OPTIM))
     assert equal(state(path, "backbone"), state(whole, "backbone"))
     assert read_rows(tmp_path / "a" / VALIDATION_NAME) == read_rows(tmp_path / "b" / VALIDATION_NAME)
+
+
+SLOW = pytest.mark.exhaustive
+
+
+@pytest.mark.parametrize(
+    ("log_every", "stop", "epochs"),
+    [(1, 2, 2), pytest.param(1, 4, 2, marks=SLOW), pytest.param(3, 4, 4, marks=SLOW)],
+    ids=["at a measurement", "at the last one", "between two lines"],
+)
+def test_a_run_that_is_asked_to_stop_is_measured_at_the_steps_at_which_it_would_have_been(
+    held: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int, stop: int, epochs: int
+) -> None:
+    take = loop._train
+
+    def asked(*given: object) -> object:
+        if given[-1].step + 1 == stop:  # type: ignore[attr-defined]
+            signal.raise_signal(signal.SIGINT)
+        return take(*given)  # type: ignore[arg-type]
+
+    optim = replace(OPTIM, epochs=epochs)
+    config = finetune_config(tmp_path / "a", held, optim=optim, log_every=log_every)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_train", asked)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config)
+    finetune(config)
+    finetune(replace(config, out=str(tmp_path / "b")))
+    names = (VALIDATION_NAME, BEST_NAME)
+    rows, best = ([tmp_path / run / name for run in "ab"] for name in names)
+    assert read_rows(rows[0]) == read_rows(rows[1])
+    assert equal(state(best[0], "backbone"), state(best[1], "backbone"))
 
 
 def test_training_ends_early_when_nothing_gets_better(
