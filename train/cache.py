@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
@@ -234,8 +235,9 @@ def keep_frames(
         VideoError: if the video cannot be used.
         ScratchError: if there is no space for the file.
     """
-    if is_whole(file):
-        return kept_shape(file)
+    with suppress(FileNotFoundError):  # another run may remove it between the two
+        if is_whole(file):
+            return kept_shape(file)
     if takes:
         return write_frames(source, clip, file, form, limits=limits)
     with open_frames(source, clip, limits=limits) as stream:
@@ -253,32 +255,49 @@ class _Room:
 
     def __init__(self, folder: Path, wanted: set[Path], keeping: Keeping) -> None:
         self._most, self._fills = keeping.max_bytes, keeping.fill
-        there = {path: path.stat() for path in folder.glob(f"??/*{SUFFIX}")}
+        there = {path: found for path in folder.glob(f"??/*{SUFFIX}") if (found := _status(path))}
         self._sizes = {path: status.st_size for path, status in there.items()}
         self._used = sum(self._sizes.values())
+        self._full = False
         others = [path for path in there if path not in wanted]
         self._others = sorted(others, key=lambda path: there[path].st_mtime_ns, reverse=True)
         for path in wanted & there.keys():
-            os.utime(path)  # used last now
+            with suppress(FileNotFoundError):  # removed by another run
+                os.utime(path)  # used last now
 
     def takes(self, file: Path) -> bool:
-        """Whether a file may be made: one that is there is made again when it is damaged."""
-        return file in self._sizes or (self._fills and (self._used < self._most or bool(self._others)))
+        """Whether a file may be made: one that is there is made again when it is damaged.
+
+        The first that had to go for want of room is the last that is made: each of those after it would be decoded, all
+        of it, for nothing.
+        """
+        room = self._used < self._most or bool(self._others)
+        return file in self._sizes or (self._fills and not self._full and room)
 
     def holds(self, file: Path) -> bool:
         """Count a file, and whether it stays: others go for it, and where that is not enough, it goes itself."""
         if file not in self._sizes:
-            if not file.exists():
+            found = _status(file)
+            if found is None:
                 return False
-            self._sizes[file] = file.stat().st_size
+            self._sizes[file] = found.st_size
             self._used += self._sizes[file]
         while self._fills and self._used > self._most and self._others:
             self._remove(self._others.pop())
         if self._fills and self._used > self._most:
             self._remove(file)
+            self._full = True
             return False
         return True
 
     def _remove(self, file: Path) -> None:
         file.unlink(missing_ok=True)
         self._used -= self._sizes.pop(file)
+
+
+def _status(file: Path) -> os.stat_result | None:
+    """Return the status of a file; None where another run has removed it."""
+    try:
+        return file.stat()
+    except FileNotFoundError:
+        return None

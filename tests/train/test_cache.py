@@ -28,7 +28,7 @@ from ivdr_deploy.errors import (
 )
 from ivdr_deploy.spec import ClipSpec, ViewPlan
 from ivdr_deploy.video import PathSource, Source, VideoLimits, load_clips, open_frames
-from train import kept
+from train import cache, kept
 from train.cache import CachedVideos, Keeping, cache_videos, fill_cache
 from train.frames import Form, Frames, KeptFrames, StraightFrames, write_frames
 
@@ -95,8 +95,10 @@ def test_eval_clips_are_bit_equal_to_those_of_prediction_on_real_videos(
 ) -> None:
     clip, plan = ClipSpec(num_frames=8, short_side=64, crop_size=56), ViewPlan(num_clips=2)
     for source in (shared_data / "actions-mini" / "test.csv", shared_data / "demo" / "labels.csv"):
-        cached = open_cache(source, tmp_path, clip, decode=DecodeOptions(workers=2))
-        small = open_cache(source, tmp_path, clip, Keeping(), decode=DecodeOptions(workers=2))
+        videos = read_video_list(source)
+        some = replace(videos, items=videos.items[::3])  # each takes its while
+        given = {"clip": clip, "folder": tmp_path / "cache", "decode": DecodeOptions(workers=2)}
+        cached, small = (cache_videos(some, keeping=keeping, **given) for keeping in (RAW, Keeping()))  # type: ignore[arg-type]
         assert not cached.skipped
         for row, item in enumerate(cached.items):
             expected = load_clips(item.path, clip, plan).video
@@ -187,6 +189,56 @@ def test_what_does_not_fit_is_decoded_straight_and_what_is_kept_stays(
             assert len(there(tmp_path)) == 2
             for item, video in zip(some.items, some.videos, strict=True):
                 assert np.array_equal(every_frame(video), as_decoded(item.path))
+
+
+def test_no_video_is_decoded_for_nothing_once_the_cache_is_full(
+    cached: CachedVideos, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a list of thousands of which a part fits, the others are opened only."""
+    for number in range(4, 16):
+        shutil.copyfile(folder / "a" / "0.mp4", folder / "b" / f"{number}.mp4")
+        with (folder / "b" / f"{number}.mp4").open("ab") as file:
+            file.write(bytes(number))  # other content, the same frames
+    size = max(file.stat().st_size for file in files(cached))
+    shutil.rmtree(tmp_path / "cache")
+    written: list[Path] = []
+
+    def counted(source: Source, clip: ClipSpec, file: Path, *given: object, **options: object) -> object:
+        written.append(file)
+        return write_frames(source, clip, file, *given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("train.cache.write_frames", counted)
+    with open_cache(folder, tmp_path, keeping=Keeping(form="raw", max_bytes=2.5 * size)) as some:
+        assert (len(some), some.straight) == (16, 14)
+    assert len(there(tmp_path)) == 2
+    assert len(written) <= 3 + 3  # two that stay, one for which there is no room, and those that were ahead
+
+
+def test_files_that_another_run_removes_meanwhile_are_made_again(
+    cached: CachedVideos, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, *_ = files(cached)
+    utime, is_whole = os.utime, cache.is_whole
+
+    def removed_first(path: Path, *given: object) -> None:
+        if path == first:
+            first.unlink()
+        utime(path, *given)
+
+    def removed_after(file: Path) -> bool:
+        whole = is_whole(file)
+        if file == second and whole and file.stat().st_ino == inode:
+            file.unlink()
+        return whole
+
+    inode = second.stat().st_ino
+    monkeypatch.setattr("train.cache.os.utime", removed_first)
+    monkeypatch.setattr("train.cache.is_whole", removed_after)
+    again = open_cache(folder, tmp_path)
+    assert files(again) == files(cached)
+    assert not again.skipped
+    for item, video in zip(again.items, again.videos, strict=True):
+        assert np.array_equal(every_frame(video), as_decoded(item.path))
 
 
 def test_what_was_not_used_for_longest_makes_room(folder: Path, tmp_path: Path) -> None:
