@@ -163,11 +163,12 @@ class GlobalBatchNorm(nn.Module):
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, ...) over every axis but C."""
+        """Normalise (N, C, ...) over every axis but C; in float32 at least, as torch's own does."""
         if not self.training:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
+        given, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         axes = [axis for axis in range(x.ndim) if axis != 1]
         count = x.numel() // x.shape[1] * world_size()
         mean = _total(x.sum(dim=axes)) / count
@@ -184,7 +185,7 @@ class GlobalBatchNorm(nn.Module):
             out = out * self.weight.view(shape)
         if self.bias is not None:
             out = out + self.bias.view(shape)
-        return out
+        return out.to(given)
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> None:

@@ -21,7 +21,7 @@ from train.config import DataConfig, OptimConfig
 from train.data import Batch
 from train.distributed import GlobalBatchNorm, joined, mean_of_all, shared
 from train.finetune import finetune
-from train.loop import _train, training_steps
+from train.loop import _mean_of_parts, _train, training_steps
 from train.method import DualConfig
 from train.pretrain import pretrain
 from train.run import prepare
@@ -120,6 +120,23 @@ def test_a_norm_over_one_process_is_torchs_own() -> None:
             torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value)
+
+
+def test_a_norm_computes_in_float32_what_a_backbone_gives_in_bfloat16() -> None:
+    norm = GlobalBatchNorm(nn.BatchNorm3d(4))
+    x = torch.randn(3, 4, 2, 5, 5, generator=torch.Generator().manual_seed(0)).mul(0.1).add(20).bfloat16()
+    given = norm(x)
+    assert given.dtype == torch.bfloat16
+    expected = nn.BatchNorm3d(4)
+    torch.testing.assert_close(given.float(), expected(x.float()), atol=0.01, rtol=0.01)
+    torch.testing.assert_close(norm.running_mean, expected.running_mean)
+    torch.testing.assert_close(norm.running_var, expected.running_var)
+
+
+def test_a_part_that_cannot_measure_something_leaves_it_to_the_others() -> None:
+    some = [torch.tensor(math.nan), torch.tensor(0.5)]
+    assert float(_mean_of_parts("swapped_accuracy", some)) == 0.5
+    assert math.isnan(float(_mean_of_parts("loss_clip", some)))
 
 
 def test_parts_of_a_batch_add_up(data: DataConfig, tmp_path: Path) -> None:
