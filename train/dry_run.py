@@ -74,7 +74,14 @@ class Needs:
     """That a step keeps for its backward pass."""
 
     state_bytes: int
-    """Of weights, gradients and the state of the optimiser."""
+    """Of weights, gradients and the state of the optimiser; with ``moco`` of the copy of the network too."""
+
+    features: int = 0
+    """Clips of all lists whose features a linear probe computes, once each; 0 where training goes by steps. A clip then
+    costs a forward pass only, and nothing is said of steps and decoded frames: there are none."""
+
+    against: str = ""
+    """Settings of another way to train that is tried as well."""
 
     @property
     def step_seconds(self) -> float:
@@ -89,7 +96,7 @@ class Needs:
     def lines(self) -> list[str]:
         """Say it for people."""
         names = f": {some(self.missing)}" if self.missing else ""
-        return [
+        out = [
             f"training list: {self.videos} videos, {len(self.missing)} missing{names}; {self.classes} classes",
             *(
                 f"{name} list: {count} videos, {len(missing)} missing"
@@ -97,6 +104,21 @@ class Needs:
                 for name, (count, missing) in self.others.items()
             ),
             *(f"cannot be used: {one}" for one in self.bad),
+            *(self._of_features() if self.features else self._of_steps()),
+        ]
+        if self.against:
+            out.append(f"what {self.against} needs, which is tried as well, is not among this")
+        return out
+
+    def _of_features(self) -> list[str]:
+        return [
+            f"linear probe: the features of {self.features} clips are computed, once each, and kept",
+            f"on {self.device}, with torch: {self.clips_per_second:.3g} clips a second, all of them "
+            f"{_hours(self.clip_seconds * self.features)}; decoding not counted",
+        ]
+
+    def _of_steps(self) -> list[str]:
+        return [
             f"{self.epochs} epochs, {self.steps} steps of {self.videos_per_step} videos, "
             f"{self.clips_per_step} clips encoded in a step",
             f"cache: {self.cache_bytes / _GIB:.3g} GiB, filled in {_hours(self.decode_seconds)}"
@@ -132,7 +154,8 @@ def dry_run(config: RunConfig) -> Needs:
             hint="set data.root to the folder where the paths of the list start",
         )
     costs, bad = _sample(config, [present[row].path for row in _evenly(len(present))])
-    device, seconds, activation, state = _try_network(config, videos)
+    probe = isinstance(config, FinetuneConfig) and config.linear_probe
+    device, seconds, activation, state = _try_network(config, videos, forward_only=probe)
     per_video = config.dual.clips_per_video if _is_dual(config) else 1
     in_step = min(config.optim.batch_size, len(present))
     mean = [
@@ -156,6 +179,10 @@ def dry_run(config: RunConfig) -> Needs:
         clip_seconds=seconds,
         activation_bytes=activation * in_step * per_video,
         state_bytes=state,
+        features=probe
+        * config.view_plan.max_views
+        * sum(len(one.items) for one in (videos, *others.values())),
+        against=config.against if isinstance(config, FinetuneConfig) else "",
     )
 
 
@@ -208,8 +235,8 @@ def _sample(config: RunConfig, paths: list[Path]) -> tuple[list[DecodeCost], lis
     return costs, bad
 
 
-def _try_network(config: RunConfig, videos: VideoList) -> tuple[str, float, int, int]:
-    """Run two clips forward and backward.
+def _try_network(config: RunConfig, videos: VideoList, *, forward_only: bool) -> tuple[str, float, int, int]:
+    """Run two clips forward and backward, or only forward, as for features.
 
     Returns:
         The device for people, seconds of one clip, bytes that one clip keeps for the backward pass, and bytes of
@@ -220,6 +247,11 @@ def _try_network(config: RunConfig, videos: VideoList) -> tuple[str, float, int,
     device = torch.device(config.device if there else "cpu")
     model = model.to(device).train()
     clips = torch.randint(0, 256, (_PROBED_CLIPS, *config.clip.clip_shape), dtype=torch.uint8, device=device)
+    said = config.device if there else f"the CPU (there is no {config.device} here)"
+    if forward_only:
+        model.eval().requires_grad_(False)
+        _timed(lambda: model(clips), device)
+        return said, min(_timed(lambda: model(clips), device) for _ in range(2)) / _PROBED_CLIPS, 0, 0
     kept: dict[int, int] = {}
 
     def keep(value: Tensor) -> Tensor:
@@ -235,8 +267,8 @@ def _try_network(config: RunConfig, videos: VideoList) -> tuple[str, float, int,
     seconds = min(_timed(once, device) for _ in range(2)) / _PROBED_CLIPS
     weights = sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)
     of_weights = sum(kept.get(value.untyped_storage().data_ptr(), 0) for value in model.parameters())
-    said = config.device if there else f"the CPU (there is no {config.device} here)"
     copies = 4 if config.optim.name == "adamw" else 3
+    copies += isinstance(config, PretrainConfig) and config.dual.form == "moco"
     return said, seconds, (sum(kept.values()) - of_weights) // _PROBED_CLIPS, copies * weights
 
 
@@ -251,7 +283,7 @@ def _network(config: RunConfig, videos: VideoList) -> VideoModel:
     return build_model(spec, config.clip)
 
 
-def _timed(run: Callable[[], None], device: torch.device) -> float:
+def _timed(run: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
     run()
     if device.type == "cuda":

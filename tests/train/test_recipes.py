@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from bundles import make_tiny_checkpoint
 from clips import moving_square
 from videos import write_video
 
@@ -12,6 +13,7 @@ from train.__main__ import main
 from train.config import FinetuneConfig, PretrainConfig
 from train.config_file import load_config
 from train.dry_run import Needs, dry_run
+from train.init import load_finetune_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
 SMALL = [
@@ -168,6 +170,19 @@ def test_a_step_of_pretraining_encodes_four_clips_a_video(ucf: Path, tmp_path: P
     words = settings(**ucf_lists(ucf), out=str(tmp_path / "run"))
     found = dry_run(load_config(PretrainConfig, CONFIGS / "ucf101_pretrain.toml", words))
     assert (found.videos_per_step, found.clips_per_step) == (4, 16)
+
+
+def test_a_dry_run_of_a_linear_probe_counts_features_and_no_steps(ucf: Path, tmp_path: Path) -> None:
+    init = make_tiny_checkpoint(tmp_path / "tiny.safetensors")
+    words = [f"{key}={value}" for key, value in ucf_lists(ucf).items()]
+    found = dry_run(load_finetune_config(CONFIGS / "probe.toml", [*words, f"init={init}"]))
+    assert found.features == (6 + 2) * 2
+    said = "\n".join(found.lines())
+    assert "the features of 16 clips are computed" in said
+    assert "demo_finetune.toml needs, which is tried as well" in said
+    for word in ("epochs", "steps", "cache", "backward"):
+        assert word not in said
+    assert found.clip_seconds > 0
 
 
 def test_a_dry_run_names_what_is_missing_or_bad(
