@@ -116,12 +116,17 @@ def _range(low: float, high: float) -> tuple[float, float]:
 
 
 def _thinned(points: Points) -> Points:
-    """Take the mean of neighbours where there are more points than a picture shows."""
+    """Take the mean of neighbours where there are more points than a picture shows; of those that are finite."""
     if len(points) <= _MAX_POINTS:
         return points
     size = math.ceil(len(points) / _MAX_POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
+    return [(group[-1][0], _mean_of_finite([y for _, y in group])) for group in groups]
+
+
+def _mean_of_finite(values: Sequence[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def _stretches(points: Points) -> list[list[tuple[float, float]]]:

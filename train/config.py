@@ -107,7 +107,11 @@ class OptimConfig:
     """Epochs over which the rate grows linearly from 0."""
 
     def __post_init__(self) -> None:
-        _in_range("lr", self.lr, 0.0)
+        for name in ("lr", "weight_decay", "gamma"):
+            _in_range(name, getattr(self, name), 0.0)
+        _in_range("momentum", self.momentum, 0.0, 1.0)
+        for milestone in self.milestones:
+            _in_range("milestones", milestone, 0)
         _in_range("epochs", self.epochs, 1)
         _in_range("batch_size", self.batch_size, 2)  # batch norm and contrast both need company
         _in_range("accumulate", self.accumulate, 1)
@@ -211,7 +215,7 @@ class RunConfig:
         _paths_at_home(self, "out")
         if as_text(self.out) != self.out:
             raise ConfigError(f"out is {self.out}, which is no text in UTF-8: TensorBoard cannot write there")
-        _in_range("seed", self.seed, 0)
+        _in_range("seed", self.seed, 0, 2**32 - 1)  # as far as NumPy's own goes
         _in_range("log_every", self.log_every, 1)
         _in_range("keep_states", self.keep_states, 1)
         if self.model.num_classes:

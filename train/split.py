@@ -18,6 +18,7 @@ from ivdr_deploy.datasets.entries import some
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.errors import ConfigError, DataError
 from train.answers import units_of
+from train.method import in_range
 
 SplitBy = Literal["group", "video"]
 
@@ -52,10 +53,11 @@ def split_list(videos: VideoList, *, test_share: float, by: SplitBy = "group", s
 
     Raises:
         DataError: if a label is missing, or nothing can be held out.
-        ConfigError: if the share is out of range.
+        ConfigError: if the share or the seed is out of range.
     """
     if not 0.0 < test_share < 1.0:
         raise ConfigError(f"the share of test videos must be between 0 and 1, found {test_share}")
+    in_range("seed", seed, 0)
     videos.require_labels()
     items = videos.items
     groups, said = (

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -151,6 +152,14 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
     (line,) = re.findall(r'points="([^"]+)"', curve("loss", points))
     assert 300 < len(line.split()) <= 600
     assert "9999" in curve("loss", points)
+
+
+def test_steps_that_could_not_be_measured_take_no_neighbour_out_of_a_long_curve() -> None:
+    """Such as the ranking of shuffled clips where chance shuffled none."""
+    points = [(float(step), math.nan if step % 3 else 0.5) for step in range(3000)]
+    drawn = re.findall(r'points="([^"]+)"', curve("swapped_accuracy", points))
+    assert len(drawn) == 1
+    assert len(drawn[0].split()) == 600
 
 
 def test_a_log_that_is_half_written_is_read_up_to_there(tmp_path: Path) -> None:

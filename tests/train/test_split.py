@@ -89,6 +89,11 @@ def test_a_share_of_nothing_or_all_is_refused(tmp_path: Path, share: float) -> N
         split_list(read_video_list(clips(tmp_path, "ann bea")), test_share=share)
 
 
+def test_a_seed_below_0_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="seed must be at least 0, found -1"):
+        split_list(read_video_list(clips(tmp_path, "ann bea")), test_share=0.5, seed=-1)
+
+
 def test_written_lists_name_the_same_videos_with_their_groups(tmp_path: Path) -> None:
     folder = clips(tmp_path / "clips", "ann bea cid dan")
     touch(folder, 'run/eva, "the odd"_run_0.mp4', 'run/eva, "the odd"_run_1.mp4', "sit/f\udce9_sit_0.mp4")
