@@ -15,6 +15,7 @@ from ivdr_deploy._files import atomic_path
 from ivdr_deploy.environment import environment_facts, let_threads_sleep
 
 SEEDS = 5
+ACTORS = (20, 40)
 _HOW = (
     "Written by `make results-training`. `tiny`, eight frames; settings of the demo. Every method encodes as many "
     "clips. Mean and 95 % t-interval over seeds; people of the test lists are in no training list. *probe*: "
@@ -31,15 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--methods", default=";".join(METHODS), help="names, parted by ';'")
     parser.add_argument("--epochs", type=int, default=24, help="of the whole method on the figures")
-    parser.add_argument("--actors", type=int, nargs=2, default=(20, 40), help="to train on, and unseen ones")
+    parser.add_argument("--actors", type=int, nargs=2, default=ACTORS, help="to train on, and unseen ones")
     parser.add_argument("--work", type=Path, default=Path("build/results-training"), help="runs in progress")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where page and values go")
     given = parser.parse_args(arguments)
     let_threads_sleep()
     with exiting("results-training"):
         train_actors, test_actors = given.actors
+        videos = "videos" if (train_actors, test_actors) == ACTORS else f"videos-{train_actors}-{test_actors}"
         made = figures(
-            given.work / "figures" / "videos",
+            given.work / "figures" / videos,
             epochs=given.epochs,
             train_actors=train_actors,
             test_actors=test_actors,

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -94,7 +95,7 @@ def measure(scratch: Path, *, backbone: str, batch: int, turns: int) -> dict[str
         for name, loader in loaders.items():
             parts[f"draw, {name}"] = loader.draw
             parts[f"step with loader, {name}"] = partial(_whole_with, loader, step, optimizer)
-        found = _alternately(parts, turns=turns)
+        found = _alternately(parts, turns=turns, rest=lambda: [loader.rest() for loader in loaders.values()])
     ratios = {
         name: {
             "loader_over_step": found["step"] / found[f"draw, {name}"],
@@ -131,18 +132,39 @@ class _Loader:
             cache_videos(videos, config.clip, cache, keeping=keeping, decode=DECODE)
         )
         self._work = _batch(config, self._cached, batch)
-        self.drawn = opened.enter_context(closing(ahead(lambda _: self.draw(), repeat(self._work))))
+        self._ended, self._awaited, self._begun = threading.Semaphore(0), 0, 0
+        self.drawn = opened.enter_context(closing(ahead(self._draw_ahead, repeat(self._work))))
+
+    def take(self) -> Drawn:
+        """Return the batch that was drawn ahead, while the next is drawn."""
+        self._begun = self._begun + 1 if self._begun else 2  # the first one asks for two
+        return next(self.drawn)
+
+    def rest(self) -> None:
+        """Wait until nothing is drawn ahead any more, so that it does not slow what is timed next."""
+        while self._awaited < self._begun:
+            self._ended.acquire()
+            self._awaited += 1
+
+    def _draw_ahead(self, _: Batch) -> Drawn:
+        try:
+            return self.draw()
+        finally:
+            self._ended.release()
 
     def draw(self) -> Drawn:
         """Draw the batch."""
         return draw_dual_batch(self._cached, self._work, self._config, draw=random_centre_clip)
 
 
-def _alternately(parts: dict[str, Callable[[], object]], *, turns: int) -> dict[str, float]:
-    """Return the median seconds of each part; they take turns."""
+def _alternately(
+    parts: dict[str, Callable[[], object]], *, turns: int, rest: Callable[[], object]
+) -> dict[str, float]:
+    """Return the median seconds of each part; they take turns, and each begins when ``rest`` has returned."""
     times: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(turns + 1):  # the first warms up
         for name, call in parts.items():
+            rest()
             seconds = _timed(call)
             if turn:
                 times[name].append(seconds)
@@ -172,7 +194,7 @@ def _whole(step: Step, optimizer: torch.optim.Optimizer, drawn: Drawn) -> None:
 
 
 def _whole_with(loader: _Loader, step: Step, optimizer: torch.optim.Optimizer) -> None:
-    _whole(step, optimizer, next(loader.drawn))
+    _whole(step, optimizer, loader.take())
 
 
 def _forward_backward(step: DualStep, batch: int) -> None:

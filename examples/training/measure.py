@@ -54,9 +54,12 @@ def measure(name: str, method: Method, data: DataSet, folder: Path, *, seed: int
     path = folder / "results.json"
     config = pretrain_config(method, data, folder, seed=seed)
     made_with = [str(data.test), *changed_settings(config)]
+    tuning = finetune_config(data, folder / "finetune", seed=seed)
+    tuned_with = changed_settings(tuning)
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["made_with"] != made_with:
+        # Results of before that was kept do not say how they were fine-tuned.
+        if kept["made_with"] != made_with or kept.get("tuned_with", tuned_with) != tuned_with:
             raise FolderError(
                 f"{path} was made with other settings", hint="give another --work, or remove it"
             )
@@ -68,11 +71,13 @@ def measure(name: str, method: Method, data: DataSet, folder: Path, *, seed: int
         assert checkpoint is not None
         found["fine-tune"] = read_checkpoint_info(checkpoint).provenance.metrics["video_accuracy"]
     else:
-        start = [f"init={checkpoint}"] if checkpoint else []
-        tuned = trained_as(finetune_config(data, folder / "finetune", seed=seed, overrides=start))
+        if checkpoint:
+            start = [f"init={checkpoint}"]
+            tuning = finetune_config(data, folder / "finetune", seed=seed, overrides=start)
+        tuned = trained_as(tuning)
         found["fine-tune"] = read_checkpoint_info(tuned).provenance.metrics["video_accuracy"]
     with atomic_path(path) as temporary:
-        kept = {"made_with": made_with, "values": found}
+        kept = {"made_with": made_with, "tuned_with": tuned_with, "values": found}
         temporary.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     for part in ("pretrain", "finetune", "supervised"):
         shutil.rmtree(folder / part, ignore_errors=True)  # some MB each

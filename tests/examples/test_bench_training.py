@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,6 +32,31 @@ def test_every_loader_feeds_the_same_batch_as_frames_as_it_says(tmp_path: Path) 
         for name, loader in found.items():
             for _ in range(2):
                 assert torch.equal(next(loader.drawn)["views"], views[name])
+
+
+def test_nothing_is_drawn_ahead_while_something_else_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the pure forward and backward pass would seem slower than it is, and a whole step no slower than that."""
+    make_figures(tmp_path / "videos", train_actors=1, test_actors=1)
+    config = bench._config(tmp_path)
+    slow, drawing, taken = threading.Event(), threading.Lock(), []
+
+    def draw(loader: bench._Loader) -> dict[str, int]:
+        with drawing:
+            slow.wait(0.2)
+            return {}
+
+    def other() -> None:
+        taken.append(drawing.acquire(blocking=False))
+        drawing.release()
+
+    monkeypatch.setattr(bench._Loader, "draw", draw)
+    with ExitStack() as opened:
+        loader = bench._Loader(config, bench.LOADERS["raw"], tmp_path / "raw", 2, opened)
+        bench._alternately({"loader": loader.take, "other": other}, turns=2, rest=loader.rest)
+        slow.set()
+    assert taken == [True] * 3
 
 
 @pytest.mark.exhaustive

@@ -98,5 +98,7 @@ def test_a_seed_is_measured_once_and_what_is_written_is_what_was_found(
     again = json.loads((tmp_path / "again" / "training.json").read_text())
     assert again["figures"] == values
     other = figures(tmp_path / "figures" / "videos", epochs=2)
-    with pytest.raises(FolderError, match="other settings"):
-        measure("random", METHODS["random"], other, tmp_path / "figures" / "random" / "0", seed=0)
+    longer = replace(data, finetune_epochs=3)
+    for changed in (other, longer):
+        with pytest.raises(FolderError, match="other settings"):
+            measure("random", METHODS["random"], changed, tmp_path / "figures" / "random" / "0", seed=0)
