@@ -95,7 +95,12 @@ def measure(scratch: Path, *, backbone: str, batch: int, turns: int) -> dict[str
         for name, loader in loaders.items():
             parts[f"draw, {name}"] = loader.draw
             parts[f"step with loader, {name}"] = partial(_whole_with, loader, step, optimizer)
-        found = _alternately(parts, turns=turns, rest=lambda: [loader.rest() for loader in loaders.values()])
+
+        def rest() -> None:
+            for loader in loaders.values():
+                loader.rest()
+
+        found = _alternately(parts, turns=turns, rest=rest)
     ratios = {
         name: {
             "loader_over_step": found["step"] / found[f"draw, {name}"],
