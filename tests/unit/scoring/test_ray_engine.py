@@ -20,8 +20,7 @@ from ivdr_deploy.scoring import read_scores
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
-VIDEOS = 240
-SHARDS = 8
+VIDEOS = 120
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_a_kill_loses_nothing(tiny_bundle, videos, local, tmp_path, who):
     out = tmp_path / "out"
     process = start(tiny_bundle, videos, out, "ray")
     wait_for(lambda: list(out.glob("part-*")), process)
-    assert len(list(out.glob("part-*"))) < SHARDS, "there was no work outstanding"
+    assert len(list(out.glob("part-*"))) < 4, "there was no work outstanding"
     if who == "actor":
         (actor,) = actors_below(process.pid)
         actor.kill()
