@@ -36,7 +36,7 @@ ROUNDS = 2
 
 
 def over_reference(checkpoint: Path | None, scratch: Path) -> dict[str, Any]:
-    """Measure the fp32 and int8 ONNX variants of a network against the obvious pipeline.
+    """Measure the compiled fp32 and the int8 variants of a network against the obvious pipeline.
 
     Args:
         checkpoint: The network; one of random weights when None, see ``examples.engines.networks``.
@@ -49,8 +49,9 @@ def over_reference(checkpoint: Path | None, scratch: Path) -> dict[str, Any]:
     checkpoint = checkpoint or write_network(scratch / "r3d_18.safetensors", "r3d_18", data.train, CLIP)
     export_bundle(checkpoint, scratch / "r3d_18")
     calibration = Calibration(videos=data.train, limits=VideoLimits())
-    bundle = add_variants(scratch / "r3d_18", [("onnx", "int8")], StepOptions(calibration=calibration))
-    names = [held.id for held in bundle.manifest.variants if held.runtime == "onnxruntime"]
+    options = StepOptions(calibration=calibration)
+    bundle = add_variants(scratch / "r3d_18", [("aoti", "fp32"), ("onnx", "int8")], options)
+    names = [held.id for held in bundle.manifest.variants if held.runtime != "torch"]
     report = verify_bundle(bundle.path, data=data.test, variants=names)
     bundle = keep_records(bundle.path, report.variants)
     rates: dict[str, list[float]] = {name: [] for name in ("obvious", *names)}

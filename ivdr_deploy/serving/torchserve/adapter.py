@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +19,10 @@ from ivdr_deploy.serving.core.schema import Envelope, Response
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.torchserve.archive import MODEL_CONFIG_FILE
 from ivdr_deploy.serving.torchserve.settings import DRAIN_VARIABLE, service_settings
+
+_GATHER_SECONDS = 0.02
+"""Between an answer and the counts of it. TorchServe reads each from a line of the worker's log, and before the answer
+these lines took 1.5 ms."""
 
 
 class TorchServeAdapter:
@@ -45,6 +51,9 @@ class TorchServeAdapter:
         self._passed: dict[Series, float] = {}
         metrics = Metrics(on_observe=lambda metric, value: self._observed.append((metric, value)))
         self._service = InferenceService.open(folder / BUNDLE_FOLDER, settings, metrics=metrics)
+        self._answered, self._closed = threading.Event(), threading.Event()
+        self._passing = threading.Lock()
+        threading.Thread(target=self._pass_on_later, args=(context,), name="counts", daemon=True).start()
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer one batch, each request with its own status."""
@@ -62,7 +71,7 @@ class TorchServeAdapter:
             Response(status=200, body=self._service.describe()) if future is None else future.result()
             for future in waiting
         ]
-        self._pass_on(context)
+        self._answered.set()
         for i, answer in enumerate(answers):
             context.set_response_status(code=answer.status, idx=i)
             context.set_response_content_type(i, "application/json")
@@ -73,9 +82,22 @@ class TorchServeAdapter:
     def close(self) -> None:
         """Stop the service."""
         self._service.close()
+        self._closed.set()
+        self._answered.set()
+
+    def _pass_on_later(self, context: Any) -> None:
+        while not self._closed.is_set():
+            self._answered.wait()
+            time.sleep(_GATHER_SECONDS)
+            self._answered.clear()
+            self._pass_on(context)
 
     def _pass_on(self, context: Any) -> None:
         """Give TorchServe what was counted since the last time; it adds up the workers."""
+        with self._passing:
+            self._log_counts(context)
+
+    def _log_counts(self, context: Any) -> None:
         from ts.metrics.dimension import Dimension
         from ts.metrics.metric_type_enum import MetricTypes
 

@@ -161,6 +161,8 @@ class ServerConfig:
             "default_workers_per_model": settings.workers,
             "metrics_mode": "prometheus",
             "model_metrics_auto_detect": "true",
+            # The front-end passes on bytes. Its compiler and collector would take the cores from the decoders.
+            "vmargs": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
         }
         return "".join(f"{key}={_escape(str(value))}\n" for key, value in values.items())
 
