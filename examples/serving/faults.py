@@ -201,7 +201,10 @@ def drained(name: ServerName, bench: Bench) -> dict[str, Any]:
 
 
 def soaked(name: ServerName, bench: Bench) -> dict[str, Any]:
-    """Send many small videos; look at the memory of each process after a tenth of them and at the end."""
+    """Send many small videos; look at the memory of each process after a tenth of them, half way and at the end.
+
+    What only warms up grows in the first half and not in the second.
+    """
     originals = [
         make_video(bench.scratch / f"whole.{kind}", num_frames=40, size=(160, 120)) for kind in CODECS
     ]
@@ -212,14 +215,18 @@ def soaked(name: ServerName, bench: Bench) -> dict[str, Any]:
         generator = LoadGenerator(address, requests)
         warm = generator.closed_loop(_AT_A_TIME, 3600.0, most=bench.soak // 10)
         before = served.memory()
-        step = generator.closed_loop(_AT_A_TIME, 3600.0, most=bench.soak - bench.soak // 10)
+        half = (bench.soak - bench.soak // 10) // 2
+        first = generator.closed_loop(_AT_A_TIME, 3600.0, most=half)
+        middle = served.memory()
+        step = generator.closed_loop(_AT_A_TIME, 3600.0, most=half)
         after = served.memory()
-    for one in (warm, step):
+    for one in (warm, first, step):
         require_answered(one)
-    by_process = _by_process(before, after)
+    by_process, second_half = _by_process(before, after), _by_process(middle, after)
     return {
-        "soak_requests": len(warm.samples) + len(step.samples),
+        "soak_requests": len(warm.samples) + len(first.samples) + len(step.samples),
         "soak_rss_growth": max(one["growth"] for one in by_process.values()),
+        "soak_rss_growth_second_half": max(one["growth"] for one in second_half.values()),
         "soak_processes": by_process,
         "soak_processes_gone": len(set(before) - set(after)),
         "soak_per_s": len(step.ok) / step.seconds,
