@@ -66,7 +66,7 @@ bench: $(STAMP) ## latency of the demo's bundle, engine against torch
 bench-export: $(STAMP) ## every backbone in every engine, proved and timed (BACKBONES="tiny r3d_18", TURNS=6)
 	$(BIN)/python -m examples.engines.bench_export $(if $(BACKBONES),--backbones "$(BACKBONES)") $(if $(TURNS),--turns $(TURNS))
 
-bench-serving: $(STAMP) ## both servers under load and under faults, about an hour (PARTS="latency batching", SERVERS=http)
+bench-serving: $(STAMP) ## both servers under load and under faults, a quarter of an hour (PARTS="latency batching", SERVERS=http)
 	$(BIN)/python -m examples.serving.bench_serving $(if $(PARTS),--parts "$(PARTS)") $(if $(SERVERS),--servers "$(SERVERS)")
 
 bench-scoring: $(STAMP) ## scoring of collections: throughput, kills, a million inputs planned, Ray

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -80,6 +81,25 @@ def test_each_request_gets_its_own_status_and_answer(
     assert set(answers[0]) == set(answers[2]) == {"code", "message", "hint"}
 
 
+def wait_until_told(handler: IvdrHandler) -> None:
+    """Counts go out after the answer: wait until all of them have."""
+    adapter = handler._adapter
+
+    def told() -> bool:
+        with adapter._passing:
+            counted = adapter._service.metrics.values().items()
+            return not adapter._observed and all(
+                adapter._passed.get(series, 0.0) == value
+                for series, value in counted
+                if series.metric.unit != "seconds"
+            )
+
+    deadline = time.monotonic() + 30
+    while not told():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def test_torchserve_is_given_what_was_counted_since_the_last_batch(
     handler: IvdrHandler, model_dir: Path, video: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -88,10 +108,12 @@ def test_torchserve_is_given_what_was_counted_since_the_last_batch(
         {"body": bytearray(video.read_bytes())},
         {"body": bytearray(video.read_bytes())},
     ]
+    wait_until_told(handler)
     for _ in range(2):
         caplog.clear()
         with caplog.at_level("INFO", logger="ts.metrics.caching_metric"):
             handler.handle(rows, make_context(model_dir, rows))
+            wait_until_told(handler)
         found = passed_on(caplog.messages)
         totals: dict[tuple[str, str], list[float]] = {}
         for name, labels, value in found:
@@ -112,8 +134,10 @@ def test_worker_is_busy_while_it_answers_and_free_again_after(
     handler: IvdrHandler, model_dir: Path, video: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [{"video": bytearray(video.read_bytes()), "options": {"num_clips": 64}}]
+    wait_until_told(handler)
     with caplog.at_level("INFO", logger="ts.metrics.caching_metric"):
         handler.handle(rows, make_context(model_dir, rows))
+        wait_until_told(handler)
     busy = [
         (labels["worker"], value) for name, labels, value in passed_on(caplog.messages) if name == "ivdr_busy"
     ]
@@ -125,8 +149,10 @@ def test_question_of_torchserve_in_a_batch_of_videos_is_answered_beside_them(
 ) -> None:
     rows: list[dict[str, Any]] = [{}, {"body": bytearray(video.read_bytes())}]
     context = make_context(model_dir, rows, describe=0)
+    wait_until_told(handler)
     with caplog.at_level("INFO", logger="ts.metrics.caching_metric"):
         facts, answer = (json.loads(text) for text in handler.handle(rows, context))
+        wait_until_told(handler)
     assert facts["golden_max_abs_diff"]
     assert len(facts["contract_hash"]) == 64
     assert len(answer["predictions"]) == 2
