@@ -7,6 +7,7 @@ import binascii
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -211,7 +212,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make a table of pairs, of which JSON itself would let the last of a name count."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise RequestError(f"{quoted(twice)} is given twice", hint="give each name once")
     return found

@@ -3,12 +3,13 @@ from __future__ import annotations
 import base64
 import json
 import re
+import time
 from typing import Any
 
 import pytest
 
 from ivdr_deploy.errors import EncodingError, MethodError, OptionError, RequestError
-from ivdr_deploy.serving.core.parsing import parse_options
+from ivdr_deploy.serving.core.parsing import parse_options, read_json
 from ivdr_deploy.serving.core.parsing import parse_request as parse_with_envelope
 from ivdr_deploy.serving.core.schema import Envelope, Options, PredictRequest, Response
 
@@ -233,3 +234,12 @@ def test_answer_is_utf8_whatever_text_is_in_it() -> None:
     body = {"label": "caf\udce9", "other": "\u00e9"}
     assert json.loads(Response(status=200, body=body).json) == body
     assert "\u00e9".encode() in Response(status=200, body=body).json
+
+
+def test_a_name_given_twice_is_found_at_once_among_many() -> None:
+    names = [*map(str, range(100_000)), "99999"]
+    text = json.dumps(names)[1:-1].replace(",", ":0,")
+    begin = time.process_time()
+    with pytest.raises(RequestError, match="'99999' is given twice"):
+        read_json(f"{{{text}:0}}", most_values=200_000, what="the body", hint="")
+    assert time.process_time() - begin < 20, "looking for each name among all others takes minutes"
