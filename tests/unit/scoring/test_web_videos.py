@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from videos import numbered_video
+from websites import LOOPBACK, LoopbackSite, redirects, sends
 
 from ivdr_deploy.cli import main
 from ivdr_deploy.datasets.lists import VideoStream
@@ -18,54 +16,28 @@ from ivdr_deploy.scoring import read_scores
 from ivdr_deploy.scoring.inputs import InputStream, Selection, parse_since
 
 
-class Site:
-    """Serves one video under every name, but for names that lead elsewhere."""
-
-    def __init__(self, content: bytes) -> None:
-        self.asked: list[str] = []
-        site = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                site.asked.append(self.path)
-                if self.path == "/away.mp4":
-                    self.send_response(302)
-                    self.send_header("Location", "http://elsewhere.invalid/a.mp4")
-                    self.end_headers()
-                    return
-                self.send_response(200 if self.path != "/absent.mp4" else 404)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.host = f"127.0.0.1:{self._server.server_address[1]}"
-
-    @contextmanager
-    def running(self) -> Iterator[Site]:
-        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._server.shutdown()
-            self._server.server_close()
-            thread.join()
-
-
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    video = numbered_video(tmp_path / "here.mp4", num_frames=8, size=(64, 48))
-    with Site(video.read_bytes()).running() as running:
+def site(tmp_path: Path) -> Iterator[LoopbackSite]:
+    content = numbered_video(tmp_path / "here.mp4", num_frames=8, size=(64, 48)).read_bytes()
+    made = LoopbackSite()
+    made.answers |= {
+        "/there.mp4": sends(content),
+        "/absent.mp4": sends(b"", status=404),
+        "/away.mp4": redirects("http://elsewhere.invalid/a.mp4"),
+    }
+    with made.running() as running:
         yield running
 
 
+def host(site: LoopbackSite) -> str:
+    return f"{LOOPBACK}:{site.port}"
+
+
 @pytest.fixture
-def score(site: Site, tiny_bundle: Path, tmp_path: Path) -> Callable[..., dict[str, dict[str, object]]]:
-    urls = [f"http://{site.host}/{name}.mp4" for name in ("there", "absent", "away")]
+def score(
+    site: LoopbackSite, tiny_bundle: Path, tmp_path: Path
+) -> Callable[..., dict[str, dict[str, object]]]:
+    urls = [site.url(f"/{name}.mp4") for name in ("there", "absent", "away")]
     listed = tmp_path / "list.csv"
     listed.write_text("\n".join(["path", "here.mp4", *urls, "http://elsewhere.invalid/b.mp4"]))
 
@@ -90,7 +62,7 @@ def score(site: Site, tiny_bundle: Path, tmp_path: Path) -> Callable[..., dict[s
 
 
 def test_videos_of_a_named_server_are_fetched_once_and_no_others(score, site):
-    rows = score("--url-host", site.host)
+    rows = score("--url-host", host(site))
 
     assert {name: row["status"] for name, row in rows.items() if row["status"] == "ok"} == {
         "here.mp4": "ok",
@@ -100,8 +72,8 @@ def test_videos_of_a_named_server_are_fetched_once_and_no_others(score, site):
     assert "answered with status 404" in rows["absent.mp4"]["error_message"]
     for name in ("away.mp4", "b.mp4"):
         assert "elsewhere.invalid is not among the hosts" in rows[name]["error_message"]
-    assert sorted(site.asked) == ["/absent.mp4", "/away.mp4", "/there.mp4"]
-    score("--url-host", site.host)
+    assert sorted(path for _, path in site.asked) == ["/absent.mp4", "/away.mp4", "/there.mp4"]
+    score("--url-host", host(site))
     assert len(site.asked) == 3, "the table was complete"
 
 

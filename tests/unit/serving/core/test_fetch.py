@@ -11,14 +11,16 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import websites
 from requirements import missing
 from test_urls import NOT_URLS, ODD_HOSTS, PRIVATE
+from websites import LOOPBACK, Answer, LoopbackSite, redirects
 
 from ivdr_deploy.errors import FetchError, IvdrError, UrlError, VideoLimitError
 from ivdr_deploy.serving.core.service import InferenceService
@@ -28,45 +30,13 @@ from ivdr_deploy.video.urls import UrlSettings
 
 SECRET = "do-not-show-this"
 BODY = bytes(range(256)) * 1000
-LOOPBACK = "127.0.0.1"
-Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
-class Site:
-    """A server on loopback whose answers a test chooses by path."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
-        self.asked: list[tuple[str, str]] = []
-        site = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                site.asked.append((self.headers["Host"], self.path))
-                site.answers[self.path.partition("?")[0]](self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer((LOOPBACK, 0), Handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
-
-    @contextmanager
-    def running(self) -> Iterator[Site]:
-        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()
+class Site(LoopbackSite):
+    """What a fetcher is tried on."""
 
     def url(self, path: str = "/a.mp4", host: str = "videos.example") -> str:
-        return f"http://{host}:{self.port}{path}"
+        return super().url(path, host)
 
     def settings(self, **changes: object) -> UrlSettings:
         settings = UrlSettings(
@@ -92,21 +62,8 @@ def site() -> Iterator[Site]:
         yield running
 
 
-def sends(body: bytes = BODY, *, status: int = 200, length: int | None = None, **headers: str) -> Answer:
-    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(body) if length is None else length))
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(body)
-        handler.close_connection = True
-
-    return answer
-
-
-def redirects(to: str, status: int = 302) -> Answer:
-    return sends(b"", status=status, Location=to)
+def sends(body: bytes = BODY, **more: Any) -> Answer:
+    return websites.sends(body, **more)
 
 
 def drips(handler: http.server.BaseHTTPRequestHandler) -> None:
