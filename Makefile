@@ -15,9 +15,12 @@ DATA ?=
 BACKBONES ?=
 TURNS ?=
 
-# Of bench-serving: names of parts and of servers; empty for all.
+# Of bench-serving and bench-scoring: names of parts, and of servers; empty for all.
 PARTS ?=
 SERVERS ?=
+
+# Of bench-scoring: a trained r3d_18 to hold against the obvious pipeline; empty for one of random weights.
+CHECKPOINT ?=
 
 .PHONY: help install demo test test-all test-gpu lint format typecheck bench bench-export bench-scoring bench-serving support-matrix results-training bench-training wheel-check all clean
 
@@ -69,9 +72,9 @@ bench-export: $(STAMP) ## every backbone in every engine, proved and timed (BACK
 bench-serving: $(STAMP) ## both servers under load and under faults, a quarter of an hour (PARTS="latency batching", SERVERS=http)
 	$(BIN)/python -m examples.serving.bench_serving $(if $(PARTS),--parts "$(PARTS)") $(if $(SERVERS),--servers "$(SERVERS)")
 
-bench-scoring: $(STAMP) ## scoring of collections: throughput, kills, a million inputs planned, Ray
+bench-scoring: $(STAMP) ## scoring of collections: throughput, kills, a million inputs planned, Ray (PARTS="plan ray", CHECKPOINT=r3d.safetensors)
 	$(BIN)/python -m pip install --quiet --editable '.[ray]'
-	$(BIN)/python -m examples.scoring.bench_scoring
+	$(BIN)/python -m examples.scoring.bench_scoring $(if $(PARTS),--only "$(PARTS)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
 support-matrix: $(STAMP) ## write docs/support-matrix.md from the records in docs/results
 	$(BIN)/python -m examples.engines.support_matrix

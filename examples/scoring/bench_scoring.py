@@ -11,34 +11,24 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from examples.demo.figures import make_figures
 from examples.engines.networks import write_network
 from examples.scoring.kills import as_json, kill_command, make_list, score_whole
 from examples.scoring.obvious import over_reference
 from examples.scoring.ray_kills import kill_ray
+from examples.scoring.throughput import throughput
 from ivdr_deploy._console import console, exiting
 from ivdr_deploy._files import scratch_folder
 from ivdr_deploy.benchmarks.report import write_report
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
-from ivdr_deploy.decoding import DecodeOptions
-from ivdr_deploy.environment import decode_workers, environment_facts
+from ivdr_deploy.environment import environment_facts
 from ivdr_deploy.export.bundle_export import export_bundle
-from ivdr_deploy.pipeline import VideoPredictor
-from ivdr_deploy.runtimes.base import LoadedModel, Runtime
-from ivdr_deploy.runtimes.loading import open_model
-from ivdr_deploy.scoring.scorer import score
 from ivdr_deploy.spec import ClipSpec
-
-CLIP_SECONDS = 0.025
-"""Of a clip on the simulated accelerator, which takes no core."""
 
 CLIP = ClipSpec(num_frames=16, frame_stride=2, short_side=128, crop_size=112)
 PLANNED = 1_000_000
@@ -74,30 +64,6 @@ print(json.dumps({"plan_seconds_1e6": seconds, "plan_first_shard_seconds": first
 """
 
 
-class Accelerator:
-    """A runtime that takes its time and no core."""
-
-    def __init__(self, model: LoadedModel, video: np.ndarray) -> None:
-        self.name, self.precision = model.runtime.name, model.runtime.precision
-        self.description, self.call_clips = "simulated accelerator, 25 ms a clip", model.runtime.call_clips
-        self.output_names = model.output_names
-        self._one = {name: value[:1] for name, value in model.runtime.infer(video[:1]).items()}
-
-    def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
-        """Wait, and answer the same for every clip."""
-        time.sleep(CLIP_SECONDS * len(video))
-        return {name: np.repeat(value, len(video), axis=0) for name, value in self._one.items()}
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def __enter__(self) -> Accelerator:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(prog="python -m examples.scoring.bench_scoring", description=__doc__)
@@ -127,11 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "plan" in parts:
             _keep(found, plan(scratch), given.out)
         videos = _videos(given.videos, scratch)
-        bundle = given.bundle or _bundle(scratch, videos)
+        bundle = given.bundle or _bundle(scratch, videos, "tiny")
         if "throughput" in parts:
-            _keep(found, throughput(bundle, videos, scratch), given.out)
+            large = _bundle(scratch, videos, "r3d_18")
+            bundles = {"given" if given.bundle else "tiny": bundle, "r3d_18": large}
+            _keep(found, throughput(bundles, videos, scratch), given.out)
         if "reference" in parts:
-            _keep(found, over_reference(given.checkpoint, scratch), given.out)
+            (scratch / "reference").mkdir()
+            _keep(found, over_reference(given.checkpoint, scratch / "reference"), given.out)
         if "kills" in parts or "ray" in parts:
             listed = make_list(scratch / "kill-list")
             how = {"seconds": score_whole(bundle, listed, scratch), "seed": given.seed}
@@ -158,7 +127,8 @@ def _videos(listed: Path | None, scratch: Path) -> VideoList:
     return read_video_list(scratch / "videos" / "train.csv")
 
 
-def _bundle(scratch: Path, videos: VideoList) -> Path:
+def _bundle(scratch: Path, videos: VideoList, backbone: str) -> Path:
+    """Export a network of random weights for the videos, in a bundle of its name."""
     labelled = (
         videos
         if videos.labels
@@ -166,9 +136,9 @@ def _bundle(scratch: Path, videos: VideoList) -> Path:
             videos, items=tuple(replace(item, label=f"class{i % 4}") for i, item in enumerate(videos.items))
         )
     )
-    checkpoint = write_network(scratch / "network.safetensors", "tiny", labelled, CLIP)
-    export_bundle(checkpoint, scratch / "bundle")
-    return scratch / "bundle"
+    checkpoint = write_network(scratch / f"{backbone}.safetensors", backbone, labelled, CLIP)
+    export_bundle(checkpoint, scratch / backbone)
+    return scratch / backbone
 
 
 def plan(scratch: Path) -> dict[str, Any]:
@@ -184,54 +154,6 @@ def plan(scratch: Path) -> dict[str, Any]:
     if found.pop("planned") != PLANNED:
         raise RuntimeError("the plan does not hold every input once")
     return found
-
-
-def throughput(bundle: Path, videos: VideoList, scratch: Path) -> dict[str, Any]:
-    """Measure the run against the slower of decoding alone and the network alone, on the same cores."""
-    decode = DecodeOptions(workers=decode_workers())
-    with open_model(bundle).runtime as runtime:
-        model = replace(open_model(bundle), runtime=runtime)
-        with VideoPredictor(model, decode=decode) as predictor:
-            sample = predictor.load(videos.items[0].source).video
-    found: dict[str, Any] = {}
-    for name in ("cpu", "sim_accelerator"):
-        opened = open_model(bundle)
-        if name == "sim_accelerator":
-            opened = replace(opened, runtime=Accelerator(opened, sample))
-        with opened.runtime, VideoPredictor(opened, decode=decode) as predictor:
-            decoding, clips = _decode_rate(predictor, videos)
-            engine = _engine_rate(opened.runtime, sample, clips / len(videos.items))
-            out = scratch / f"throughput-{name}"
-            started = time.perf_counter()
-            summary = score(predictor, videos, out)
-            rate = summary.scored / (time.perf_counter() - started)
-        found[f"efficiency_{name}"] = rate / min(decoding, engine)
-        if name == "cpu":  # both want the same cores, so that their times add up
-            found["of_possible_cpu"] = rate * (1.0 / decoding + 1.0 / engine)
-        found[f"videos_per_s_{name}"] = {"run": rate, "decode": decoding, "engine": engine}
-    return found
-
-
-def _decode_rate(predictor: VideoPredictor, videos: VideoList) -> tuple[float, int]:
-    """Return videos per second of decoding alone, and the clips of all."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    predictor.load(videos.items[0].source)  # starts the workers
-    started = time.perf_counter()
-    with ThreadPoolExecutor(2 * decode_workers()) as pool:
-        clips = sum(pool.map(lambda item: len(predictor.load(item.source).video), videos.items))
-    return len(videos.items) / (time.perf_counter() - started), clips
-
-
-def _engine_rate(runtime: Runtime, sample: np.ndarray, clips_per_video: float) -> float:
-    """Return videos per second of the network alone, in calls as large as those of a run."""
-    call = np.concatenate([sample] * (-(-runtime.call_clips // len(sample))))[: runtime.call_clips]
-    runtime.infer(call)
-    started, calls = time.perf_counter(), 0
-    while time.perf_counter() - started < 5.0:
-        runtime.infer(call)
-        calls += 1
-    return calls * len(call) / (time.perf_counter() - started) / clips_per_video
 
 
 if __name__ == "__main__":
