@@ -12,8 +12,8 @@ def missing(what: str, reason: str) -> None:
 
     Args:
         what: ``data`` (the real clips), ``i3d`` (its published weights), ``index`` (a package index), ``hf``
-            (transformers), ``gpu``, ``trt``, or ``ort-gpu`` (an ONNX Runtime built with CUDA). IVDR_REQUIRE is a list
-            of these with commas between them.
+            (transformers), ``nginx``, ``gpu``, ``trt``, or ``ort-gpu`` (an ONNX Runtime built with CUDA).
+            IVDR_REQUIRE is a list of these with commas between them.
         reason: What is not there.
     """
     if what in os.environ.get("IVDR_REQUIRE", "").split(","):
