@@ -19,7 +19,7 @@ from functools import partial
 from itertools import repeat
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ from train.step import DualStep
 
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = 5
-DDP_STEPS = 12
+DDP_TURNS = 3
 DECODE = DecodeOptions(workers=2)
 LOADERS = {"jpeg": Keeping(), "raw": Keeping(form="raw"), "straight from video": Keeping(max_bytes=0)}
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with exiting("bench-training"):
         if given.processes_of:
-            _share(given.processes_of)
+            _share(given.processes_of, _Share(given.backbone, given.batch, given.turns))
             return
         with scratch_folder("ivdr-bench-training-") as scratch:
             make_figures(scratch / "videos", train_actors=4, test_actors=1)
@@ -78,9 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(scratch: Path, *, backbone: str, batch: int, turns: int) -> dict[str, Any]:
     """Measure everything; returns the report."""
     facts = environment_facts()  # its load is that from before
-    config = _config(scratch)
-    clip = ClipSpec() if backbone != "tiny" else config.clip
-    config = replace(config, clip=clip, model=replace(config.model, backbone=backbone))
+    config = _config(scratch, backbone)
     step = _step(config, bf16=False)
     optimizer = build_optimizer(step.parameters(), config.optim)
     with ExitStack() as opened:
@@ -113,9 +111,14 @@ def measure(scratch: Path, *, backbone: str, batch: int, turns: int) -> dict[str
         **ratios["jpeg"],
         "loaders": ratios,
         "bf16_over_fp32": _bf16_gain(config, held, found["step"], turns=turns),
-        "ddp2_over_1": _rate(scratch, processes=2) / _rate(scratch, processes=1),
+        **_scaling(scratch, backbone, batch),
         "seconds": found,
-        "settings": {"backbone": backbone, "clip": list(clip.clip_shape), "videos": batch, "turns": turns},
+        "settings": {
+            "backbone": backbone,
+            "clip": list(config.clip.clip_shape),
+            "videos": batch,
+            "turns": turns,
+        },
         "environment": facts,
     }
 
@@ -176,9 +179,11 @@ def _alternately(
     return {name: median(values) for name, values in times.items()}
 
 
-def _config(scratch: Path) -> PretrainConfig:
+def _config(scratch: Path, backbone: str) -> PretrainConfig:
     given = [f"out={scratch / 'run'}", f"data.train={scratch / 'videos' / 'train.csv'}"]
-    return load_config(PretrainConfig, CONFIGS / "demo_pretrain.toml", given)
+    config = load_config(PretrainConfig, CONFIGS / "demo_pretrain.toml", given)
+    clip = ClipSpec() if backbone != "tiny" else config.clip
+    return replace(config, clip=clip, model=replace(config.model, backbone=backbone))
 
 
 def _step(config: PretrainConfig, *, bf16: bool) -> DualStep:
@@ -230,8 +235,34 @@ def _bf16_gain(config: PretrainConfig, held: Drawn, fp32: float, *, turns: int) 
     return fp32 / median(_timed(lambda: _whole(step, optimizer, held)) for _ in range(turns))
 
 
-def _rate(scratch: Path, *, processes: int) -> float:
-    """Return steps a second of ``tiny`` with 16 videos a step, in processes of one thread each."""
+def _scaling(scratch: Path, backbone: str, batch: int) -> dict[str, float]:
+    """Return how many times as many steps two processes take as one, of the network and of ``tiny``, in turns."""
+    found = {}
+    for name, share in (
+        ("ddp2_over_1", _Share(backbone, videos=batch, steps=3)),
+        ("ddp2_over_1_tiny", _Share("tiny", videos=16, steps=12)),
+    ):
+        rates: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(DDP_TURNS):
+            for processes, taken in rates.items():
+                taken.append(_rate(scratch, share, processes=processes))
+        found[name] = median(rates[2]) / median(rates[1])
+    return found
+
+
+class _Share(NamedTuple):
+    """What processes train together."""
+
+    backbone: str
+    videos: int
+    """In a step of all of them."""
+
+    steps: int
+    """That are timed; one comes before."""
+
+
+def _rate(scratch: Path, share: _Share, *, processes: int) -> float:
+    """Return steps a second in processes that compute with one thread each, and load with the same."""
     command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
     command += [
         "--nproc-per-node",
@@ -240,6 +271,12 @@ def _rate(scratch: Path, *, processes: int) -> float:
         "examples.training.bench",
         "--processes-of",
         str(scratch),
+        "--backbone",
+        share.backbone,
+        "--batch",
+        str(share.videos),
+        "--turns",
+        str(share.steps),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -248,24 +285,25 @@ def _rate(scratch: Path, *, processes: int) -> float:
     return float(done.stdout.split()[-1])
 
 
-def _share(scratch: Path) -> None:
+def _share(scratch: Path, share: _Share) -> None:
     """Take steps as one of the processes that ``torchrun`` started; the first prints the rate."""
     torch.set_num_threads(1)
-    config = _config(scratch)
+    config = _config(scratch, share.backbone)
+    videos = read_video_list(config.data.train)
     cached = cache_videos(
-        read_video_list(config.data.train), config.clip, scratch / "cache" / str(os.getpid())
+        videos, config.clip, scratch / "cache" / str(os.getpid()), decode=DecodeOptions(workers=1)
     )
     with joined("cpu"):
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         step: Any = shared(_step(config, bf16=False))
         optimizer = build_optimizer(step.parameters(), config.optim)
-        work = _batch(config, cached, config.optim.batch_size).part(0, 1, rank=rank(), ranks=ranks)
-        for number in range(DDP_STEPS + 2):
-            if number == 2:
+        work = _batch(config, cached, share.videos).part(0, 1, rank=rank(), ranks=ranks)
+        for number in range(share.steps + 1):
+            if number == 1:
                 start = time.perf_counter()
             _whole(step, optimizer, draw_dual_batch(cached, work, config, draw=random_centre_clip))
         if rank() == 0:
-            print(DDP_STEPS / (time.perf_counter() - start))
+            print(share.steps / (time.perf_counter() - start))
 
 
 if __name__ == "__main__":
