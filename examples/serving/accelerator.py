@@ -6,15 +6,17 @@ runs inside that time, so that answers and golden clips stay right.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
-from examples.serving.stand_in import ACCELERATOR
+from examples.serving.stand_in import ACCELERATOR, TURN
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.runtimes import ort_runtime
 from ivdr_deploy.runtimes.base import OpenRequest, Runtime
@@ -41,23 +43,35 @@ class Cost:
 
 
 class Accelerator(Runtime):
-    """Runs a network in the time that an accelerator would take."""
+    """Runs a network in the time that an accelerator would take.
 
-    def __init__(self, inside: Runtime, cost: Cost) -> None:
+    Args:
+        inside: The network.
+        cost: That time.
+        turn: A file that is locked meanwhile: processes that name the same one share the accelerator.
+    """
+
+    def __init__(self, inside: Runtime, cost: Cost, *, turn: Path) -> None:
         self.name, self.precision, self.output_names = inside.name, inside.precision, inside.output_names
         self.description = f"simulated accelerator, {cost.call_ms:g} + {cost.clip_ms:g}n ms"
         self.call_clips = cost.most_clips
         self._inside, self._cost = inside, cost
+        self._turn = turn.open()
 
     def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
         """Run one batch; see ``Runtime.infer``."""
-        end = time.perf_counter() + self._cost.seconds(len(video))
-        outputs = self._inside.infer(video)
-        time.sleep(max(0.0, end - time.perf_counter()))
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        try:
+            end = time.perf_counter() + self._cost.seconds(len(video))
+            outputs = self._inside.infer(video)
+            time.sleep(max(0.0, end - time.perf_counter()))
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
         return outputs
 
     def close(self) -> None:
         """Close the network inside."""
+        self._turn.close()
         self._inside.close()
 
 
@@ -68,4 +82,5 @@ def misfit(variant: Variant, device: Device) -> str:
 
 def open_variant(request: OpenRequest) -> Runtime:
     """Open a variant with ONNX Runtime, behind the cost that the environment names."""
-    return Accelerator(ort_runtime.open_variant(request), Cost(**json.loads(os.environ[ACCELERATOR])))
+    cost = Cost(**json.loads(os.environ[ACCELERATOR]))
+    return Accelerator(ort_runtime.open_variant(request), cost, turn=Path(os.environ[TURN]))

@@ -13,6 +13,9 @@ from typing import Any
 ACCELERATOR = "IVDR_BENCH_ACCELERATOR"
 """Set to the JSON of ``accelerator.Cost`` where one stands in for ONNX Runtime."""
 
+TURN = "IVDR_BENCH_TURN"
+"""A file that the workers of a server lock while they use the accelerator: it is one, however many they are."""
+
 ECHO = "IVDR_BENCH_ECHO"
 """Set where the service is to answer at once, so that the server alone is measured."""
 
@@ -23,7 +26,9 @@ def variables(folder: Path, **stand_ins: str) -> dict[str, str]:
     (folder / "sitecustomize.py").write_text("from examples.serving import stand_in\n\nstand_in.install()\n")
     root = Path(__file__).resolve().parents[2]
     path = os.pathsep.join([str(folder), str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {"PYTHONPATH": path, **stand_ins}
+    turn = folder / "turn"
+    turn.touch()
+    return {"PYTHONPATH": path, TURN: str(turn), **stand_ins}
 
 
 def install() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,16 @@ from ivdr_deploy.errors import ServerError
 from ivdr_deploy.runtimes.loading import open_model
 
 
-def test_the_accelerator_takes_its_time_and_gives_what_the_network_gives(tiny_bundle: Path) -> None:
-    model = open_model(tiny_bundle, threads=1)
+def test_the_accelerator_takes_its_time_and_gives_what_the_network_gives(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    model, turn = open_model(tiny_bundle, threads=1), tmp_path / "turn"
     clips = np.random.default_rng(0).integers(0, 256, (4, *model.clip.clip_shape), dtype=np.uint8)
-    with model.runtime, Accelerator(model.runtime, Cost(call_ms=200.0, clip_ms=25.0)) as accelerator:
+    turn.touch()
+    with (
+        model.runtime,
+        Accelerator(model.runtime, Cost(call_ms=200.0, clip_ms=25.0), turn=turn) as accelerator,
+    ):
         expected = model.runtime.infer(clips)
         begin, used = time.perf_counter(), time.process_time()
         found = accelerator.infer(clips)
@@ -32,6 +40,19 @@ def test_the_accelerator_takes_its_time_and_gives_what_the_network_gives(tiny_bu
     assert Cost().seconds(1) == 0.045
     assert Cost().seconds(16) == 0.12
     assert Cost(most_clips=1).seconds(16) == pytest.approx(16 * 0.045)
+
+
+def test_who_shares_an_accelerator_waits_for_its_turn(tiny_bundle: Path, tmp_path: Path) -> None:
+    turn, cost = tmp_path / "turn", Cost(call_ms=150.0, clip_ms=0.0)
+    turn.touch()
+    models = [open_model(tiny_bundle, threads=1) for _ in range(2)]
+    clip = np.zeros((1, *models[0].clip.clip_shape), dtype=np.uint8)
+    with ExitStack() as opened, ThreadPoolExecutor(2) as threads:
+        sharing = [opened.enter_context(Accelerator(model.runtime, cost, turn=turn)) for model in models]
+        begin = time.perf_counter()
+        for done in [threads.submit(one.infer, clip) for one in sharing]:
+            done.result()
+        assert time.perf_counter() - begin >= 0.3
 
 
 def test_a_gap_is_the_longest_time_without_a_good_answer() -> None:
