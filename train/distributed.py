@@ -107,18 +107,45 @@ class _Gather(torch.autograd.Function):
         return summed[rank() * count :][:count]
 
 
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, own: Tensor) -> Tensor:
-        total = own.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+class _Normalise(torch.autograd.Function):
+    """The batch norm of a training step over the batches of all processes, in the passes that torch's own takes.
+
+    What is taken over the batch goes around once each way: two numbers a channel.
+    """
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
-        summed = gradients[0].contiguous().clone()
-        dist.all_reduce(summed)
-        return summed
+    def forward(
+        context: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the normalised (N, C, ...), and mean and biased variance over all of it, (C,) each."""
+        means, variances = gather(
+            torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0))[None]
+        ).unbind(1)
+        mean = means.mean(dim=0)
+        variance = (variances + (means - mean).square()).mean(dim=0)  # of batches of one size
+        context.save_for_backward(x, weight, mean, variance)
+        context.eps = eps
+        context.mark_non_differentiable(mean, variance)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x over all processes, and of weight and bias over the own batch."""
+        x, weight, mean, variance = context.saved_tensors
+        weight = torch.ones_like(mean) if weight is None else weight
+        # As if mean and variance were constants, and then what they owe to every x.
+        own, own_weight, own_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, mean, variance, None, None, False, context.eps, [True, True, True]
+        )
+        total = torch.stack([own_weight, own_bias])
+        if world_size() > 1:
+            dist.all_reduce(total)
+        share = weight * (variance + context.eps).rsqrt() * mean.numel() / (x.numel() * world_size())
+        own -= F.batch_norm(x, mean, variance, share * total[0], share * total[1], False, 0.0, context.eps)
+        given = (own, own_weight, own_bias, None)
+        return tuple(
+            one if asked else None for one, asked in zip(given, context.needs_input_grad, strict=True)
+        )
 
 
 def gather(own: Tensor) -> Tensor:
@@ -127,14 +154,6 @@ def gather(own: Tensor) -> Tensor:
         return own
     every: Tensor = _Gather.apply(own)
     return every
-
-
-def _total(own: Tensor) -> Tensor:
-    """Return the sum over all processes, with the gradient of all."""
-    if world_size() == 1:
-        return own
-    total: Tensor = _Sum.apply(own)
-    return total
 
 
 class GlobalBatchNorm(nn.Module):
@@ -169,23 +188,15 @@ class GlobalBatchNorm(nn.Module):
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         given, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
-        axes = [axis for axis in range(x.ndim) if axis != 1]
+        out, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.eps)
         count = x.numel() // x.shape[1] * world_size()
-        mean = _total(x.sum(dim=axes)) / count
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        centred = x - mean.view(shape)
-        variance = _total(centred.square().sum(dim=axes)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, share)
             self.running_var.lerp_(variance * (count / (count - 1)), share)
-        out: Tensor = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.weight is not None:
-            out = out * self.weight.view(shape)
-        if self.bias is not None:
-            out = out + self.bias.view(shape)
-        return out.to(given)
+        normalised: Tensor = out.to(given)
+        return normalised
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> None:

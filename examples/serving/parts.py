@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -118,18 +118,13 @@ def batching(name: ServerName, bench: Bench) -> dict[str, Any]:
 
 
 def overlap(name: ServerName, bench: Bench) -> dict[str, Any]:
-    """Compare decoding and an accelerator at work together with the slower of the two alone, in turns.
-
-    TorchServe gives a worker one batch at a time, and then nothing until its last answer: two workers share the
-    accelerator there, of which one decodes while the other waits for it.
-    """
-    settings = TOGETHER if name == "http" else replace(TOGETHER, workers=2, batch_size=CLIENTS // 2)
+    """Compare decoding and an accelerator at work together with the slower of the two alone, in turns."""
     large = make_video(bench.scratch / "large.mp4", num_frames=60, size=(320, 240))
     small = make_video(bench.scratch / "small.mp4", num_frames=20, size=(96, 64))
     rates: dict[str, list[float]] = {"decode": [], "engine": [], "both": []}
     with (
-        _accelerated(name, bench, Cost(), settings) as real,
-        _accelerated(name, bench, Cost(call_ms=0.0, clip_ms=0.0), settings) as idle,
+        _accelerated(name, bench, Cost(), TOGETHER) as real,
+        _accelerated(name, bench, Cost(call_ms=0.0, clip_ms=0.0), TOGETHER) as idle,
     ):
         for _ in range(6):
             for part, served, video in (

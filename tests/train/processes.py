@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,7 +51,7 @@ def start(code: str, *arguments: str, processes: int = 1) -> list[subprocess.Pop
 
 
 def finish(started: Sequence[subprocess.Popen[str]], *, seconds: float = 400.0) -> list[tuple[int, str]]:
-    """Wait for processes; return exit code and stderr of each. Where one fails the others are killed as well."""
+    """Wait for processes; return exit code and stderr of each. Where one fails the others are killed, and come last."""
     deadline = time.monotonic() + seconds
     while any(process.poll() is None for process in started):
         if any(process.poll() for process in started) or time.monotonic() > deadline:
@@ -58,4 +59,5 @@ def finish(started: Sequence[subprocess.Popen[str]], *, seconds: float = 400.0) 
                 process.kill()
         time.sleep(0.05)
     errors = [process.communicate()[1] for process in started]
-    return [(process.returncode, error) for process, error in zip(started, errors, strict=True)]
+    ended = [(process.returncode, error) for process, error in zip(started, errors, strict=True)]
+    return sorted(ended, key=lambda one: one[0] == -signal.SIGKILL)

@@ -1,5 +1,6 @@
 """Processes that share a batch compute what one process computes with all of it."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -108,16 +109,34 @@ def test_losses_and_gradients_are_those_of_one_process(tmp_path: Path, processes
                 assert far <= 1e-5 * max(1.0, float(value.double().norm())), f"{kind} {name}: {far}"
 
 
-def test_a_norm_over_one_process_is_torchs_own() -> None:
+@pytest.mark.parametrize(
+    ("theirs", "shape"),
+    [
+        (nn.BatchNorm3d(4), (3, 4, 2, 5, 5)),
+        (nn.BatchNorm3d(4, affine=False), (3, 4, 2, 5, 5)),
+        (nn.BatchNorm1d(4, momentum=None), (7, 4)),
+    ],
+    ids=["clips", "without weights", "vectors"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_norm_over_one_process_is_torchs_own(
+    theirs: nn.modules.batchnorm._BatchNorm, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    theirs = nn.BatchNorm3d(4)
-    nn.init.uniform_(theirs.weight)
-    ours = GlobalBatchNorm(nn.BatchNorm3d(4))
-    ours.load_state_dict(theirs.state_dict())
+    theirs = copy.deepcopy(theirs).to(dtype)
+    for value in theirs.parameters():
+        nn.init.uniform_(value)
+    ours = GlobalBatchNorm(copy.deepcopy(theirs))
     for _ in range(2):
-        x = torch.randn(3, 4, 2, 5, 5)
+        x, wanted = (torch.randn(shape, dtype=dtype) for _ in range(2))
         for training in (True, False):
-            torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
+            gradients = []
+            for norm in (ours, theirs):
+                given = x.clone().requires_grad_()
+                out = norm.train(training)(given)
+                (out * wanted).sum().backward()
+                gradients.append([out, given.grad, *(value.grad for value in norm.parameters())])
+            torch.testing.assert_close(*gradients)
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value)
 
@@ -168,11 +187,13 @@ torch.set_num_threads(1)
 from runs import finetune_config, pretrain_config
 from train.config import DataConfig
 from train.finetune import finetune
+from train.distributed import joined
 from train.pretrain import pretrain
 from ivdr_deploy._console import exiting
 data = DataConfig(train=sys.argv[2], test=sys.argv[3], cache=sys.argv[4])
-with exiting("train"):
+with exiting("train"), joined("cpu"):  # once for both: a second group would find the addresses of the first
     path = pretrain(pretrain_config(Path(sys.argv[1]) / "pre", data))
+    torch.distributed.barrier()  # the first process writes what the others read
     finetune(finetune_config(Path(sys.argv[1]) / "ft", data, init=str(path), model=pretrain_config(Path(), data).model))
 """
 
