@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from score_tables import TIMINGS
 from videos import numbered_video
 
 from ivdr_deploy.cli import main
@@ -22,7 +23,6 @@ from ivdr_deploy.scoring.inputs import InputStream, Selection
 from ivdr_deploy.scoring.store import UrlStore, open_store
 from ivdr_deploy.video.remote import file_system, is_url
 
-TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
 BUCKET = "collection"
 VIDEOS = 200
 SHARDS = 7

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from hostile_sources import KillsTheScorer, SaysWhoDecodes, with_hostile
+from score_tables import TIMINGS
 from videos import numbered_video
 
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
@@ -25,8 +26,6 @@ from ivdr_deploy.scoring.task import Task
 from ivdr_deploy.video.reader import VideoLimits
 
 pytestmark = pytest.mark.usefixtures("workers_find_the_tests")
-
-TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
 
 
 @pytest.fixture(scope="module")

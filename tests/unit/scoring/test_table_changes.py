@@ -1,0 +1,94 @@
+"""A list that changed between two runs into one table."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+from score_tables import INPUTS, MANIFEST, PLAN, index_of, keys, plain_keys, row, shards, write
+
+from ivdr_deploy.errors import DataError
+from ivdr_deploy.scoring.shard import make_shard
+from ivdr_deploy.scoring.store import FolderStore
+from ivdr_deploy.scoring.table import open_table, read_scores
+
+
+def test_a_list_that_grew_and_changed_its_order_keeps_its_rows(out):
+    write(out, inputs=INPUTS[:3])
+    before = {path.name: path.stat().st_ino for path in out.glob("part-*")}
+
+    mixed = tuple(item._replace(position=place) for place, item in enumerate(INPUTS[::-1]))
+    assert write(out, inputs=mixed) == 2
+
+    assert keys(out) == ["key4", "key3", "key2", "key1", "key0"]
+    assert read_scores(out)["position"].to_pylist() == [0, 1, 2, 3, 4]
+    assert before.items() <= {path.name: path.stat().st_ino for path in out.glob("part-*")}.items()
+    assert read_scores(out).num_rows == 5
+
+
+def test_rows_whose_input_left_the_list_are_dropped(out):
+    write(out)
+
+    assert write(out, inputs=(INPUTS[0], INPUTS[4])) == 0
+
+    assert keys(out) == ["key0", "key4"] == plain_keys(out)
+    assert len(list(out.glob("part-*"))) == 2
+
+
+def test_a_file_that_was_replaced_has_one_row(out):
+    write(out)
+    other = INPUTS[1]._replace(key="another")
+    with open_table(FolderStore(out), PLAN, manifest=MANIFEST) as table:
+        (shard,) = shards((other,))
+        table.write(shard, [row(1) | {"input_key": "another"}])
+        assert keys(out) == [item.key for item in INPUTS]  # the list before is still whole
+        table.write_index(index_of((INPUTS[0], other, *INPUTS[2:])), partial=False)
+        assert table.settle() == 1
+
+    assert keys(out) == ["key0", "another", "key2", "key3", "key4"]
+    assert plain_keys(out) == sorted(keys(out))
+
+
+def test_a_label_that_the_list_changed_is_changed_in_the_row_and_nothing_is_scored(out):
+    write(out)
+    relabelled = tuple(item._replace(label="sit") if item.position == 2 else item for item in INPUTS)
+
+    assert write(out, inputs=relabelled) == 0
+
+    labels = [None, None, "sit", None, None]
+    assert read_scores(out)["label"].to_pylist() == labels
+    assert sorted(map(str, pq.read_table(out)["label"].to_pylist())) == sorted(map(str, labels))
+
+
+def test_rows_of_a_part_of_the_list_leave_the_others(out):
+    write(out)
+    with open_table(FolderStore(out), PLAN, manifest=MANIFEST) as table:
+        table.write_index(index_of((INPUTS[3],)), partial=True)
+        assert table.settle() == 0
+
+    assert keys(out) == ["key3", "key0", "key1", "key2", "key4"]
+
+
+def test_rows_that_are_there_twice_are_read_once_and_dropped_by_the_next_run(out):
+    """A kill between the two steps that put one shard in the place of another."""
+    write(out)
+    again = make_shard(PLAN.run_id, INPUTS[1:2])
+    with open_table(FolderStore(out), PLAN, manifest=MANIFEST) as table:
+        table.write(again, [row(1)])
+    assert len(plain_keys(out)) == 6
+
+    assert keys(out) == [item.key for item in INPUTS]
+    write(out)
+    assert len(plain_keys(out)) == 5
+
+
+def test_failed_rows_can_be_dropped_to_be_scored_again(out):
+    write(out)
+    with open_table(FolderStore(out), PLAN, manifest=MANIFEST, retry=["crashed"]) as table:
+        assert len(table.done) == 5
+    with open_table(FolderStore(out), PLAN, manifest=MANIFEST, retry=["unreadable"]) as table:
+        assert table.done == {"key0", "key2", "key4"}
+    with pytest.raises(DataError, match="it lacks 2 of 5 rows"):
+        read_scores(out)
+
+    assert write(out) == 2
+    assert keys(out) == [item.key for item in INPUTS]
