@@ -11,9 +11,10 @@ import run_plans
 from ivdr_deploy.scoring.index import Index
 from ivdr_deploy.scoring.inputs import Input
 from ivdr_deploy.scoring.plan import RunPlan, ScoreOptions
+from ivdr_deploy.scoring.reader import read_scores
 from ivdr_deploy.scoring.shard import Shard, make_shard
 from ivdr_deploy.scoring.store import FolderStore
-from ivdr_deploy.scoring.table import open_table, read_scores
+from ivdr_deploy.scoring.table import open_table
 from ivdr_deploy.spec import ViewPlan
 
 PLAN = replace(run_plans.PLAN, view_plan=ViewPlan(num_clips=1), outputs=("feature", "intra"))
@@ -70,7 +71,7 @@ def write(
             table.write(shard, [row(int(item.video_id[2:])) | {"label": item.label} for item in shard.inputs])
         if count is None:
             table.write_index(index_of(inputs), partial=False)
-            table.settle()
+            table.settle(len(inputs))
     return len(absent)
 
 

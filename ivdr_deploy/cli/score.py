@@ -100,8 +100,8 @@ def score(
     """Score every video of a collection: one row per input, a bad video being a row with its reason.
 
     Stop it whenever you like: the same command goes on where it stopped. The list may have changed since: what is new
-    or was replaced is scored, and the rest stays. Exit code 1: some videos failed; 130 or 143: stopped by Ctrl-C or
-    SIGTERM, after the shard in work.
+    or was replaced is scored, and the rest stays. Exit code 1: some videos failed, or a folder of the list could not be
+    read; 130 or 143: stopped by Ctrl-C or SIGTERM, after the shard in work.
     """
     from ivdr_deploy.datasets.lists import VideoStream
     from ivdr_deploy.datasets.remote import UrlStream
@@ -115,6 +115,8 @@ def score(
     out = out if is_url(out) else at_home(out)
     share = None if shard is None else parse_share(shard)
     selection = Selection(limit=limit, since=None if since is None else parse_since(since), share=share)
+    if is_url(videos) and root is not None:
+        raise ConfigError(f"{videos} is a place of videos; the root {root} is for list files")
     listed = UrlStream(videos) if is_url(videos) else VideoStream(at_home(videos), root=root)
     inputs = InputStream(listed, selection, hash_files=hash_files, hosts=tuple(url_host or ()))
     inputs.require_any()
@@ -194,7 +196,7 @@ def _report(summary: ScoreSummary, *, as_json: bool) -> None:
         if summary.dropped:
             console.print(f"dropped {summary.dropped} rows that the list does not ask for any more")
         if not summary.scored:
-            did = "nothing to do: the table is complete"
+            did = f"nothing to do: {_nothing(summary)}"
         else:
             rate = summary.scored / summary.seconds
             did = (
@@ -202,5 +204,11 @@ def _report(summary: ScoreSummary, *, as_json: bool) -> None:
             )
         read = f"from ivdr_deploy.scoring import read_scores; print(read_scores({str(summary.folder)!r}))"
         done(f"{did} -> {summary.folder}", next_command=("python", "-c", read))
-    if summary.failed:
+    if summary.failed or any(entry.unread for entry in summary.left_out):
         raise typer.Exit(1)
+
+
+def _nothing(summary: ScoreSummary) -> str:
+    if summary.partial:
+        return "no video of this part of the list is without a row"
+    return "the table is complete" if summary.videos else "no video of the list is in this share"

@@ -12,7 +12,8 @@ from ivdr_deploy._console import done, print_json, print_line
 from ivdr_deploy.cli._options import JsonOption
 
 if TYPE_CHECKING:
-    from ivdr_deploy.scoring.report import Difference, Report
+    from ivdr_deploy.scoring.difference import Difference
+    from ivdr_deploy.scoring.report import Report
 
 _SHOWN = 10
 """Labels, and slowest and failed inputs, that the text shows; JSON and page have more."""
@@ -41,7 +42,8 @@ def scores(
     Exit code 1: with --diff, something differs by more than the last digits.
     """
     from ivdr_deploy.errors import ConfigError
-    from ivdr_deploy.scoring.report import difference, report
+    from ivdr_deploy.scoring.difference import difference
+    from ivdr_deploy.scoring.report import report
 
     if diff is not None:
         if html is not None or reference is not None or lance is not None:
@@ -75,9 +77,9 @@ def scores(
 def _show(report: Report) -> None:
     from ivdr_deploy.scoring.page import accuracy_line, drift_lines
 
-    known = "" if report.listed is None else f" of {report.listed}"
-    state = "complete" if report.rows == report.listed else f"not finished: {report.rows}{known} rows"
-    print_line(f"table       {report.folder}, {state}")
+    print_line(f"table       {report.folder}, {report.state}")
+    for entry in report.left_out:
+        print_line(f"left out    {entry}")
     print_line(f"model       {report.run['model']}, {report.run['variant']}")
     print_line(f"ran on      {report.run['runtime']}")
     print_line(f"outcomes    {_counts(report.outcomes)}")
@@ -107,8 +109,8 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _show_difference(found: Difference) -> None:
-    print_line(f"first       {found.first}")
-    print_line(f"second      {found.second}")
+    print_line(f"first       {found.first}, {found.first_state}")
+    print_line(f"second      {found.second}, {found.second_state}")
     for name, values in found.plan.items():
         print_line(f"plan        {name}: {values}")
     print_line(f"compared    {found.compared} videos")

@@ -8,7 +8,7 @@ from typing import Any
 from ivdr_deploy._files import atomic_directory
 from ivdr_deploy._optional import import_pyarrow, require
 from ivdr_deploy.errors import FolderError
-from ivdr_deploy.scoring.table import read_scores
+from ivdr_deploy.scoring.reader import read_scores
 
 _VECTORS = ("feature", "inter")
 

@@ -13,14 +13,16 @@ import pytest
 import run_plans
 
 from ivdr_deploy.cli import main
+from ivdr_deploy.datasets.entries import LeftOut
 from ivdr_deploy.errors import ConfigError, DataError, FolderError, MissingDependencyError
+from ivdr_deploy.scoring.difference import difference
 from ivdr_deploy.scoring.drift import label_psi, mmd
 from ivdr_deploy.scoring.index import Index
 from ivdr_deploy.scoring.inputs import Input
 from ivdr_deploy.scoring.lance import write_lance
 from ivdr_deploy.scoring.page import page
 from ivdr_deploy.scoring.plan import RunPlan
-from ivdr_deploy.scoring.report import difference, report
+from ivdr_deploy.scoring.report import report
 from ivdr_deploy.scoring.shard import make_shard
 from ivdr_deploy.scoring.store import FolderStore
 from ivdr_deploy.scoring.table import open_table
@@ -39,6 +41,7 @@ def write(
     features: np.ndarray | None = None,
     whole: bool = True,
     key: str = "k",
+    left_out: tuple[LeftOut, ...] = (),
 ) -> Path:
     """A table of one row for each label; those without one failed."""
     count = len(labels)
@@ -62,6 +65,7 @@ def write(
         rows.append(row)
     index = Index()
     index.add(inputs)
+    index.left_out = left_out
     with open_table(FolderStore(folder), plan, manifest={}) as table:
         table.write(make_shard(plan.run_id, inputs), rows)
         if whole:
@@ -231,6 +235,7 @@ def test_what_differs_between_two_runs_is_named_in_plan_and_rows(tmp_path, capsy
     assert found.compared == 5
     assert found.counts == {
         "only in the first": 1, "only in the second": 0, "another file": 0, "outcome": 1, "label": 1, "scores": 1,
+        "vectors": 0,
     }  # fmt: skip
     assert found.examples["label"] == ("v0.mp4",)
     assert found.largest_score_change == pytest.approx(0.1)
@@ -238,6 +243,39 @@ def test_what_differs_between_two_runs_is_named_in_plan_and_rows(tmp_path, capsy
     said = capsys.readouterr().out
     assert "plan        variant: onnx-fp32, not torch-int8" in said
     assert "differs     outcome: 1 (v3.mp4)" in said
+
+
+def test_vectors_are_compared_where_there_are_no_labels_too(tmp_path, capsys):
+    features = np.arange(12, dtype=np.float32).reshape(6, 2)
+    moved = features + np.where(np.arange(6) == 1, 0.01, 1e-6)[:, None]
+    one = write(tmp_path / "a", features=features)
+    other = write(tmp_path / "b", features=moved)
+
+    found = difference(one, other)
+
+    assert {what: count for what, count in found.counts.items() if count} == {"vectors": 1}
+    assert found.examples["vectors"] == ("v1.mp4",)
+    main_exits(1, "scores", "--diff", str(one), str(other))
+    assert "differs     vectors: 1 (v1.mp4)" in capsys.readouterr().out
+
+
+def test_a_difference_says_which_table_is_not_finished(tmp_path, capsys):
+    one, other = write(tmp_path / "a"), write(tmp_path / "b", whole=False)
+
+    main_exits(0, "scores", "--diff", str(one), str(other))
+
+    said = capsys.readouterr().out
+    assert f"first       {one}, complete\n" in said
+    assert f"second      {other}, not finished: 6 rows\n" in said
+
+
+def test_what_the_list_passed_over_is_in_text_page_and_json(tmp_path, capsys):
+    table = write(tmp_path / "a", left_out=(LeftOut("hidden", 5, (".<b>.mp4", ".b.mp4", ".c.mp4")),))
+    main_exits(0, "scores", str(table), "--html", str(tmp_path / "page.html"))
+    assert "left out    5 hidden: .<b>.mp4, .b.mp4, .c.mp4 and 2 more" in capsys.readouterr().out
+    assert "5 hidden: .&lt;b&gt;.mp4" in (tmp_path / "page.html").read_text()
+    main_exits(0, "scores", str(table), "--json")
+    assert json.loads(capsys.readouterr().out)["left_out"][0]["count"] == 5
 
 
 def test_tables_that_are_alike_do_not_differ(tmp_path, capsys):

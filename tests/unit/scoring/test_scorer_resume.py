@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +14,11 @@ from videos import numbered_video
 
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.scoring import ScoreOptions, read_scores, score
+from ivdr_deploy.scoring.inputs import InputStream, Selection
+from ivdr_deploy.scoring.scorer import score_with
+from ivdr_deploy.scoring.stage import InProcess
+from ivdr_deploy.scoring.store import FolderStore
+from ivdr_deploy.scoring.table import ScoreTable
 
 
 def test_a_second_run_over_a_finished_folder_does_nothing(predictor, videos, tmp_path):
@@ -119,3 +125,32 @@ def test_with_digests_a_file_replaced_by_one_of_the_same_size_and_time_is_scored
     row = read_scores(tmp_path / "out").to_pylist()[1]
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert row["status"] == "error"
+
+
+class Committing(InProcess):
+    """Takes all shards at once and commits them itself, as the actors of a cluster do."""
+
+    out: Path
+
+    def run(self, shards, *, journal, scored):
+        table = ScoreTable(FolderStore(self.out), self.plan, manifest=self.manifest)
+        for shard, rows in super().run(iter([*shards]), journal=journal, scored=scored):
+            table.write(shard, rows)
+            yield shard, None
+
+
+def test_an_engine_that_has_taken_all_shards_is_stopped_too(predictor, videos, tmp_path):
+    engine = Committing(predictor, ScoreOptions())
+    engine.out = tmp_path / "out"
+
+    def run(stopping):
+        inputs = InputStream(videos, Selection())
+        return score_with(engine, inputs, engine.out, videos_per_shard=2, stopping=stopping)
+
+    first = run(lambda: any(engine.out.glob("part-*")))
+
+    assert first.stopped
+    assert 0 < first.scored < 5
+    second = run(lambda: False)
+    assert (second.stopped, second.scored) == (False, 5 - first.scored)
+    assert read_scores(engine.out).num_rows == 5

@@ -14,7 +14,7 @@ from ivdr_deploy._files import sha256_file
 from ivdr_deploy.cli import main
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.decoding import pool
-from ivdr_deploy.errors import ClosedError
+from ivdr_deploy.errors import ClosedError, DataError, FolderError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.scoring import ScoreOptions, inputs, read_scores, score
@@ -145,3 +145,34 @@ def run(bundle, videos, out):
     assert caught.value.code == 1
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}.items()
     assert read_scores(out).num_rows == 5
+
+
+def test_a_folder_that_is_moved_while_it_is_written_to_is_noticed(predictor, videos, tmp_path):
+    def move(done: int, total: int | None) -> None:
+        if done == 3:
+            (tmp_path / "out").rename(tmp_path / "moved")
+
+    with pytest.raises(FolderError, match="out was moved or removed while scores were written to it"):
+        score(predictor, videos, tmp_path / "out", videos_per_shard=2, progress=move)
+
+    assert not (tmp_path / "out").exists(), "no second table was begun"
+    assert score(predictor, videos, tmp_path / "moved", videos_per_shard=2).scored == 3
+    assert read_scores(tmp_path / "moved").num_rows == 5
+
+
+def test_a_shard_that_is_removed_while_the_run_goes_on_is_no_complete_table(predictor, videos, tmp_path):
+    def remove(done: int, total: int | None) -> None:
+        if done == 3:
+            next((tmp_path / "out").glob("part-*")).unlink()
+
+    with pytest.raises(DataError, match="lacks 2 of 5 rows"):
+        score(predictor, videos, tmp_path / "out", videos_per_shard=2, progress=remove)
+    assert score(predictor, videos, tmp_path / "out", videos_per_shard=2).scored == 2
+
+
+def test_names_that_are_spelled_alike_have_a_row_each(predictor, tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9.mp4\ncaf\\xe9.mp4\n")
+
+    score(predictor, read_video_list(tmp_path / "list.txt"), tmp_path / "out")
+
+    assert read_scores(tmp_path / "out")["uri"].to_pylist() == [r"caf\xe9.mp4"] * 2

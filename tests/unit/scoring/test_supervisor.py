@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,10 +15,11 @@ from score_tables import TIMINGS
 from videos import numbered_video
 
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
-from ivdr_deploy.errors import ArtifactError
+from ivdr_deploy.errors import ArtifactError, FolderError
 from ivdr_deploy.scoring import read_scores
 from ivdr_deploy.scoring.attempts import ALONE_ENDS, UNSEEN_ENDS, Attempts, Journal
 from ivdr_deploy.scoring.inputs import Input, InputStream, Selection
+from ivdr_deploy.scoring.plan import ScoreOptions
 from ivdr_deploy.scoring.scorer import RETRIED, ScoreSummary, score_with
 from ivdr_deploy.scoring.shard import make_shard
 from ivdr_deploy.scoring.store import FolderStore
@@ -39,11 +41,11 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> VideoList:
 class Counting(Supervisor):
     """Counts the workers that were started."""
 
-    started = 0
+    started = 1
 
-    def _start(self) -> None:
+    def _restart(self) -> None:
         self.started += 1
-        super()._start()
+        super()._restart()
 
 
 def run(task: Task, videos: VideoList, out: Path, **given: object) -> tuple[ScoreSummary, int]:
@@ -61,7 +63,7 @@ def test_an_input_that_kills_its_process_is_one_row_and_its_neighbours_have_thei
 
     rows = read_scores(tmp_path / "out").to_pylist()
     assert [row["error_code"] for row in rows] == [None, None, "crashed", None, None, None]
-    assert rows[2]["error_message"] == "2.mp4: the process that scored it was ended by signal SIGKILL"
+    assert rows[2]["error_message"] == "'2.mp4': the process that scored it was ended by signal SIGKILL"
     assert started == 3
     whole = read_scores(tmp_path / "whole").to_pylist()
     for place in (0, 1, 3):
@@ -231,3 +233,15 @@ def test_a_kill_has_one_shard_to_lose_at_most(task: Task, videos: VideoList, tmp
             assert (len(rows), scored, len(begun)) == (1, done, 1)
             journal.forget(shard)
     assert scored == len(inputs)
+
+
+def test_rows_of_a_model_that_was_exchanged_meanwhile_do_not_come_into_the_table(
+    task: Task, videos: VideoList, tmp_path: Path
+) -> None:
+    """A worker that takes the place of one that died opens what is there now."""
+    with Supervisor(task) as engine:
+        other = replace(task, options=ScoreOptions(top_k=1))  # opens to another plan, as another bundle does
+        engine._task = other
+        listed = with_hostile(videos, 2, KillsTheScorer())
+        with pytest.raises(FolderError, match=r"was changed while it was scored with \(top_k: 5, not 1\)"):
+            score_with(engine, InputStream(listed, Selection()), tmp_path / "out", videos_per_shard=4)

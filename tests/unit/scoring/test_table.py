@@ -8,9 +8,11 @@ import pytest
 from score_tables import MANIFEST, PLAN, SHARDS, row, write
 
 from ivdr_deploy.errors import DataError
+from ivdr_deploy.scoring.plan import TABLE_VERSION
+from ivdr_deploy.scoring.reader import read_scores
 from ivdr_deploy.scoring.shard import METADATA_KEY
 from ivdr_deploy.scoring.store import FolderStore
-from ivdr_deploy.scoring.table import open_table, read_scores
+from ivdr_deploy.scoring.table import open_table
 
 
 def test_table_has_every_row_once_in_input_order(out):
@@ -94,3 +96,8 @@ def test_a_folder_whose_name_reads_like_a_uri(tmp_path, monkeypatch):
     write(Path("scores:1"))
 
     assert read_scores("scores:1").num_rows == 5
+
+
+def test_the_page_of_formats_names_the_version_of_the_table():
+    page = Path(__file__).parents[3] / "docs" / "formats.md"
+    assert f"This is table version {TABLE_VERSION};" in page.read_text()

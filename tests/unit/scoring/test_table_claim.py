@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from rights import let_all_enter, without_rights
 from score_tables import INPUTS, MANIFEST, PLAN, SHARDS, keys, write
 
 from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE as LEDGER_FILE
 from ivdr_deploy.errors import DataError, FolderError
+from ivdr_deploy.scoring.index import INDEX_FILE
 from ivdr_deploy.scoring.plan import TABLE_VERSION
+from ivdr_deploy.scoring.reader import read_scores
 from ivdr_deploy.scoring.store import FolderStore
-from ivdr_deploy.scoring.table import open_table, read_scores
+from ivdr_deploy.scoring.table import open_table
 
 
 def test_what_a_killed_writer_left_is_removed(out):
@@ -129,9 +127,7 @@ def test_a_table_that_a_killed_writer_left_is_called_unfinished_and_not_foreign(
 def test_a_folder_that_may_not_be_written_is_named_and_loses_nothing(tmp_path):
     top = tmp_path / "shared"
     top.mkdir()
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
-            folder.chmod(0o755)
+    let_all_enter(tmp_path)
     write(top / "out", count=1)
     with without_rights(), pytest.raises(PermissionError) as caught:
         write(top / "out")
@@ -141,15 +137,41 @@ def test_a_folder_that_may_not_be_written_is_named_and_loses_nothing(tmp_path):
     assert keys(top / "out") == [item.key for item in INPUTS]
 
 
-@contextmanager
-def without_rights() -> Iterator[None]:
-    """Let go of the right to write everywhere, which root has."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    else:
-        pytest.skip("only root can be somebody else")
-    try:
-        yield
-    finally:
-        os.seteuid(user)
+def test_a_folder_in_which_something_cannot_be_listed_is_not_taken_for_one_without_it(tmp_path):
+    let_all_enter(tmp_path)
+    write(tmp_path / "out", count=1)
+    store = FolderStore(tmp_path / "out")
+    (tmp_path / "out" / "closed").mkdir(mode=0o700)
+    with without_rights(), pytest.raises(PermissionError):
+        store.names()
+    (tmp_path / "out").chmod(0o300)
+    with without_rights(), pytest.raises(PermissionError):
+        store.names()
+
+
+def test_what_is_left_of_a_table_without_ledger_and_rows_can_be_used(out):
+    """The ledger was cut off before the first shard was there, and is deleted as the error says."""
+    write(out, plan=replace(PLAN, top_k=1), inputs=())
+    (out / LEDGER_FILE).unlink()
+    (out / "_attempt-0123456789abcdef.json").write_text("{}")
+    assert (out / INDEX_FILE).is_file()
+
+    write(out, count=0)
+    assert not (out / INDEX_FILE).exists(), "it is of nobody knows which run"
+    write(out)
+    assert read_scores(out).num_rows == 5
+    (out / LEDGER_FILE).unlink()
+    for path in out.glob("part-*"):
+        path.unlink()
+    (out / "notes.txt").touch()
+    with pytest.raises(FolderError, match=r"it holds notes.txt\)"):
+        write(out)
+
+
+def test_a_foreign_file_is_named_also_where_the_ledger_is_gone(out):
+    write(out)
+    (out / LEDGER_FILE).unlink()
+    (out / "extra.parquet").write_bytes(b"garbage")
+
+    with pytest.raises(FolderError, match=r"extra.parquet is not a part of the run"):
+        write(out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import random
 import shutil
@@ -14,16 +16,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from damage import damaged_bytes, damaged_json, dumped
-from score_tables import INPUTS, PLAN, SHARDS, flipped, keys, write
+from score_tables import INPUTS, PLAN, SHARDS, flipped, index_of, keys, write
 
 from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE as LEDGER_FILE
 from ivdr_deploy.cli._describe import describe
+from ivdr_deploy.datasets.entries import LeftOut
 from ivdr_deploy.errors import ArtifactError, DataError, FolderError
-from ivdr_deploy.scoring.index import INDEX_FILE
+from ivdr_deploy.scoring.index import INDEX_FILE, read_index, write_index
 from ivdr_deploy.scoring.ledger import read_ledger
+from ivdr_deploy.scoring.reader import read_scores
 from ivdr_deploy.scoring.shard import METADATA_KEY
 from ivdr_deploy.scoring.store import FolderStore
-from ivdr_deploy.scoring.table import read_scores
 
 
 def ledger_of(folder: Path) -> object:
@@ -209,3 +212,68 @@ def test_whatever_bit_of_the_index_is_flipped_it_is_read_or_refused(out):
     path.unlink()
     assert write(out, inputs=tuple(item._replace(label=f"class {item.position}") for item in INPUTS)) == 0
     assert read_scores(out).equals(whole)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", [[]]])
+def test_whatever_value_a_setting_of_the_ledger_has_it_is_refused(out, value):
+    write(out)
+    ledger = out / LEDGER_FILE
+    values = json.loads(ledger.read_text())
+    values["plan"]["limits"] = {"max_bytes": value}
+    ledger.write_text(json.dumps(values))
+
+    with pytest.raises(DataError, match=r"is damaged|was changed") as caught:
+        read_scores(out)
+    assert "delete" in caught.value.hint
+
+
+@pytest.mark.parametrize("said", [None, {}, {"plan": 5}, {"plan": {"top_k": "x" * 10_000}}, {"plan": None}])
+def test_a_shard_that_does_not_say_its_run_is_damaged_where_the_ledger_is_gone(out, said):
+    write(out, count=1)
+    (out / LEDGER_FILE).unlink()
+    path = out / SHARDS[0].name
+    metadata = None if said is None else {METADATA_KEY: json.dumps(said).encode()}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+
+    with pytest.raises(DataError, match=f"{SHARDS[0].name} is damaged") as caught:
+        write(out)
+    assert len(str(caught.value)) < 1000
+
+
+class Refusing(io.BytesIO):
+    """A file on a disk that does not answer."""
+
+    def read(self, *_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    readinto = read
+
+
+@pytest.mark.parametrize("name", [SHARDS[0].name, INDEX_FILE])
+def test_a_file_that_the_disk_does_not_give_is_not_called_damaged(out, monkeypatch, name):
+    """Whoever deletes it as the error says would lose what a second try may read."""
+    write(out)
+    opened = FolderStore.open
+    monkeypatch.setattr(
+        FolderStore, "open", lambda self, one: Refusing(bytes(1000)) if one == name else opened(self, one)
+    )
+
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        read_scores(out)
+    assert caught.value.filename == str(out / name)
+
+
+def test_what_the_list_passed_over_is_in_the_index_and_a_change_of_it_is_noticed(out):
+    index = index_of(INPUTS)
+    index.left_out = (LeftOut("hidden", 2, (".a.mp4", ".b\ud800.mp4")),)
+    write(out)
+    store = FolderStore(out)
+    write_index(store, PLAN, index)
+    (entry,) = read_index(store, PLAN).left_out
+    assert str(entry).startswith("2 hidden: .a.mp4, .b")
+    table = pq.read_table(out / INDEX_FILE)
+    changed = table.schema.metadata[b"ivdr"].replace(b'"hidden", 2', b'"hidden", 0')
+    assert changed != table.schema.metadata[b"ivdr"]
+    pq.write_table(table.replace_schema_metadata({b"ivdr": changed}), out / INDEX_FILE)
+    with pytest.raises(DataError, match="is not what was written"):
+        read_index(store, PLAN)
