@@ -12,6 +12,7 @@ import typer
 
 from ivdr_deploy._console import Meter, console, done, print_json, say_left_out, stopping_softly
 from ivdr_deploy._files import at_home
+from ivdr_deploy._text import quoted
 from ivdr_deploy.cli._options import (
     VIDEOS_HELP,
     AllowContainerOption,
@@ -110,11 +111,16 @@ def score(
     from ivdr_deploy.scoring.plan import ScoreOptions
     from ivdr_deploy.scoring.scorer import RETRIED, score_with
     from ivdr_deploy.scoring.task import Task, parse_devices
-    from ivdr_deploy.video.remote import is_url
+    from ivdr_deploy.video.remote import is_url, is_web
 
     out = out if is_url(out) else at_home(out)
     share = None if shard is None else parse_share(shard)
     selection = Selection(limit=limit, since=None if since is None else parse_since(since), share=share)
+    if is_web(videos):
+        raise ConfigError(
+            f"{quoted(videos)} is a place of the web, from which no list is fetched",
+            hint="fetch it first; a list may name https:// videos, see --url-host",
+        )
     if is_url(videos) and root is not None:
         raise ConfigError(f"{videos} is a place of videos; the root {root} is for list files")
     listed = UrlStream(videos) if is_url(videos) else VideoStream(at_home(videos), root=root)

@@ -19,6 +19,10 @@ _SHOWN = 10
 """Labels, and slowest and failed inputs, that the text shows; JSON and page have more."""
 
 
+_LENGTH = 500
+"""Characters of a name or a reason that the text shows: a list may hold a name of any length."""
+
+
 def scores(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="What `ivdr score` wrote, finished or not.")],
     reference: Annotated[
@@ -96,11 +100,15 @@ def _show(report: Report) -> None:
     for name, line in drift_lines(report).items():
         print_line(f"drift       {name}: {line}")
     for row in report.slowest[:_SHOWN]:
-        print_line(f"slow        {row['ms']:.0f} ms  {row['uri']}")
+        print_line(f"slow        {row['ms']:.0f} ms  {_cut(row['uri'])}")
     for row in report.failed[:_SHOWN]:
-        print_line(f"failed      {row['code']}  {row['uri']}: {row['message']}")
+        print_line(f"failed      {row['code']}  {_cut(row['uri'])}: {_cut(row['message'])}")
     if more := report.failures - len(report.failed[:_SHOWN]):
         print_line(f"            and {more} more that failed")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LENGTH else f"{text[:_LENGTH]}..."
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -116,7 +124,7 @@ def _show_difference(found: Difference) -> None:
     print_line(f"compared    {found.compared} videos")
     for what, count in found.counts.items():
         if count:
-            named = found.examples[what][:_SHOWN]
+            named = [*map(_cut, found.examples[what][:_SHOWN])]
             more = f" and {count - len(named)} more" if count > len(named) else ""
             print_line(f"differs     {what}: {count} ({', '.join(named)}{more})")
     print_line(f"scores      moved by {found.largest_score_change:.2g} at most where the label is the same")

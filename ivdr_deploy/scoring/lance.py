@@ -36,7 +36,7 @@ def write_lance(table: str | Path, folder: Path) -> int:
         if name in _VECTORS:
             rows = rows.set_column(place, name, _fixed(rows[name]))
     with atomic_directory(folder) as temporary:
-        lance.write_dataset(rows, str(temporary), mode="overwrite")
+        lance.write_dataset(rows, str(temporary), mode="create")
     return len(rows)
 
 

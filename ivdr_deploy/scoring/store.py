@@ -178,9 +178,10 @@ class FolderStore:
     @contextmanager
     def claim(self) -> Iterator[None]:
         """Make the folder if it is absent, lock it, and remove what killed writers left half written."""
-        if self.folder.exists() and not self.folder.is_dir():
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            what = "a link that leads to no folder" if self.folder.is_symlink() else "a file"
             raise FolderError(
-                f"{self.folder} is a file; expected a folder for the score table", hint="choose another name"
+                f"{self.folder} is {what}; expected a folder for the score table", hint="choose another name"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         fsync_directory(self.folder.parent)

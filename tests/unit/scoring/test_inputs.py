@@ -3,7 +3,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -193,6 +194,34 @@ def test_shards_come_before_the_listing_ends():
         rest = list(found)
         assert (len(first.inputs), len(rest), lister.total, len(lister.index)) == (4, 2, 12, 12)
         assert not lister.unscored
+
+
+def test_a_list_is_not_read_further_than_some_bytes_ahead(monkeypatch):
+    monkeypatch.setattr("ivdr_deploy.scoring.lister._AHEAD_BYTES", 1000)
+    taken = 0
+
+    def counted() -> Iterator[Input]:
+        nonlocal taken
+        for item in listing(10_000):
+            taken += 1
+            yield item
+
+    with Lister(Stream(counted()), (), "run", videos_per_shard=4) as lister:
+        found = lister.shards()
+        first = next(found)
+        wait_until(lambda: lister._bytes > 1000)
+        ahead = taken
+        assert ahead < 200, "it waits for somebody to take a shard"
+        rest = [item for shard in found for item in shard.inputs]
+    assert [*first.inputs, *rest] == listing(10_000)
+    assert taken == 10_000
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_an_error_further_down_the_list_is_raised_and_no_shard_after_it():

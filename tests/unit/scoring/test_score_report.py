@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -42,11 +43,12 @@ def write(
     whole: bool = True,
     key: str = "k",
     left_out: tuple[LeftOut, ...] = (),
+    uri: str = "v",
 ) -> Path:
     """A table of one row for each label; those without one failed."""
     count = len(labels)
     inputs = [
-        Input(i, f"v{i}.mp4", "sit" if i < 3 else None, f"id{i}", f"{key}{i}", f"/v{i}.mp4")
+        Input(i, f"{uri}{i}.mp4", "sit" if i < 3 else None, f"id{i}", f"{key}{i}", f"/v{i}.mp4")
         for i in range(count)
     ]
     vectors = np.zeros((count, 2)) if features is None else features
@@ -257,6 +259,26 @@ def test_vectors_are_compared_where_there_are_no_labels_too(tmp_path, capsys):
     assert found.examples["vectors"] == ("v1.mp4",)
     main_exits(1, "scores", "--diff", str(one), str(other))
     assert "differs     vectors: 1 (v1.mp4)" in capsys.readouterr().out
+
+
+def test_two_tables_are_compared_in_a_process_that_did_nothing_before(tmp_path):
+    one, other = write(tmp_path / "a"), write(tmp_path / "b")
+    program = [sys.executable, "-P", "-c", "from ivdr_deploy.cli import main; main()"]
+    done = subprocess.run([*program, "scores", "--diff", one, other], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "compared    6 videos" in done.stdout
+
+
+def test_what_cannot_be_written_is_named_and_a_long_name_is_cut(tmp_path, capsys):
+    labels = [None, *LABELS[1:]]
+    table = write(tmp_path / "a", labels=labels, uri="x" * 9000)
+    (tmp_path / "page").mkdir()
+    main_exits(9, "scores", str(table), "--html", str(tmp_path / "page"))
+
+    said = capsys.readouterr()
+    assert said.err == f"ivdr: {tmp_path / 'page'}: Is a directory\n"
+    assert "failed      crashed  xxx" in said.out
+    assert len(said.out) < 8000
 
 
 def test_a_difference_says_which_table_is_not_finished(tmp_path, capsys):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -9,14 +10,18 @@ from bundles import TINY_LABELS, make_tiny_checkpoint
 from score_tables import ONE_CLIP
 from videos import numbered_video
 
+from ivdr_deploy import __version__
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import ConfigError, FolderError
 from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.scoring import ScoreOptions, read_scores, score
 from ivdr_deploy.scoring.inputs import InputStream, Selection
+from ivdr_deploy.scoring.plan import RunPlan
 from ivdr_deploy.scoring.stage import InProcess, score_groups
 from ivdr_deploy.spec import ViewPlan
+from ivdr_deploy.video.reader import VideoLimits
 
 VECTORS = ("feature", "inter", "intra")
 
@@ -129,3 +134,36 @@ def test_the_network_takes_up_a_shard_when_the_one_before_was_taken(
 
     assert calls == [1, 1, 1]
     assert [row[3] for row in (first, *rest)] == [True, True, True], "each is the last of its group"
+
+
+def test_the_plan_of_a_run_is_that_of_its_model_and_its_options(checkpoint):
+    model = open_model(checkpoint)
+    limits = VideoLimits(max_decode_seconds=7.0)
+    options = ScoreOptions(top_k=2, outputs=("inter", "inter"), hash_files=True)
+    with model.runtime, VideoPredictor(model, limits=limits, decoder="opencv") as predictor:
+        plan = InProcess(predictor, options, share="1/2").plan
+
+    assert (
+        plan.differences(
+            RunPlan(
+                ivdr_version=__version__,
+                model=model.name,
+                model_version=model.version,
+                model_sha256=model.sha256,
+                variant=model.variant,
+                runtime=model.runtime.description,
+                contract_hash=model.contract_hash,
+                view_plan=model.view_plan,
+                top_k=2,
+                outputs=("inter",),
+                hash_files=True,
+                decoder="opencv",
+                limits=to_dict(limits),
+                software={"opencv-python-headless": metadata.version("opencv-python-headless")},
+                share="1/2",
+            )
+        )
+        == {}
+    )
+    assert limits.max_decode_seconds == plan.limits["max_decode_seconds"]
+    assert all((plan.model, plan.model_sha256, plan.variant, plan.runtime, plan.contract_hash))

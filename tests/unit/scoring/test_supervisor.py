@@ -15,7 +15,7 @@ from score_tables import TIMINGS
 from videos import numbered_video
 
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
-from ivdr_deploy.errors import ArtifactError, FolderError
+from ivdr_deploy.errors import ArtifactError, FolderError, ResourceError, VideoCrashError
 from ivdr_deploy.scoring import read_scores
 from ivdr_deploy.scoring.attempts import ALONE_ENDS, UNSEEN_ENDS, Attempts, Journal
 from ivdr_deploy.scoring.inputs import Input, InputStream, Selection
@@ -171,6 +171,34 @@ def test_an_input_in_which_a_run_ended_once_is_tried_again_when_the_others_have_
     assert sorted(tried[6:]) == names
 
 
+def test_a_shard_in_which_a_worker_died_before_is_tried_one_by_one_at_once(task, videos, tmp_path):
+    """The run ended after its worker had: what is known already costs no death again."""
+    watched = videos
+    for place, item in enumerate(videos.items):
+        watched = with_hostile(watched, place, SaysWhoDecodes(log=tmp_path / "log", good=item.path))
+    store = FolderStore(tmp_path / "out")
+    with store.claim(), Supervisor(task) as engine:
+        shard, journal = make_shard(engine.plan.run_id, [*InputStream(watched, Selection())]), Journal(store)
+        journal.died(shard, "signal 9")
+        ((_, rows),) = engine.run(iter([shard]), journal=journal, scored=lambda: None)
+
+    assert [row["status"] for row in rows] == ["ok"] * 6
+    assert len((tmp_path / "log").read_text().splitlines()) == 12, "each alone, then all together"
+
+
+def test_workers_that_die_without_work_end_the_run(task, tmp_path, monkeypatch):
+    """No input is to blame, and a run must not start processes for ever."""
+    deaths = []
+    with Supervisor(task) as engine:
+        monkeypatch.setattr(engine, "_restart", lambda: deaths.append(1))
+        journal = Journal(FolderStore(tmp_path))
+        for _ in range(3):
+            engine._died(journal, VideoCrashError("killed"))
+        with pytest.raises(ResourceError, match="killed, again and again, and nothing was being scored"):
+            engine._died(journal, VideoCrashError("killed"))
+    assert len(deaths) == 3
+
+
 def test_the_journal_tells_seen_deaths_from_others(tmp_path):
     items = [Input(i, f"{i}", None, f"v{i}", f"k{i}", f"/{i}") for i in range(2)]
     shard, store = make_shard("run", items), FolderStore(tmp_path)
@@ -189,6 +217,9 @@ def test_the_journal_tells_seen_deaths_from_others(tmp_path):
         assert Journal(store).read(shard) == Attempts()
     journal.forget(shard)
     assert not list(tmp_path.iterdir())
+    Journal(store).begin(shard)
+    journal.clear()
+    assert not list(tmp_path.iterdir()), "also what another process noted"
 
 
 def test_what_keeps_the_worker_from_starting_is_raised_as_it_is(task, tmp_path):

@@ -74,6 +74,10 @@ def test_a_file_in_place_of_the_folder_is_refused(out):
 
     with pytest.raises(FolderError, match="is a file"):
         write(out)
+    out.unlink()
+    out.symlink_to("absent")
+    with pytest.raises(FolderError, match="is a link that leads to no folder"):
+        write(out)
 
 
 @pytest.mark.parametrize("name", ["extra.parquet", "old/part.parquet"])
