@@ -154,3 +154,29 @@ def test_an_engine_that_has_taken_all_shards_is_stopped_too(predictor, videos, t
     second = run(lambda: False)
     assert (second.stopped, second.scored) == (False, 5 - first.scored)
     assert read_scores(engine.out).num_rows == 5
+
+
+def test_a_failed_row_is_gone_while_its_input_is_scored_again(predictor, videos, tmp_path, monkeypatch):
+    infer = predictor.model.runtime.infer
+
+    def broken(video):
+        outputs = infer(video)
+        outputs["inter"][0] = np.nan  # of the first video of a call
+        return outputs
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor._batcher, "_infer", broken)
+        assert score(predictor, videos, out).errors["inference_failed"] > 0
+
+    def watch(done, total):
+        there = pq.read_table(out, columns=["error_code"])["error_code"].to_pylist()
+        assert "inference_failed" not in there
+
+    engine = InProcess(predictor, ScoreOptions())
+    inputs = InputStream(videos, Selection())
+    summary = score_with(engine, inputs, out, retry=["inference_failed"], progress=watch)
+
+    assert (summary.errors, summary.dropped) == ({"unreadable": 2}, 0)
+    assert summary.scored > 0
+    assert read_scores(out)["status"].to_pylist() == ["ok", "ok", "error", "ok", "error"]

@@ -130,8 +130,9 @@ def test_a_part_of_a_list_leaves_rows_that_the_list_before_did_not_have(out):
         table.write(SHARDS[1], [row(2), row(3)])
         replaced = INPUTS[2]._replace(key="newer")
         table.write(make_shard(PLAN.run_id, [replaced]), [row(2) | {"input_key": "newer"}])
+        table.write(make_shard(PLAN.run_id, [INPUTS[3]]), [row(3)])  # as when a kill came between two steps
         table.write_index(index_of((replaced,)), partial=True)
-        assert table.settle(1) == 1, "the row of the file that was replaced"
+        assert table.settle(1) == 2, "the row of the file that was replaced, and the one that was there twice"
 
     assert keys(out) == ["newer", "key0", "key1", "key3"]
 
