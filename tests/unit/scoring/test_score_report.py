@@ -2,77 +2,26 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
-import run_plans
+from reported_tables import LABELS, PLAN, main_exits, write
 
 from ivdr_deploy.cli import main
 from ivdr_deploy.datasets.entries import LeftOut
 from ivdr_deploy.errors import ConfigError, DataError, FolderError, MissingDependencyError
-from ivdr_deploy.scoring.difference import difference
 from ivdr_deploy.scoring.drift import label_psi, mmd
-from ivdr_deploy.scoring.index import Index
 from ivdr_deploy.scoring.inputs import Input
 from ivdr_deploy.scoring.lance import write_lance
 from ivdr_deploy.scoring.page import page
-from ivdr_deploy.scoring.plan import RunPlan
 from ivdr_deploy.scoring.report import report
 from ivdr_deploy.scoring.shard import make_shard
 from ivdr_deploy.scoring.store import FolderStore
 from ivdr_deploy.scoring.table import open_table
-
-PLAN = replace(run_plans.PLAN, model="<b>tiny", outputs=("feature",))
-LABELS = ["sit", "sit", "turn", None, "sit", None]
-SCORES = [0.95, 0.81, 0.55, None, 0.3, None]
-
-
-def write(
-    folder: Path,
-    *,
-    plan: RunPlan = PLAN,
-    labels: list[str | None] = LABELS,
-    scores: list[float | None] = SCORES,
-    features: np.ndarray | None = None,
-    whole: bool = True,
-    key: str = "k",
-    left_out: tuple[LeftOut, ...] = (),
-    uri: str = "v",
-) -> Path:
-    """A table of one row for each label; those without one failed."""
-    count = len(labels)
-    inputs = [
-        Input(i, f"{uri}{i}.mp4", "sit" if i < 3 else None, f"id{i}", f"{key}{i}", f"/v{i}.mp4")
-        for i in range(count)
-    ]
-    vectors = np.zeros((count, 2)) if features is None else features
-    rows = []
-    for item, label, score, vector in zip(inputs, labels, scores, vectors, strict=True):
-        row = {"input_key": item.key, "video_id": item.video_id, "uri": item.uri, "label": item.label}
-        row |= {"model": plan.model, "model_version": "1.0", "variant": plan.variant}
-        row |= {"contract_hash": "cc", "view_plan": "1 clip", "run_id": plan.run_id}
-        if label is None:
-            code = "unreadable" if item.position == 3 else "crashed"
-            row |= {"status": "error", "error_code": code, "error_message": f"<script>{item.uri}"}
-        else:
-            row |= {"status": "ok", "labels": [label, "bow"], "scores": [score, 0.01], "feature": [*vector]}
-            row |= {"num_frames": 10, "duration_seconds": 2.0, "decode_ms": 10.0 * item.position}
-            row |= {"preprocess_ms": 1.0, "infer_ms": 5.0}
-        rows.append(row)
-    index = Index()
-    index.add(inputs)
-    index.left_out = left_out
-    with open_table(FolderStore(folder), plan, manifest={}) as table:
-        table.write(make_shard(plan.run_id, inputs), rows)
-        if whole:
-            table.write_index(index, partial=False)
-    return folder
 
 
 def test_figures_of_a_table(tmp_path):
@@ -112,12 +61,6 @@ def test_a_table_that_is_not_finished_is_shown_as_such(tmp_path, capsys):
     assert "not finished: 6 rows" in capsys.readouterr().out
     with pytest.raises(DataError, match="is no score table"):
         report(tmp_path)
-
-
-def main_exits(code: int, *arguments: str) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([*arguments])
-    assert (caught.value.code or 0) == code
 
 
 class Page(HTMLParser):
@@ -221,54 +164,6 @@ def test_a_reference_of_other_vectors_is_compared_by_labels_or_refused(tmp_path)
         report(bare, reference=inner)
 
 
-def test_what_differs_between_two_runs_is_named_in_plan_and_rows(tmp_path, capsys):
-    one = write(tmp_path / "a")
-    plan = replace(PLAN, variant="torch-int8", limits={"max_bytes": 5})
-    other = write(
-        tmp_path / "b",
-        plan=plan,
-        labels=["turn", "sit", "turn", "sit", "sit"],
-        scores=[0.95, 0.71, 0.55, 0.5, 0.3],
-    )
-
-    found = difference(one, other)
-
-    assert found.plan == {"variant": "onnx-fp32, not torch-int8", "limits.max_bytes": "None, not 5"}
-    assert found.compared == 5
-    assert found.counts == {
-        "only in the first": 1, "only in the second": 0, "another file": 0, "outcome": 1, "label": 1, "scores": 1,
-        "vectors": 0,
-    }  # fmt: skip
-    assert found.examples["label"] == ("v0.mp4",)
-    assert found.largest_score_change == pytest.approx(0.1)
-    main_exits(1, "scores", "--diff", str(one), str(other))
-    said = capsys.readouterr().out
-    assert "plan        variant: onnx-fp32, not torch-int8" in said
-    assert "differs     outcome: 1 (v3.mp4)" in said
-
-
-def test_vectors_are_compared_where_there_are_no_labels_too(tmp_path, capsys):
-    features = np.arange(12, dtype=np.float32).reshape(6, 2)
-    moved = features + np.where(np.arange(6) == 1, 0.01, 1e-6)[:, None]
-    one = write(tmp_path / "a", features=features)
-    other = write(tmp_path / "b", features=moved)
-
-    found = difference(one, other)
-
-    assert {what: count for what, count in found.counts.items() if count} == {"vectors": 1}
-    assert found.examples["vectors"] == ("v1.mp4",)
-    main_exits(1, "scores", "--diff", str(one), str(other))
-    assert "differs     vectors: 1 (v1.mp4)" in capsys.readouterr().out
-
-
-def test_two_tables_are_compared_in_a_process_that_did_nothing_before(tmp_path):
-    one, other = write(tmp_path / "a"), write(tmp_path / "b")
-    program = [sys.executable, "-P", "-c", "from ivdr_deploy.cli import main; main()"]
-    done = subprocess.run([*program, "scores", "--diff", one, other], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "compared    6 videos" in done.stdout
-
-
 def test_what_cannot_be_written_is_named_and_a_long_name_is_cut(tmp_path, capsys):
     labels = [None, *LABELS[1:]]
     table = write(tmp_path / "a", labels=labels, uri="x" * 9000)
@@ -281,16 +176,6 @@ def test_what_cannot_be_written_is_named_and_a_long_name_is_cut(tmp_path, capsys
     assert len(said.out) < 8000
 
 
-def test_a_difference_says_which_table_is_not_finished(tmp_path, capsys):
-    one, other = write(tmp_path / "a"), write(tmp_path / "b", whole=False)
-
-    main_exits(0, "scores", "--diff", str(one), str(other))
-
-    said = capsys.readouterr().out
-    assert f"first       {one}, complete\n" in said
-    assert f"second      {other}, not finished: 6 rows\n" in said
-
-
 def test_what_the_list_passed_over_is_in_text_page_and_json(tmp_path, capsys):
     table = write(tmp_path / "a", left_out=(LeftOut("hidden", 5, (".<b>.mp4", ".b.mp4", ".c.mp4")),))
     main_exits(0, "scores", str(table), "--html", str(tmp_path / "page.html"))
@@ -298,15 +183,6 @@ def test_what_the_list_passed_over_is_in_text_page_and_json(tmp_path, capsys):
     assert "5 hidden: .&lt;b&gt;.mp4" in (tmp_path / "page.html").read_text()
     main_exits(0, "scores", str(table), "--json")
     assert json.loads(capsys.readouterr().out)["left_out"][0]["count"] == 5
-
-
-def test_tables_that_are_alike_do_not_differ(tmp_path, capsys):
-    one = write(tmp_path / "a")
-    main_exits(0, "scores", "--diff", str(one), str(write(tmp_path / "b")), "--json")
-    assert not any(json.loads(capsys.readouterr().out)["counts"].values())
-    other = write(tmp_path / "c", key="other")
-    assert difference(one, other).counts["another file"] == 6
-    main_exits(2, "scores", "--diff", str(one), str(other), "--reference", str(one))
 
 
 def test_rows_become_a_lance_data_set_that_is_searched_by_vectors(tmp_path, capsys):
