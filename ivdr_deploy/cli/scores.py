@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _SHOWN = 10
 """Labels, and slowest and failed inputs, that the text shows; JSON and page have more."""
 
-
 _LENGTH = 500
 """Characters of a name or a reason that the text shows: a list may hold a name of any length."""
 

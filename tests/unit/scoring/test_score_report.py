@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from full_disk import run_on_full_disk
 from reported_tables import LABELS, PLAN, main_exits, write
 
 from ivdr_deploy.cli import main
@@ -220,3 +221,17 @@ def test_without_lance_its_extra_is_named(tmp_path, monkeypatch):
         write_lance(write(tmp_path / "table"), tmp_path / "rows.lance")
     assert "ivdr-deploy[lance]" in (caught.value.hint or "")
     assert not (tmp_path / "rows.lance").exists()
+
+
+def test_a_disk_that_is_full_of_lance_is_named(tmp_path):
+    pytest.importorskip("lance")
+    table = write(tmp_path / "table")
+
+    code, said = run_on_full_disk(
+        f"write_lance({str(table)!r}, Path({str(tmp_path / 'rows.lance')!r}))",
+        limit=100,
+        before="from pathlib import Path\nfrom ivdr_deploy.scoring.lance import write_lance\nfill()",
+    )
+
+    assert (code, said) == (9, f"ivdr: {tmp_path}: File too large")
+    assert [path.name for path in tmp_path.iterdir()] == ["table"]
