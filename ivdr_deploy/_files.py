@@ -67,7 +67,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.chmod(mode)
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError as error:  # it names the temporary file first
+            raise OSError(error.errno, error.strerror, str(path)) from error
         fsync_directory(path.parent)
 
 

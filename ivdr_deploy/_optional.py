@@ -41,13 +41,15 @@ def import_onnxruntime() -> ModuleType:
 
 
 def import_pyarrow() -> ModuleType:
-    """Import pyarrow and its Parquet reader, with the memory of the C library. The package imports it nowhere else.
+    """Import pyarrow, its Parquet reader and what computes with columns, with the memory of the C library.
 
-    Its own allocator reserves 1 GiB of address space with the first column that is read: under a limit of the address
-    space (``ulimit -v``) nothing was left for threads. An allocator that is already in the environment stays.
+    The package imports it nowhere else. Its own allocator reserves 1 GiB of address space with the first column that is
+    read: under a limit of the address space (``ulimit -v``) nothing was left for threads. An allocator that is already
+    in the environment stays.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    importlib.import_module("pyarrow.parquet")
+    for part in ("parquet", "compute"):
+        importlib.import_module(f"pyarrow.{part}")
     return importlib.import_module("pyarrow")
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -162,6 +163,14 @@ def instruction_sets() -> frozenset[str]:
 def has_nvidia_driver() -> bool:
     """Whether a driver for NVIDIA GPUs is loaded, looked up without starting it."""
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; most of the real-time ones have none, and are told by their number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
 
 
 def gpus() -> list[dict[str, str]]:

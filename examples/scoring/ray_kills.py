@@ -37,7 +37,7 @@ _RAY = ("--engine", "ray")
 _ADDRESSES = ("127.0.0.2", "127.0.0.3")
 """Of the two nodes. In place of 127.0.0.1 Ray would take an address of the network; it listens on all of them."""
 
-_OPEN = {"RAY_AUTH_MODE": "disabled"}
+OPEN = {"RAY_AUTH_MODE": "disabled"}
 """Otherwise Ray asks for a token that it writes to the home folder."""
 
 
@@ -102,12 +102,12 @@ def _kill_nodes(bundle: Path, videos: Path, scratch: Path, *, kills: int, seed: 
     whole, moments = read_scores(scratch / "whole"), random.Random(seed)
     found = Kills()
     while found.kills < kills:
-        address = f"{_ADDRESSES[0]}:{_free_port()}"
+        address = f"{_ADDRESSES[0]}:{free_port()}"
         head = ("--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false")
-        with _node(_ADDRESSES[0], *head):
-            with _node(_ADDRESSES[1], f"--address={address}") as second:
+        with node(_ADDRESSES[0], *head):
+            with node(_ADDRESSES[1], f"--address={address}") as second:
                 out = scratch / f"nodes{found.kills}"
-                process = start(bundle, videos, out, more=_RAY, RAY_ADDRESS=address, **_OPEN)
+                process = start(bundle, videos, out, more=_RAY, RAY_ADDRESS=address, **OPEN)
                 begun = wait_until(process, partial(actors_below, second.pid))
                 begun = begun and wait_until(process, past(time.monotonic() + moments.uniform(0.0, 6.0)))
                 if begun and len(shards(out)) < SHARDS:
@@ -123,12 +123,12 @@ def _kill_nodes(bundle: Path, videos: Path, scratch: Path, *, kills: int, seed: 
 
 
 @contextmanager
-def _node(here: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+def node(here: str, *words: str) -> Iterator[subprocess.Popen[str]]:
     """Start a node of two cores at an address of its own."""
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     command += [f"--node-ip-address={here}", "--num-cpus=2", *words]
     node = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | _OPEN
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | OPEN
     )
     said = []
     try:
@@ -157,7 +157,8 @@ def _kill_all(node: subprocess.Popen[str]) -> None:
     psutil.wait_procs(family, timeout=60)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind((_ADDRESSES[0], 0))
         return int(probe.getsockname()[1])

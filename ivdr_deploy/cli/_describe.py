@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,23 +132,14 @@ def _archive(path: Path) -> Description:
 
 
 def _scores(path: Path) -> Description:
-    from ivdr_deploy.scoring.ledger import read_ledger
-    from ivdr_deploy.scoring.store import open_store
-    from ivdr_deploy.scoring.table import listed_inputs, summarise_shards
+    from ivdr_deploy.scoring.reader import read_present
 
-    store = open_store(path)
-    ledger = read_ledger(store)
-    written, counts = summarise_shards(store, ledger.plan)
-    listed = listed_inputs(store, ledger.plan)
+    found = read_present(path, columns=["error_code"])
+    ledger, plan = found.ledger, found.ledger.plan
+    counts = Counter("ok" if code is None else code for code in found.rows["error_code"].to_pylist())
     failed = {code: count for code, count in counts.most_common() if code != "ok"}
-    plan = ledger.plan
-    if written == listed:
-        state = "complete"
-    else:
-        known = "" if listed is None else f" of {listed}"
-        state = f"not finished: {written}{known} rows"
     rows = [
-        ("state", state),
+        ("state", found.state),
         ("videos", f"{counts['ok']} ok, {sum(failed.values())} failed"),
         *([("failed", ", ".join(f"{code} {count}" for code, count in failed.items()))] if failed else []),
         ("model", f"{plan.model} {plan.model_version}, {plan.variant}"),
@@ -156,7 +148,12 @@ def _scores(path: Path) -> Description:
         ("contract", plan.contract_hash),
         ("run", f"{ledger.run_id}, started {ledger.started_at}"),
     ]
-    values = {**to_dict(ledger), "rows": written, "listed": listed, "outcomes": dict(counts)}
+    values = {
+        **to_dict(ledger),
+        "rows": found.rows.num_rows,
+        "listed": found.listed,
+        "outcomes": dict(counts),
+    }
     return Description(kind=Kind.SCORES, values=values, rows=rows)
 
 

@@ -12,6 +12,7 @@ import typer
 
 from ivdr_deploy._console import Meter, console, done, print_json, say_left_out, stopping_softly
 from ivdr_deploy._files import at_home
+from ivdr_deploy._text import quoted
 from ivdr_deploy.cli._options import (
     VIDEOS_HELP,
     AllowContainerOption,
@@ -100,8 +101,8 @@ def score(
     """Score every video of a collection: one row per input, a bad video being a row with its reason.
 
     Stop it whenever you like: the same command goes on where it stopped. The list may have changed since: what is new
-    or was replaced is scored, and the rest stays. Exit code 1: some videos failed; 130 or 143: stopped by Ctrl-C or
-    SIGTERM, after the shard in work.
+    or was replaced is scored, and the rest stays. Exit code 1: some videos failed, or a folder of the list could not be
+    read; 130 or 143: stopped by Ctrl-C or SIGTERM, after the shard in work.
     """
     from ivdr_deploy.datasets.lists import VideoStream
     from ivdr_deploy.datasets.remote import UrlStream
@@ -110,11 +111,18 @@ def score(
     from ivdr_deploy.scoring.plan import ScoreOptions
     from ivdr_deploy.scoring.scorer import RETRIED, score_with
     from ivdr_deploy.scoring.task import Task, parse_devices
-    from ivdr_deploy.video.remote import is_url
+    from ivdr_deploy.video.remote import is_url, is_web
 
     out = out if is_url(out) else at_home(out)
     share = None if shard is None else parse_share(shard)
     selection = Selection(limit=limit, since=None if since is None else parse_since(since), share=share)
+    if is_web(videos):
+        raise ConfigError(
+            f"{quoted(videos)} is a place of the web, from which no list is fetched",
+            hint="fetch it first; a list may name https:// videos, see --url-host",
+        )
+    if is_url(videos) and root is not None:
+        raise ConfigError(f"{videos} is a place of videos; the root {root} is for list files")
     listed = UrlStream(videos) if is_url(videos) else VideoStream(at_home(videos), root=root)
     inputs = InputStream(listed, selection, hash_files=hash_files, hosts=tuple(url_host or ()))
     inputs.require_any()
@@ -194,7 +202,7 @@ def _report(summary: ScoreSummary, *, as_json: bool) -> None:
         if summary.dropped:
             console.print(f"dropped {summary.dropped} rows that the list does not ask for any more")
         if not summary.scored:
-            did = "nothing to do: the table is complete"
+            did = f"nothing to do: {_nothing(summary)}"
         else:
             rate = summary.scored / summary.seconds
             did = (
@@ -202,5 +210,11 @@ def _report(summary: ScoreSummary, *, as_json: bool) -> None:
             )
         read = f"from ivdr_deploy.scoring import read_scores; print(read_scores({str(summary.folder)!r}))"
         done(f"{did} -> {summary.folder}", next_command=("python", "-c", read))
-    if summary.failed:
+    if summary.failed or any(entry.unread for entry in summary.left_out):
         raise typer.Exit(1)
+
+
+def _nothing(summary: ScoreSummary) -> str:
+    if summary.partial:
+        return "no video of this part of the list is without a row"
+    return "the table is complete" if summary.videos else "no video of the list is in this share"

@@ -12,10 +12,14 @@ from ivdr_deploy._console import done, print_json, print_line
 from ivdr_deploy.cli._options import JsonOption
 
 if TYPE_CHECKING:
-    from ivdr_deploy.scoring.report import Difference, Report
+    from ivdr_deploy.scoring.difference import Difference
+    from ivdr_deploy.scoring.report import Report
 
 _SHOWN = 10
 """Labels, and slowest and failed inputs, that the text shows; JSON and page have more."""
+
+_LENGTH = 500
+"""Characters of a name or a reason that the text shows: a list may hold a name of any length."""
 
 
 def scores(
@@ -41,7 +45,8 @@ def scores(
     Exit code 1: with --diff, something differs by more than the last digits.
     """
     from ivdr_deploy.errors import ConfigError
-    from ivdr_deploy.scoring.report import difference, report
+    from ivdr_deploy.scoring.difference import difference
+    from ivdr_deploy.scoring.report import report
 
     if diff is not None:
         if html is not None or reference is not None or lance is not None:
@@ -75,9 +80,9 @@ def scores(
 def _show(report: Report) -> None:
     from ivdr_deploy.scoring.page import accuracy_line, drift_lines
 
-    known = "" if report.listed is None else f" of {report.listed}"
-    state = "complete" if report.rows == report.listed else f"not finished: {report.rows}{known} rows"
-    print_line(f"table       {report.folder}, {state}")
+    print_line(f"table       {report.folder}, {report.state}")
+    for entry in report.left_out:
+        print_line(f"left out    {entry}")
     print_line(f"model       {report.run['model']}, {report.run['variant']}")
     print_line(f"ran on      {report.run['runtime']}")
     print_line(f"outcomes    {_counts(report.outcomes)}")
@@ -94,11 +99,15 @@ def _show(report: Report) -> None:
     for name, line in drift_lines(report).items():
         print_line(f"drift       {name}: {line}")
     for row in report.slowest[:_SHOWN]:
-        print_line(f"slow        {row['ms']:.0f} ms  {row['uri']}")
+        print_line(f"slow        {row['ms']:.0f} ms  {_cut(row['uri'])}")
     for row in report.failed[:_SHOWN]:
-        print_line(f"failed      {row['code']}  {row['uri']}: {row['message']}")
+        print_line(f"failed      {row['code']}  {_cut(row['uri'])}: {_cut(row['message'])}")
     if more := report.failures - len(report.failed[:_SHOWN]):
         print_line(f"            and {more} more that failed")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LENGTH else f"{text[:_LENGTH]}..."
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -107,14 +116,14 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _show_difference(found: Difference) -> None:
-    print_line(f"first       {found.first}")
-    print_line(f"second      {found.second}")
+    print_line(f"first       {found.first}, {found.first_state}")
+    print_line(f"second      {found.second}, {found.second_state}")
     for name, values in found.plan.items():
         print_line(f"plan        {name}: {values}")
     print_line(f"compared    {found.compared} videos")
     for what, count in found.counts.items():
         if count:
-            named = found.examples[what][:_SHOWN]
+            named = [*map(_cut, found.examples[what][:_SHOWN])]
             more = f" and {count - len(named)} more" if count > len(named) else ""
             print_line(f"differs     {what}: {count} ({', '.join(named)}{more})")
     print_line(f"scores      moved by {found.largest_score_change:.2g} at most where the label is the same")

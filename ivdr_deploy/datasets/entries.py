@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import BinaryIO, NamedTuple, TextIO
 
 from ivdr_deploy._text import as_text, one_line, quoted
 from ivdr_deploy.errors import DataError
@@ -89,6 +91,9 @@ class LeftOut:
     examples: tuple[str, ...]
     """The first few."""
 
+    unread: bool = False
+    """Whether they are folders that could not be read: there may be videos in them."""
+
     def __str__(self) -> str:
         return f"{self.count} {self.reason}: {some(self.examples, self.count)}"
 
@@ -99,16 +104,22 @@ class Omissions:
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
+        self._unread: set[str] = set()
 
-    def add(self, reason: str, example: str) -> None:
-        """Count one thing that is left out."""
+    def add(self, reason: str, example: str, *, unread: bool = False) -> None:
+        """Count one thing that is left out; ``unread`` as in ``LeftOut``."""
+        if unread:
+            self._unread.add(reason)
         self._counts[reason] = self._counts.get(reason, 0) + 1
         if len(examples := self._examples.setdefault(reason, [])) < _NAMED:
             examples.append(example)
 
     def found(self) -> tuple[LeftOut, ...]:
         """Return what was counted, by reason."""
-        return tuple(LeftOut(key, count, tuple(self._examples[key])) for key, count in self._counts.items())
+        return tuple(
+            LeftOut(reason, count, tuple(self._examples[reason]), reason in self._unread)
+            for reason, count in self._counts.items()
+        )
 
 
 class Root:
@@ -160,23 +171,60 @@ def listed(
     return Entry(file, uri, label or None, os.path.abspath(file), group or None, place, number)
 
 
-def open_text(source: Path, *, newline: str | None = None) -> TextIO:
-    """Open a list file as UTF-8; bytes in it that are not become lone surrogates, since paths may hold any.
+@contextmanager
+def open_list(source: Path) -> Iterator[BinaryIO]:
+    """Open a list file. Whoever reads it to its end has read it as it stood at one moment.
 
     Raises:
-        DataError: if it cannot be read, or is no text.
+        DataError: if it cannot be read, or was written to meanwhile.
     """
     try:
         with source.open("rb") as stream:
-            head = stream.read(_LOOKED_AT)
-        if b"\0" in head:
+            before = _written(stream)
+            try:
+                yield stream
+            except DataError as error:
+                if _written(stream) != before:  # what is wrong in it may be no more than half of a line
+                    raise _changing(source) from error
+                raise
+            if _written(stream) != before:
+                raise _changing(source)
+    except OSError as error:
+        if error.errno is None:  # not of the system: what a reader says of what is in the file
+            raise
+        raise DataError(f"{source} cannot be read ({error.strerror})") from error
+
+
+def _written(stream: BinaryIO) -> tuple[int, int]:
+    """Return what tells whether a file was written to: its size and time of change."""
+    found = os.fstat(stream.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
+def _changing(source: Path) -> DataError:
+    return DataError(
+        f"{source} was written to while it was read, so that what was read of it may not be whole",
+        hint="run the command again when it is written; a list that is renamed into its place is always whole",
+    )
+
+
+@contextmanager
+def open_text(source: Path, *, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a list file as UTF-8; bytes in it that are not become lone surrogates, since paths may hold any.
+
+    Raises:
+        DataError: if it cannot be read, is no text, or was written to meanwhile.
+    """
+    with open_list(source) as stream:
+        if b"\0" in stream.read(_LOOKED_AT):
             raise DataError(
                 f"{source} cannot be read as text: there are null bytes in it",
                 hint=f"save a list as UTF-8; expected {FORMATS}",
             )
-        return source.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
-    except OSError as error:
-        raise DataError(f"{source} cannot be read ({error.strerror})") from error
+        stream.seek(0)
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+        yield text
+        text.detach()  # it would close the file
 
 
 def some(values: Iterable[str], count: int | None = None) -> str:

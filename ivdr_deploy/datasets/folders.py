@@ -88,7 +88,7 @@ class _Scan:
             with os.scandir(folder) as entries:
                 inside = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            self._omit(f"folders that cannot be read ({error.strerror})", folder)
+            self._omit(f"folders that cannot be read ({error.strerror})", folder, unread=True)
             return
         self.seen.add((found.st_dev, found.st_ino))
         real = os.path.realpath(folder)
@@ -129,8 +129,8 @@ class _Scan:
         else:
             self._omit("without the suffix of a video", file)
 
-    def _omit(self, reason: str, file: str) -> None:
-        self.left.add(reason, as_text(Path(file).relative_to(self.top)))
+    def _omit(self, reason: str, file: str, *, unread: bool = False) -> None:
+        self.left.add(reason, as_text(Path(file).relative_to(self.top)), unread=unread)
 
 
 def _special(entry: os.DirEntry[str]) -> bool:

@@ -192,10 +192,10 @@ class VideoStream:
     def _two_labels(self, entry: Entry, label: str | None) -> DataError:
         """Say which two entries of one file differ; the list is read again up to the first of them."""
         before = next(other for other in read_entries(*self._how)[0] if other.key == entry.key)
-        said = [f"{quoted(one_spelling(before.label or ''))} ({before.where or before.path})"]
-        said.append(f"{quoted(label or '')} ({entry.where or entry.path})")
+        said = [f"{quoted(one_spelling(before.label or ''))} ({before.where or quoted(before.file)})"]
+        said.append(f"{quoted(label or '')} ({entry.where or quoted(entry.file)})")
         return DataError(
-            f"the labels of one video differ: {entry.uri} is {' and '.join(said)}",
+            f"the labels of one video differ: {quoted(entry.uri)} is {' and '.join(said)}",
             hint="a video has one class: remove one of the two",
         )
 

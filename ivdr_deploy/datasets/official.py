@@ -21,6 +21,8 @@ _HMDB = re.compile(r"(?P<label>.+)_test_split(?P<split>\d+)\.txt")
 _UCF = re.compile(r"(?:train|test)list\d+\.txt", re.IGNORECASE)
 _HMDB_USE: dict[str, Part | None] = {"0": None, "1": "train", "2": "test"}
 _KINETICS = {"youtube_id", "time_start", "time_end"}
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]*)?|\.[0-9]+")
+_CLASS_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class ClassFolders:
@@ -109,7 +111,7 @@ def read_ucf(source: Path, root: Path) -> Iterator[Entry]:
         DataError: if a number is not in the index, or the folder is another class than the number says.
     """
     entries = list(read_text(source, root))
-    if not all(entry.label is None or entry.label.isdecimal() for entry in entries):
+    if not all(entry.label is None or _CLASS_NUMBER.fullmatch(entry.label) for entry in entries):
         yield from entries
         return
     index = source.parent / CLASS_INDEX
@@ -142,7 +144,7 @@ def is_kinetics(header: Collection[str]) -> bool:
 def kinetics_entry(folders: ClassFolders, values: Mapping[str, str], place: str, number: int) -> Entry | None:
     """Make the entry of one line; the file is named ``ID_START_END.mp4``. None if a time is no number."""
     times = [values["time_start"].strip(), values["time_end"].strip()]
-    if not values["youtube_id"] or not all(time.replace(".", "", 1).isdecimal() for time in times):
+    if not values["youtube_id"] or not all(map(_SECONDS.fullmatch, times)):
         return None
     start, end = (int(float(time)) for time in times)
     label = values.get("label", "").strip() or None
@@ -161,7 +163,7 @@ def class_names(index: Path) -> dict[str, str]:
             number, *rest = line.split(None, 1)[:2] or [""]
             if not number:
                 continue
-            if not number.isdecimal() or not rest or str(int(number)) in names:
+            if not _CLASS_NUMBER.fullmatch(number) or not rest or str(int(number)) in names:
                 raise DataError(
                     f"{index}: line {place} is {quoted(line.strip())}; expected a number of its own and a class",
                 )

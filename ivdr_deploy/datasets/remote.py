@@ -46,10 +46,15 @@ class UrlStream:
             for info in inside:
                 name = str(info["name"]).rstrip("/")
                 uri = name[len(path) :].lstrip("/")
-                if not uri:
-                    continue  # the prefix itself, as some tools write it
                 if info["type"] == "directory":
                     continue
+                if not uri and not info["name"].endswith("/") and int(info["size"]):
+                    raise DataError(
+                        f"{self.source} is an object; expected a prefix below which there are videos",
+                        hint="a list of videos lies on this machine, and may name objects",
+                    )
+                if not uri:
+                    continue  # the prefix itself, as some tools write it
                 if f".{name.rpartition('.')[2].lower()}" in VIDEO_SUFFIXES:
                     found = True
                     source = UrlSource(f"{scheme}://{name}", int(info["size"]), changed_ns(info))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ivdr_deploy._optional import import_pyarrow
 from ivdr_deploy._text import quoted
-from ivdr_deploy.datasets.entries import Entry, Root, listed, open_text
+from ivdr_deploy.datasets.entries import Entry, Root, listed, open_list, open_text
 from ivdr_deploy.datasets.official import ClassFolders, is_kinetics, kinetics_entry
 from ivdr_deploy.datasets.text import is_blank_separated, read_text
 from ivdr_deploy.errors import DataError
@@ -69,7 +69,7 @@ def read_parquet(source: Path, root: Path) -> Iterator[Entry]:
 
     try:
         # An open file, because a name such as scores:1 would be taken for a URI.
-        with source.open("rb") as stream, pa.parquet.ParquetFile(stream) as file:
+        with open_list(source) as stream, pa.parquet.ParquetFile(stream) as file:
             names = file.schema_arrow.names
             if "path" not in names:
                 raise DataError(

@@ -9,7 +9,6 @@ the log). Errors that would hit every video, such as a package that is missing, 
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ivdr_deploy.decoding import _worker
+from ivdr_deploy.environment import signal_name
 from ivdr_deploy.errors import (
     ConfigError,
     IvdrError,
@@ -310,7 +310,7 @@ def _as_video_error(
 
 def _ending(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
-        return f"was ended by signal {signal.Signals(-exitcode).name}"
+        return f"was ended by signal {signal_name(-exitcode)}"
     return f"ended with exit code {exitcode}"
 
 

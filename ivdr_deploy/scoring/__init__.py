@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ivdr_deploy.scoring.plan import ScoreOptions
+from ivdr_deploy.scoring.reader import read_scores
 from ivdr_deploy.scoring.scorer import ScoreSummary, score
-from ivdr_deploy.scoring.table import read_scores
 
 __all__ = ["ScoreOptions", "ScoreSummary", "read_scores", "score"]

@@ -8,6 +8,7 @@ until it has happened several times.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 
 from ivdr_deploy.errors import ConfigError
@@ -22,6 +23,7 @@ ALONE_ENDS = 2
 """Runs that ended while an input was tried alone, after which it is not tried again."""
 
 _NAME = "_attempt-{}.json"
+_NAMED = re.compile(r"_attempt-[0-9a-f]{16}\.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +45,7 @@ class Journal:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known = {name for name in store.names() if name.startswith(_NAME[:9])}
+        self._known = set(filter(is_attempt, store.names()))
 
     def begin(self, shard: Shard) -> Attempts:
         """Note that a shard is begun; returns what was known before."""
@@ -90,13 +92,18 @@ class Journal:
 
     def clear(self) -> None:
         """Remove what is left of shards that were committed just before a kill, or that a changed list has not."""
-        for name in [*self._known]:
+        for name in filter(is_attempt, self._store.names()):  # also what another process noted
             self._store.remove(name)
         self._known.clear()
 
     def _write(self, shard: Shard, attempts: Attempts) -> None:
         self._store.write(_name(shard), json.dumps(to_dict(attempts)).encode())
         self._known.add(_name(shard))
+
+
+def is_attempt(name: str) -> bool:
+    """Whether a file of a table is one of the journal."""
+    return _NAMED.fullmatch(name) is not None
 
 
 def _name(shard: Shard) -> str:

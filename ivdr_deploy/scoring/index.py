@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from ivdr_deploy._optional import import_pyarrow
+from ivdr_deploy._text import as_text
+from ivdr_deploy.datasets.entries import LeftOut
 from ivdr_deploy.scoring.inputs import Input
 from ivdr_deploy.scoring.plan import RunPlan
 from ivdr_deploy.scoring.store import Store, damaged, reading
+from ivdr_deploy.spec import canonical_json
 
 INDEX_FILE = "_inputs.parquet"
 _METADATA_KEY = b"ivdr"
@@ -25,6 +28,17 @@ class Index:
     def __init__(self) -> None:
         self._batches: list[Any] = []
         self._rows: list[Input] = []
+        self.left_out: tuple[LeftOut, ...] = ()
+        """What the list passed over, by reason."""
+
+    @classmethod
+    def of_columns(cls, keys: Any, video_ids: Any, labels: Any) -> Index:
+        """Make an index of three pyarrow arrays of text, or chunked ones; labels may be encoded as a dictionary."""
+        pa, index = import_pyarrow(), cls()
+        labels = labels if pa.types.is_dictionary(labels.type) else labels.dictionary_encode()
+        table = pa.table([keys, video_ids, labels], names=_schema().names).cast(_schema())
+        index._batches = table.to_batches()
+        return index
 
     def __len__(self) -> int:
         return sum(len(batch) for batch in self._batches) + len(self._rows)
@@ -55,12 +69,16 @@ class Index:
         return pa.concat_arrays(found.chunks) if found.num_chunks else pa.array([], pa.string())
 
     def add_absent(self, other: Index) -> None:
-        """Add the inputs of another index whose video is not in this one."""
-        compute = import_pyarrow().compute
+        """Add the inputs of another index whose video is not in this one, each video once."""
+        pa = import_pyarrow()
 
-        mine, theirs = self.table(), other.table()
-        known = compute.is_in(theirs["video_id"], value_set=mine["video_id"])
-        self._batches += theirs.filter(compute.invert(known)).to_batches()
+        theirs = other.table()
+        videos = theirs["video_id"].combine_chunks()
+        known = pa.compute.is_in(videos, value_set=self.table()["video_id"])
+        first = pa.compute.equal(
+            pa.compute.index_in(videos, value_set=videos), pa.array(range(len(videos)), pa.int32())
+        )
+        self._batches += theirs.filter(pa.compute.and_not(first, known)).to_batches()
 
     def _pack(self) -> None:
         if self._rows:
@@ -87,7 +105,8 @@ def write_index(store: Store, plan: RunPlan, index: Index) -> None:
     pa = import_pyarrow()
 
     table = index.table().unify_dictionaries()
-    facts = {"run_id": plan.run_id, "sha256": _digest(table)}
+    left_out = [[entry.reason, entry.count, [*map(as_text, entry.examples)]] for entry in index.left_out]
+    facts = {"run_id": plan.run_id, "left_out": left_out, "sha256": _digest(table, left_out)}
     sink = pa.BufferOutputStream()
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts).encode()})
     pa.parquet.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -101,22 +120,27 @@ def read_index(store: Store, plan: RunPlan) -> Index:
         DataError: if it is damaged.
         OSError: if it cannot be opened.
     """
-    pa, index, where = import_pyarrow(), Index(), store.path(INDEX_FILE)
+    pa, where = import_pyarrow(), store.path(INDEX_FILE)
     with store.open(INDEX_FILE) as stream, reading(where):
         with pa.parquet.ParquetFile(stream, page_checksum_verification=True, pre_buffer=False) as file:
             table = file.read(use_threads=False)
         table.validate(full=True)
         facts = json.loads(table.schema.metadata[_METADATA_KEY])
-        table = table.cast(_schema())
-        if facts != {"run_id": plan.run_id, "sha256": _digest(table)}:
+        left_out = facts.pop("left_out", [])
+        index = Index.of_columns(*(table[name] for name in _schema().names))
+        sound = facts == {"run_id": plan.run_id, "sha256": _digest(index.table(), left_out)}
+        if not sound or table.schema.names != _schema().names:
             raise damaged(where, "it is not what was written")
-    index._batches = table.to_batches()
+        index.left_out = tuple(
+            LeftOut(str(reason), int(count), tuple(map(str, examples)))
+            for reason, count, examples in left_out
+        )
     return index
 
 
-def _digest(table: Any) -> str:
+def _digest(table: Any, left_out: list[Any]) -> str:
     """Return a digest over all that is in an index, however it is cut into batches."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(canonical_json(left_out).encode() if left_out else b"")
     for name in ("key", "video_id", "label"):
         for chunk in table[name].cast(import_pyarrow().string()).chunks:
             for text in chunk.to_pylist():  # one by one: how it is cut into chunks must not matter

@@ -7,17 +7,17 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ivdr_deploy._files import sha256_file
 from ivdr_deploy._text import as_text, quoted
-from ivdr_deploy.datasets.entries import LeftOut, Omissions
+from ivdr_deploy.datasets.entries import FORMATS, LeftOut, Omissions
 from ivdr_deploy.datasets.lists import VideoList, VideoStream
 from ivdr_deploy.datasets.remote import UrlStream
-from ivdr_deploy.errors import ConfigError, VideoError
+from ivdr_deploy.errors import ConfigError, DataError, VideoError
 from ivdr_deploy.video.reader import VideoLimits
 from ivdr_deploy.video.remote import UrlSource, WebSource, is_url, is_web
 from ivdr_deploy.video.source import PathSource, Source
@@ -25,6 +25,8 @@ from ivdr_deploy.video.urls import UrlSettings
 
 _ID_DIGITS, _KEY_DIGITS = 16, 24
 """Of the SHA-256 of a uri in a video id, and in a key, where two that are alike would lose a row."""
+
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 _ABSENT = (-1, 0)
 """Size and time of change of what is not there, or cannot be looked at."""
@@ -115,11 +117,19 @@ class InputStream:
         self.selection, self._hosts = selection, UrlSettings(hosts=hosts).hosts
         self._videos, self._hash, self._left = videos, hash_files, Omissions()
         self._found: Iterator[tuple[Any, ...]] = iter(
-            ((_place(item.source), as_text(item.uri), item.label) for item in videos.items)
-            if isinstance(videos, VideoList)
-            else videos
+            self._each_once(videos) if isinstance(videos, VideoList) else videos
         )
         """Each begins with where it is, uri and label: an ``Entry``, or the like."""
+
+    def _each_once(self, videos: VideoList) -> Iterator[tuple[str | Source, str, str | None]]:
+        """Yield the items of a list that somebody made; what ``read_video_list`` gives holds no video twice."""
+        seen: set[tuple[str, Path]] = set()
+        for item in videos.items:
+            if (item.uri, item.path) in seen:
+                self._left.add("repeated", item.uri)
+                continue
+            seen.add((item.uri, item.path))
+            yield _place(item.source), as_text(item.uri), item.label
 
     def require_any(self) -> None:
         """Look at the beginning of the list, before anything is written.
@@ -127,8 +137,20 @@ class InputStream:
         Raises:
             DataError: if it cannot be read, or holds no videos.
         """
-        first = next(self._found)
+        first = next(self._found, None)
+        if first is None:  # of a ``VideoList``: the streams say so themselves
+            raise DataError(f"{self._videos.source} holds no videos", hint=f"expected {FORMATS}")
         self._found = chain([first], self._found)
+
+    @property
+    def partial(self) -> bool:
+        """Whether inputs that are not among these keep their rows; known when the list was gone through."""
+        return self.selection.partial or self.unread
+
+    @property
+    def unread(self) -> bool:
+        """Whether a folder of the list could not be read, so far."""
+        return any(entry.unread for entry in self._videos.left_out)
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
@@ -138,13 +160,13 @@ class InputStream:
     def __iter__(self) -> Iterator[Input]:
         """Yield them."""
         chosen, position = self.selection, 0
-        since = None if chosen.since is None else chosen.since.timestamp() * 1e9
+        since = None if chosen.since is None else (chosen.since - _EPOCH) // _MICROSECOND * 1000
         for entry in self._found:
             file, uri, label = entry[:3]
             if position == chosen.limit:
                 self._left.add("behind the limit", uri)
                 continue
-            digest = _digest(uri)
+            digest = _digest(uri) if "\\" not in uri else _spelled_digest(file, uri)
             video = digest[:_ID_DIGITS]
             if chosen.share is not None and int(video, 16) % chosen.share[1] != chosen.share[0] - 1:
                 self._left.add("of other shares", uri)
@@ -173,13 +195,28 @@ class InputStream:
 def video_id(uri: str) -> str:
     """Return the id of an input: the first 16 hex digits of the SHA-256 of its uri.
 
-    It depends on nothing else, so that the tables of two models over overlapping lists can be joined on it.
+    It depends on nothing else, so that the tables of two models over overlapping lists can be joined on it. Where bytes
+    in the name are no text, the id of an input is that of the bytes.
     """
     return _digest(uri)[:_ID_DIGITS]
 
 
 def _digest(uri: str) -> str:
     return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _spelled_digest(file: str | Source, uri: str) -> str:
+    """Return the digest of a uri in which bytes may be spelled that are no text.
+
+    Their spelling may be the name of another file, so that the digest is of the bytes.
+    """
+    path = os.fsencode(file) if isinstance(file, str) else b""
+    raw = b"/".join(path.split(b"/")[-uri.count("/") - 1 :])
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return hashlib.sha256(raw).hexdigest()
+    return _digest(uri)
 
 
 def _state(file: str | Source) -> tuple[int, int]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 from ivdr_deploy._files import atomic_directory
 from ivdr_deploy._optional import import_pyarrow, require
 from ivdr_deploy.errors import FolderError
-from ivdr_deploy.scoring.table import read_scores
+from ivdr_deploy.scoring.reader import read_scores
 
 _VECTORS = ("feature", "inter")
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How Lance tells what the system said: in the text alone."""
 
 
 def write_lance(table: str | Path, folder: Path) -> int:
@@ -27,6 +32,7 @@ def write_lance(table: str | Path, folder: Path) -> int:
         MissingDependencyError: if Lance is not installed.
         FolderError: if there is something at ``folder``.
         DataError: as ``read_scores``.
+        OSError: if it cannot be written.
     """
     lance = require("lance", extra="lance")
     if folder.exists():
@@ -36,7 +42,13 @@ def write_lance(table: str | Path, folder: Path) -> int:
         if name in _VECTORS:
             rows = rows.set_column(place, name, _fixed(rows[name]))
     with atomic_directory(folder) as temporary:
-        lance.write_dataset(rows, str(temporary), mode="overwrite")
+        try:
+            lance.write_dataset(rows, str(temporary), mode="create")
+        except OSError as error:
+            said = _OS_ERROR.search(str(error))
+            if error.errno is not None or said is None:
+                raise
+            raise OSError(int(said[1]), os.strerror(int(said[1])), str(folder.parent)) from error
     return len(rows)
 
 

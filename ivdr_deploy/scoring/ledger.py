@@ -13,8 +13,8 @@ from ivdr_deploy.errors import ConfigError, DataError, FolderError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.scoring.index import INDEX_FILE
 from ivdr_deploy.scoring.plan import TABLE_VERSION, RunPlan
-from ivdr_deploy.scoring.shard import shard_plan
-from ivdr_deploy.scoring.store import Store
+from ivdr_deploy.scoring.shard import shard_names, shard_plan
+from ivdr_deploy.scoring.store import Store, damaged
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,19 +30,23 @@ class Ledger:
 
 def claim_run(store: Store, plan: RunPlan) -> None:
     """Write the ledger, or check that the rows that are there are of the same plan."""
-    names = store.names()
-    shards = [name for name in names if name.endswith(".parquet") and not name.startswith("_")]
-    if LEDGER_FILE in names:
+    shards = shard_names(store)
+    if store.has(LEDGER_FILE):
         ledger = read_ledger(store)
         if ledger.plan == plan:
             return
         if shards:
             raise _another_run(store, ledger.plan.differences(plan))
-        store.remove(INDEX_FILE)
     elif shards and (theirs := shard_plan(store, shards[0])) != to_dict(plan):
         _check_version({"plan": theirs}, store)
-        where = f"plan of {store.path(shards[0])}"
-        raise _another_run(store, from_dict(RunPlan, theirs, where=where).differences(plan))
+        where = store.path(shards[0])
+        try:
+            differences = from_dict(RunPlan, theirs, where="plan").differences(plan)
+        except (ConfigError, RecursionError) as error:
+            raise damaged(where, f"it does not say what its rows are of: {str(error)[:200]}") from error
+        raise _another_run(store, differences)
+    if not shards:
+        store.remove(INDEX_FILE)  # of another run, or of nobody knows which
     ledger = Ledger(run_id=plan.run_id, started_at=datetime.now(UTC).isoformat(timespec="seconds"), plan=plan)
     text = json.dumps(to_dict(ledger), indent=2, ensure_ascii=False) + "\n"
     store.write(LEDGER_FILE, text.encode())
@@ -67,11 +71,12 @@ def read_ledger(store: Store) -> Ledger:
             values = json.loads(stream.read())
         _check_version(values, store)
         ledger = from_dict(Ledger, values, where=path)
+        run_id = ledger.plan.run_id
     except (ValueError, RecursionError, ConfigError) as error:
         raise DataError(f"the ledger {path} is damaged ({str(error)[:300]})", hint=hint) from error
-    if ledger.run_id != ledger.plan.run_id:
+    if ledger.run_id != run_id:
         raise DataError(
-            f"{path} was changed: it names run {quoted(ledger.run_id)}, expected {ledger.plan.run_id}",
+            f"{path} was changed: it names run {quoted(ledger.run_id)}, expected {run_id}",
             hint=hint,
         )
     return ledger

@@ -25,10 +25,9 @@ _NUMBER = ' class="number"'
 
 def page(report: Report) -> str:
     """Return the page as HTML. Whatever is in names and messages is shown as text."""
-    state = "complete" if report.rows == report.listed else "not finished"
     parts = [
         f"<h1>Scores of {_text(report.run['model'])}</h1>",
-        _facts({"table": report.folder, "state": f"{report.rows} rows, {state}", **report.run}),
+        _facts({"table": report.folder, "rows": report.rows, "state": report.state, **report.run}),
         "<h2>Outcomes</h2>",
         _bars(report.outcomes),
         "<h2>Labels</h2>",
@@ -54,6 +53,8 @@ def page(report: Report) -> str:
         ]
         if more := report.failures - len(report.failed):
             parts.append(f"<p>and {more} more</p>")
+    if report.left_out:
+        parts += ["<h2>Left out of the list</h2>", *(f"<p>{_text(entry)}</p>" for entry in report.left_out)]
     head = (
         f'<meta charset="utf-8"><title>Scores of {_text(report.run["model"])}</title><style>{_STYLE}</style>'
     )

@@ -110,7 +110,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = str(value) if value not in ("", ()) else "none"
     if re.fullmatch("[0-9a-f]{64}", text):
         return text[:12]
     return text if len(text) <= 60 else f"{text[:60]}..."

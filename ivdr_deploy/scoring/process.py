@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from contextlib import suppress
 from multiprocessing.connection import Pipe
 from typing import Any
 
-from ivdr_deploy.environment import only_gpu
+from ivdr_deploy.environment import only_gpu, signal_name
 from ivdr_deploy.errors import ResourceError, VideoCrashError, VideoTimeoutError
 from ivdr_deploy.scoring.stage import Group
 from ivdr_deploy.scoring.task import FAILED, READY, Opened, Task
@@ -108,4 +107,4 @@ class Worker:
 
 
 def _ending(code: int) -> str:
-    return f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"was ended by signal {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"

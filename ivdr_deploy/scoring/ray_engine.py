@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from ivdr_deploy._optional import require
@@ -54,7 +55,9 @@ class RayEngine:
         require("ray.data", extra="ray")
         if task.decode.isolation != "process":
             raise ConfigError("with Ray videos are decoded in processes", hint="leave --isolation out")
-        self._task, self._where = task, where if is_url(where) else os.path.abspath(where)
+        # The working directories of the nodes are others.
+        self._task = replace(task, artifact=task.artifact.absolute())
+        self._where = where if is_url(where) else os.path.abspath(where)
         self._ray.init(log_to_driver=False, logging_level="ERROR", **local)
         if local and self._ray.nodes()[0]["NodeManagerAddress"] != _HERE:
             self.close()
@@ -69,7 +72,7 @@ class RayEngine:
         self._cpus, self._actors = actor_shares(have, task.decode.workers + 1, gpus=self._gpus)
         shares = {"num_cpus": self._cpus, "num_gpus": self._gpus}
         try:
-            opened = self._ray.get(self._ray.remote(_open).options(**shares).remote(task))
+            opened = self._ray.get(self._ray.remote(_open).options(**shares).remote(self._task))
         except self._ray.exceptions.RayTaskError as error:
             self.close()
             raise error.cause from None
@@ -82,7 +85,7 @@ class RayEngine:
         """Yield each shard when an actor has committed it; the list is gone through before the first is begun."""
         data = self._ray.data
         # Packed: there may be millions of inputs.
-        items = [{"shard": pickle.dumps(shard)} for shard in shards]
+        items = [{"shard": pickle.dumps(found_everywhere(shard))} for shard in shards]
         if not items:
             return
         done = data.from_items(items, override_num_blocks=len(items)).map(
@@ -107,6 +110,15 @@ class RayEngine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def found_everywhere(shard: Shard) -> Shard:
+    """Return a shard whose files are found from every working directory."""
+    inputs = (
+        item._replace(file=os.path.abspath(item.file)) if isinstance(item.file, str) else item
+        for item in shard.inputs
+    )
+    return replace(shard, inputs=tuple(inputs))
 
 
 def _open(task: Task) -> tuple[RunPlan, Mapping[str, Any]]:

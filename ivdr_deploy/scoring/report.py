@@ -1,4 +1,4 @@
-"""What is in a score table, as figures: outcomes, labels, confidence, time; and what differs between two tables."""
+"""What is in a score table, as figures: outcomes, labels, confidence, time."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ivdr_deploy._optional import import_pyarrow
+from ivdr_deploy.datasets.entries import LeftOut
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.scoring.drift import Drift, label_psi, mmd, sample
-from ivdr_deploy.scoring.table import read_present
+from ivdr_deploy.scoring.ledger import read_ledger
+from ivdr_deploy.scoring.reader import read_present
+from ivdr_deploy.scoring.store import open_store
 
 NAMED = 20
-"""Slowest and failed inputs, and differences, that a report names; the rest are counted."""
+"""Slowest and failed inputs that a report names; the rest are counted."""
 
 BINS = 10
 _COLUMNS = (
@@ -24,7 +27,6 @@ _COLUMNS = (
     "num_frames", "duration_seconds", "decode_ms", "preprocess_ms", "infer_ms",
 )  # fmt: skip
 _VECTORS = ("feature", "inter")
-_SAME_SCORE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,12 @@ class Report:
     rows: int
     listed: int | None
     """Inputs of the list; None if it was not gone through to the end."""
+
+    state: str
+    """Whether every input of the list has its row, in words."""
+
+    left_out: tuple[LeftOut, ...]
+    """What the list passed over, by reason."""
 
     outcomes: dict[str, int]
     """Rows by error code, ``ok`` first, then the most frequent."""
@@ -77,8 +85,8 @@ def report(folder: str | Path, *, reference: str | Path | None = None) -> Report
         DataError: if a table is damaged, or none.
         ConfigError: if the tables are of different labels or outputs, so that nothing can be compared.
     """
-    table, ledger, listed = read_present(folder, columns=_COLUMNS)
-    rows = _columns(table, _COLUMNS)
+    found = read_present(folder, columns=_COLUMNS)
+    ledger, rows = found.ledger, first_of_lists(found.rows, _COLUMNS)
     codes = Counter("ok" if code is None else code for code in rows["error_code"])
     best = [label for label in rows["labels"] if label is not None]
     sure = np.array([score for score in rows["scores"] if score is not None], np.float64)
@@ -92,8 +100,10 @@ def report(folder: str | Path, *, reference: str | Path | None = None) -> Report
     return Report(
         folder=str(folder),
         run={"run_id": ledger.run_id, "started_at": ledger.started_at, **_facts(ledger.plan)},
-        rows=table.num_rows,
-        listed=listed,
+        rows=found.rows.num_rows,
+        listed=found.listed,
+        state=found.state,
+        left_out=found.left_out,
         outcomes={"ok": codes.pop("ok", 0), **dict(codes.most_common())},
         labels=dict(Counter(best).most_common()),
         confidence={
@@ -120,7 +130,7 @@ def report(folder: str | Path, *, reference: str | Path | None = None) -> Report
     )
 
 
-def _columns(table: Any, names: Sequence[str]) -> dict[str, list[Any]]:
+def first_of_lists(table: Any, names: Sequence[str]) -> dict[str, list[Any]]:
     """Return columns as lists; of ``labels`` and ``scores`` the first, None where there is none."""
     compute = import_pyarrow().compute
     first = {"labels", "scores"}
@@ -160,13 +170,11 @@ def _accuracy(rows: dict[str, list[Any]]) -> dict[str, Any] | None:
 
 
 def _drift(folder: str | Path, reference: str | Path) -> Drift:
-    (_, ours, _), (_, theirs, _) = (read_present(each, columns=["video_id"]) for each in (folder, reference))
-    vector = next(
-        (name for name in _VECTORS if name in ours.plan.outputs and name in theirs.plan.outputs), None
-    )
+    plans = [read_ledger(open_store(each)).plan for each in (folder, reference)]
+    vector = next((name for name in _VECTORS if all(name in plan.outputs for plan in plans)), None)
     columns = ["labels", *([vector] if vector else [])]
-    tables = [read_present(each, columns=columns)[0] for each in (folder, reference)]
-    best = [Counter(label for label in _columns(table, ["labels"])["labels"] if label) for table in tables]
+    tables = [read_present(each, columns=columns).rows for each in (folder, reference)]
+    best = [Counter(filter(None, first_of_lists(table, ["labels"])["labels"])) for table in tables]
     if not vector and not all(best):
         raise ConfigError(
             f"{folder} and {reference} have neither labels nor the same vectors, so nothing can be compared",
@@ -186,86 +194,4 @@ def _drift(folder: str | Path, reference: str | Path) -> Drift:
         vector=vector,
         mmd=None if moved is None else moved[0],
         mmd_by_chance=None if moved is None else moved[1],
-    )
-
-
-class _Row(NamedTuple):
-    """What two tables are held against each other by."""
-
-    video: str
-    key: str
-    uri: str
-    error_code: str | None
-    label: str | None
-    """The most probable one, with its score."""
-
-    score: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
-    """What differs between two tables."""
-
-    first: str
-    second: str
-    plan: dict[str, str]
-    """Settings that differ, each as ``first, not second``."""
-
-    compared: int
-    """Videos that are in both."""
-
-    counts: dict[str, int]
-    """Videos by what differs: ``only in the first``, ``only in the second``, ``another file``, ``outcome``, ``label``
-    (the most probable one), ``scores`` (by more than the last digits)."""
-
-    examples: dict[str, tuple[str, ...]]
-    """The first uris of each."""
-
-    largest_score_change: float
-    """Of the most probable label, where it is the same."""
-
-
-def difference(first: str | Path, second: str | Path) -> Difference:
-    """Compare two tables, video by video.
-
-    Raises:
-        DataError: if a table is damaged, or none.
-    """
-    (ours, mine, _), (theirs, other, _) = (read_present(each, columns=_COLUMNS) for each in (first, second))
-    names = ("video_id", "input_key", "uri", "error_code", "labels", "scores")
-    left, right = (
-        {row[0]: _Row(*row) for row in zip(*_columns(table, names).values(), strict=True)}
-        for table in (ours, theirs)
-    )
-    found: dict[str, list[str]] = {
-        "only in the first": [row.uri for video, row in left.items() if video not in right],
-        "only in the second": [row.uri for video, row in right.items() if video not in left],
-        "another file": [],
-        "outcome": [],
-        "label": [],
-        "scores": [],
-    }
-    largest = 0.0
-    both = [(row, right[video]) for video, row in left.items() if video in right]
-    for row, its in both:
-        if row.key != its.key:
-            found["another file"].append(row.uri)
-        if row.error_code != its.error_code:
-            found["outcome"].append(row.uri)
-        elif row.score is not None and its.score is not None:
-            if row.label != its.label:
-                found["label"].append(row.uri)
-                continue
-            change = abs(row.score - its.score)
-            largest = max(largest, change)
-            if change > _SAME_SCORE:
-                found["scores"].append(row.uri)
-    return Difference(
-        first=str(first),
-        second=str(second),
-        plan=mine.plan.differences(other.plan),
-        compared=len(both),
-        counts={what: len(uris) for what, uris in found.items()},
-        examples={what: tuple(uris[:NAMED]) for what, uris in found.items() if uris},
-        largest_score_change=largest,
     )

@@ -19,7 +19,7 @@ from ivdr_deploy.scoring.plan import RunPlan, ScoreOptions
 from ivdr_deploy.scoring.shard import Shard
 from ivdr_deploy.scoring.stage import InProcess, Row
 from ivdr_deploy.scoring.store import open_store
-from ivdr_deploy.scoring.table import open_table
+from ivdr_deploy.scoring.table import ScoreTable, open_table
 
 RETRIED = (VideoTimeoutError.code, VideoCrashError.code, "unreadable")
 """Failures that can be another time: those that depend on the load of the machine, and files that were not there."""
@@ -63,6 +63,9 @@ class ScoreSummary:
 
     stopped: bool
     """Whether it was asked to stop before all was scored."""
+
+    partial: bool
+    """Whether a part of the list was left for another run: as it was told to, or since folders could not be read."""
 
     left_out: tuple[LeftOut, ...]
     """What the list passed over, by reason."""
@@ -120,34 +123,14 @@ def score_with(
         raise ConfigError(f"videos_per_shard must be at least 1, found {videos_per_shard}")
     started = time.perf_counter()
     inputs.require_any()
-    scored = dropped = 0
     store = open_store(folder)
     with (
         open_table(store, engine.plan, manifest=engine.manifest, retry=retry) as table,
         Lister(inputs, table.done, engine.plan.run_id, videos_per_shard=videos_per_shard) as lister,
     ):
-        journal, listed = Journal(store), False
-
-        def count() -> None:
-            nonlocal scored
-            scored += 1
-            progress(scored, lister.total)
-
-        def keep_list() -> bool:
-            if lister.total is not None and not listed:
-                table.write_index(lister.index, partial=inputs.selection.partial)
-            return lister.total is not None
-
-        for shard, rows in engine.run(lister.shards(stopping), journal=journal, scored=count):
-            if rows is not None:
-                table.write(shard, rows)
-                journal.forget(shard)
-            listed = keep_list()
-        listed = keep_list()
-        stopped = lister.unscored
-        if not stopped:
-            dropped = table.settle()
-            journal.clear()
+        run = _Run(table, inputs, lister, Journal(store), progress)
+        stopped = not run.score(engine, stopping)
+        dropped = 0 if stopped else run.settle()
         counts = table.outcomes()
     ok = counts.pop("ok", 0)
     return ScoreSummary(
@@ -157,9 +140,59 @@ def score_with(
         ok=ok,
         failed=counts.total(),
         errors=dict(counts.most_common()),
-        scored=scored,
+        scored=run.scored,
         dropped=dropped,
         stopped=stopped,
+        partial=inputs.partial,
         left_out=inputs.left_out,
         seconds=time.perf_counter() - started,
     )
+
+
+@dataclass
+class _Run:
+    """One run into an open table."""
+
+    table: ScoreTable
+    inputs: InputStream
+    lister: Lister
+    journal: Journal
+    progress: Progress
+    scored: int = 0
+    listed: int | None = None
+    """Inputs of the list, when it was gone through and is in the index."""
+
+    def score(self, engine: Engine, stopping: Callable[[], bool]) -> bool:
+        """Score and commit; returns whether all of the list was."""
+        for shard, rows in engine.run(self._shards(stopping), journal=self.journal, scored=self._count):
+            if rows is not None:
+                self.table.write(shard, rows)
+                self.journal.forget(shard)
+            self._keep_list()
+            if rows is None and stopping() and self.scored != self.lister.total:
+                return False  # the engine has taken all shards, and would go on
+        self._keep_list()
+        return not self.lister.unscored
+
+    def settle(self) -> int:
+        """Leave the rows of the list alone; returns how many were dropped."""
+        assert self.listed is not None, "all is scored only when the list has ended"
+        dropped = self.table.settle(self.listed)
+        self.journal.clear()
+        return dropped
+
+    def _shards(self, stopping: Callable[[], bool]) -> Iterator[Shard]:
+        for shard in self.lister.shards(stopping):
+            self.table.make_way(shard)
+            yield shard
+
+    def _count(self) -> None:
+        self.scored += 1
+        self.progress(self.scored, self.lister.total)
+
+    def _keep_list(self) -> None:
+        if self.listed is None and self.lister.total is not None:
+            index, listed = self.lister.index, len(self.lister.index)
+            index.left_out = self.inputs.left_out
+            self.table.write_index(index, partial=self.inputs.partial)
+            self.listed = listed

@@ -152,6 +152,11 @@ def read_shard(store: Store, name: str, plan: RunPlan, *, columns: Sequence[str]
     return table
 
 
+def shard_names(store: Store) -> list[str]:
+    """Return the names of the shards that are there."""
+    return [name for name in store.names() if SHARD_NAME.fullmatch(name)]
+
+
 def shard_plan(store: Store, name: str) -> Any:
     """Return the ``plan`` in the metadata of a shard, as JSON has it; None where it has none.
 

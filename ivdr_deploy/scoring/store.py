@@ -78,6 +78,10 @@ class Store(Protocol):
         ...
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def damaged(where: str, reason: str) -> DataError:
     """Return the error for a file of a table that is not what was written."""
     return DataError(f"{where} is damaged ({reason})", hint=_AGAIN)
@@ -85,11 +89,18 @@ def damaged(where: str, reason: str) -> DataError:
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Turn whatever a damaged file makes its reader raise into a ``DataError`` that names it."""
+    """Turn whatever a damaged file makes its reader raise into a ``DataError`` that names it.
+
+    What the system says, such as that the disk does not answer, stays an ``OSError``: the file may be as it was.
+    """
     try:
         yield
     except DataError:
         raise
+    except OSError as error:
+        if error.errno is None:  # not of the system: pyarrow's word for what it cannot read
+            raise damaged(where, _reason(error)) from error
+        raise OSError(error.errno, error.strerror, where) from error
     except MemoryError as error:  # too little of it, or a length that a damaged file claims
         raise DataError(
             f"{where} cannot be read: it asks for more memory than there is",
@@ -97,8 +108,11 @@ def reading(where: str) -> Iterator[None]:
             + _AGAIN,
         ) from error
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:100]
-        raise damaged(where, f"{type(error).__name__}: {reason}") from error
+        raise damaged(where, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
 
 
 class FolderStore:
@@ -106,6 +120,8 @@ class FolderStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._lock: int | None = None
+        """Of the folder that is held."""
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -115,9 +131,15 @@ class FolderStore:
         return str(self.folder / name)
 
     def names(self) -> list[str]:
-        """Return the paths of all files below the folder; temporary ones and the lock are left out."""
-        found = []
-        for folder, below, files in os.walk(self.folder):
+        """Return the paths of all files below the folder; temporary ones and the lock are left out.
+
+        Raises:
+            OSError: if a folder cannot be listed: its files must not pass for absent.
+        """
+        found: list[str] = []
+        if not self.folder.is_dir():
+            return found
+        for folder, below, files in os.walk(self.folder, onerror=_raise):
             below[:] = [name for name in below if not left_over_name(name)]
             inside = Path(folder).relative_to(self.folder)
             found += [
@@ -136,7 +158,16 @@ class FolderStore:
         return (self.folder / name).open("rb")
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a temporary file, flush it to the disk and rename it."""
+        """Write a temporary file, flush it to the disk and rename it.
+
+        Raises:
+            FolderError: if the folder is not the one any more that is held: the rows would be scattered over two.
+        """
+        if self._lock is not None and not self._is_held(self._lock):
+            raise FolderError(
+                f"{self.folder} was moved or removed while scores were written to it",
+                hint="what was written is where it is now; the same command with -o there goes on",
+            )
         with atomic_path(self.folder / name) as temporary:
             temporary.write_bytes(data)
 
@@ -147,9 +178,10 @@ class FolderStore:
     @contextmanager
     def claim(self) -> Iterator[None]:
         """Make the folder if it is absent, lock it, and remove what killed writers left half written."""
-        if self.folder.exists() and not self.folder.is_dir():
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            what = "a link that leads to no folder" if self.folder.is_symlink() else "a file"
             raise FolderError(
-                f"{self.folder} is a file; expected a folder for the score table", hint="choose another name"
+                f"{self.folder} is {what}; expected a folder for the score table", hint="choose another name"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         fsync_directory(self.folder.parent)
@@ -160,7 +192,17 @@ class FolderStore:
                     hint="wait for it, or choose another folder",
                 )
             remove_left_over(self.folder)
-            yield
+            self._lock = lock.fileno()
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def _is_held(self, lock: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(lock), os.stat(self.folder / LOCK_FILE))
+        except FileNotFoundError:
+            return False
 
 
 class UrlStore:
@@ -184,28 +226,28 @@ class UrlStore:
 
     def names(self) -> list[str]:
         """Return the names below the prefix."""
-        with _as_os_error(self.url):
+        with as_os_error(self.url):
             found = self._system.find(self._prefix)
         return sorted(str(name)[len(self._prefix) :].lstrip("/") for name in found)
 
     def has(self, name: str) -> bool:
         """Say whether an object is there."""
-        with _as_os_error(self.path(name)):
+        with as_os_error(self.path(name)):
             return bool(self._system.isfile(f"{self._prefix}/{name}"))
 
     def open(self, name: str) -> BinaryIO:
         """Fetch an object."""
-        with _as_os_error(self.path(name)):
+        with as_os_error(self.path(name)):
             return io.BytesIO(self._system.cat_file(f"{self._prefix}/{name}"))
 
     def write(self, name: str, data: bytes) -> None:
         """Put an object."""
-        with _as_os_error(self.path(name)):
+        with as_os_error(self.path(name)):
             self._system.pipe_file(f"{self._prefix}/{name}", data)
 
     def remove(self, name: str) -> None:
         """Remove an object."""
-        with _as_os_error(self.path(name)), suppress(FileNotFoundError):
+        with as_os_error(self.path(name)), suppress(FileNotFoundError):
             self._system.rm_file(f"{self._prefix}/{name}")
 
     def claim(self) -> AbstractContextManager[None]:
@@ -214,12 +256,16 @@ class UrlStore:
 
 
 @contextmanager
-def _as_os_error(where: str) -> Iterator[None]:
+def as_os_error(where: str) -> Iterator[None]:
     """Let what a store's library raises be an error of the system that names the place."""
     try:
         yield
-    except OSError as error:
-        raise type(error)(error.errno or errno.EIO, str(error)[:200], where) from error
+    except (
+        OSError
+    ) as error:  # an errno makes the kind of the error; the classes of libraries take other arguments
+        kind = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}
+        number = error.errno or next((kind[of] for of in kind if isinstance(error, of)), errno.EIO)
+        raise OSError(number, str(error)[:200], where) from error
     except Exception as error:
         raise OSError(errno.EIO, f"{type(error).__name__}: {str(error)[:200]}", where) from error
 

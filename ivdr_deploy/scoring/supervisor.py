@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.decoding import GRACE_SECONDS
-from ivdr_deploy.errors import ResourceError, VideoCrashError, VideoTimeoutError
+from ivdr_deploy.errors import FolderError, ResourceError, VideoCrashError, VideoTimeoutError
 from ivdr_deploy.scoring.attempts import ALONE_ENDS, UNSEEN_ENDS, Journal
 from ivdr_deploy.scoring.inputs import Input
 from ivdr_deploy.scoring.process import Worker
@@ -90,8 +91,7 @@ class Supervisor:
         """The worker asks for a group; it has some that it was not told to finish; there are no more shards."""
 
         self._idle_deaths = 0
-        self._worker: Worker
-        self._start()
+        self._worker = Worker(self._task)
         opened = self._worker.opened
         self.plan, self.manifest = opened.plan, opened.manifest
         self._call_videos = opened.call_videos
@@ -182,7 +182,7 @@ class Supervisor:
         item = work.untried.popleft()
         if (ends := journal.alone(work.shard, item.key)) >= ALONE_ENDS:
             reason = f"{ends} runs ended, nobody saw how, while it was scored alone"
-            self._crashed(work, item, VideoCrashError(f"{item.uri}: {reason}"))
+            self._crashed(work, item, VideoCrashError(f"{quoted(item.uri)}: {reason}"))
             return
         self._alone = work, item
         self._send((work.shard.name, (item,)))
@@ -214,7 +214,7 @@ class Supervisor:
             work, item = self._alone
             self._alone = None
             journal.died(work.shard, error.message)
-            self._crashed(work, item, type(error)(f"{item.uri}: {error.message}"))
+            self._crashed(work, item, type(error)(f"{quoted(item.uri)}: {error.message}"))
         else:
             in_work = [w for w in self._works.values() if not w.untried and w not in self._again]
             self._idle_deaths += not in_work
@@ -227,7 +227,7 @@ class Supervisor:
                 journal.died(work.shard, error.message)
                 work.try_alone({})
         self._worker.close()
-        self._start()
+        self._restart()
 
     def _receive(self) -> tuple[Any, ...]:
         """Return what the worker says next, or ``("died", error)``."""
@@ -241,7 +241,14 @@ class Supervisor:
         self._asked, self._sent = False, group is not FLUSH
         self._worker.tell(group)
 
-    def _start(self) -> None:
-        """Start a worker in the place of the one before."""
+    def _restart(self) -> None:
+        """Start a worker in the place of the one before, which opens the model again."""
         self._asked = self._sent = False
         self._worker = Worker(self._task)
+        if differ := self.plan.differences(self._worker.opened.plan):
+            raise FolderError(
+                f"{self._task.artifact} was changed while it was scored with ("
+                + "; ".join(f"{name}: {values}" for name, values in differ.items())
+                + ")",
+                hint="one table holds the rows of one model: put the former one back, or score into another folder",
+            )

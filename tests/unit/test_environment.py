@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from ivdr_deploy.environment import (
     gpus,
     let_threads_sleep,
     package_versions,
+    signal_name,
 )
 
 
@@ -164,3 +166,8 @@ def test_torch_is_loaded_with_threads_that_sleep() -> None:
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables)
     assert done.stdout.strip() == "PASSIVE", done.stderr
+
+
+def test_a_signal_without_a_name_is_told_by_its_number():
+    assert signal_name(signal.SIGKILL) == "SIGKILL"
+    assert signal_name(signal.SIGRTMIN + 3) == str(signal.SIGRTMIN + 3)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ivdr_deploy.environment import signal_name
 from ivdr_deploy.errors import ServerError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.serving.http.auth import VARIABLE
@@ -130,7 +131,7 @@ class WorkerProcess:
         code = self._process.wait()
         self._channel.close()
         self.unanswered += self._standby.speak(last_words(self._version()))
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"was ended by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
 
     def _version(self) -> str:
         greeting = self._questions.greeting

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from lists import entries, refusal, touch
+from rights import let_all_enter, without_rights
 
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 
@@ -105,26 +103,10 @@ def test_a_link_that_leads_nowhere_is_an_item_if_it_is_named_like_a_video(tmp_pa
     assert videos.data_hash
 
 
-@contextmanager
-def without_rights() -> Iterator[None]:
-    """Let go of the right to read everything, which root has."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-
-
 @pytest.fixture
 def open_path(tmp_path: Path) -> Path:
-    """A folder that every user may enter, unlike that of pytest."""
-    own = Path(tempfile.gettempdir())
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder != own and folder.is_relative_to(own):
-            folder.chmod(0o755)
-    return tmp_path
+    """A folder that every user may enter."""
+    return let_all_enter(tmp_path)
 
 
 def test_folders_without_permission_are_counted_and_the_rest_is_listed(open_path: Path) -> None:
@@ -138,6 +120,7 @@ def test_folders_without_permission_are_counted_and_the_rest_is_listed(open_path
     (open_path / "videos/names_only").chmod(0o755)
     assert [uri for uri, _ in entries(videos)] == ["good/a.mp4", "names_only/c.mp4"]
     assert left_out(videos) == {"folders that cannot be read (Permission denied)": 1}
+    assert [entry.unread for entry in videos.left_out] == [True]
 
 
 def test_a_folder_that_cannot_be_read_is_refused(open_path: Path) -> None:

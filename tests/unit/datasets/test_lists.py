@@ -1,13 +1,17 @@
 """What holds for lists of every form: labels, repeated videos, roots, names, and what is refused."""
 
+import errno
+import io
 import os
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lists import entries, refusal, touch, write
 
-from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.datasets.lists import VideoStream, read_video_list
 from ivdr_deploy.errors import ConfigError, DataError
 
 
@@ -35,7 +39,7 @@ def test_a_repeated_video_is_one_item_however_it_is_written(tmp_path: Path) -> N
 
 def test_a_repeated_video_with_another_label_is_refused_naming_both(tmp_path: Path) -> None:
     message = refusal(write(tmp_path / "a.csv", "path,label\na.mp4,x\nb.mp4,x\n./sub/../a.mp4,y\n"))
-    assert re.search(r"a\.mp4 is 'x' \(.*line 2\) and 'y' \(.*line 4\)", message)
+    assert re.search(r"a\.mp4' is 'x' \(.*line 2\) and 'y' \(.*line 4\)", message)
     assert "differ" in refusal(write(tmp_path / "b.csv", "path,label\na.mp4,x\na.mp4,\n"))
 
 
@@ -157,3 +161,55 @@ def test_data_hash_follows_names_labels_and_sizes_but_not_the_place(tmp_path: Pa
     assert same == hashed("two")
     assert same != hashed("three", label="run")
     assert same != hashed("four", content=b"22")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.txt", "walk_test_split1.txt", "a.parquet"])
+@pytest.mark.parametrize("change", ["appended", "cut off", "renamed into its place"])
+def test_a_list_that_is_written_to_while_it_is_read_is_not_taken_for_whole(
+    tmp_path: Path, name: str, change: str
+) -> None:
+    lines = [f"{index}.mp4" + (" 1" if "split" in name else "") for index in range(3000)]
+    listed = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(pa.table({"path": lines}), listed)
+    else:
+        listed.write_text("\n".join([*(["path"] if name == "a.csv" else []), *lines]))
+    found = iter(VideoStream(listed))
+    assert next(found).uri == "0.mp4"
+    before = listed.stat()
+    if change == "appended":
+        with listed.open("ab") as stream:
+            stream.write(b"\nmore.mp4 1")
+    elif change == "cut off":
+        os.truncate(listed, before.st_size - 9)
+    else:
+        (tmp_path / "new").write_text("")
+        (tmp_path / "new").rename(listed)
+
+    if change.startswith("renamed"):
+        assert len([*found]) == 2999, "the list that was opened is whole"
+        return
+    with pytest.raises(
+        DataError, match=r"was written to while it was read|cannot be read as Parquet"
+    ) as caught:
+        list(found)
+    assert name in str(caught.value)
+
+
+def test_a_list_that_the_disk_does_not_give_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = write(tmp_path / "a.csv", "path\na.mp4\n")
+
+    class Refusing(io.BytesIO):
+        def fileno(self) -> int:
+            return os.open(listed, os.O_RDONLY)
+
+        def read(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", lambda *_, **__: Refusing())
+    assert f"{listed} cannot be read (Input/output error)" in refusal(listed)
+
+
+def test_a_message_does_not_repeat_a_long_name(tmp_path: Path) -> None:
+    name = "x" * 100_000
+    assert len(refusal(write(tmp_path / "a.csv", f"path,label\n{name},a\n{name},b\n"))) < 700

@@ -119,3 +119,14 @@ def test_kinetics_annotations_name_the_files(tmp_path: Path) -> None:
     ]
     text = "youtube_id,time_start,time_end,split\nabc,x,10,test\n"
     assert "line 2" in refusal(write(tmp_path / "bad.csv", text))
+
+
+def test_numbers_that_no_list_has_are_refused_and_not_read(tmp_path: Path) -> None:
+    header = "label,youtube_id,time_start,time_end,split\n"
+    for start in ("9" * 400, "1e400", "-1", "", "."):
+        assert "expected 5 values" in refusal(write(tmp_path / "k.csv", f"{header}sit,a,{start},2,train\n"))
+    write(tmp_path / "classInd.txt", f"1 Sit\n{'9' * 5000} Stand\n")
+    assert "line 2 is" in refusal(write(tmp_path / "trainlist01.txt", "Sit/a.avi 1\n"))
+    write(tmp_path / "classInd.txt", "1 Sit\n")
+    huge = write(tmp_path / "trainlist01.txt", f"Sit/a.avi {'9' * 5000}\n")
+    assert entries(read_video_list(huge)) == [("Sit/a.avi", "9" * 5000)], "no number of a class, so a label"

@@ -4,14 +4,14 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from ivdr_deploy.datasets.entries import Entry
-from ivdr_deploy.datasets.lists import VideoStream, read_video_list
+from ivdr_deploy.datasets.lists import VideoList, VideoStream, read_video_list
 from ivdr_deploy.errors import ConfigError, DataError
 from ivdr_deploy.scoring.inputs import Input, InputStream, Selection, parse_share, parse_since, video_id
 from ivdr_deploy.scoring.lister import Lister
@@ -195,6 +195,27 @@ def test_shards_come_before_the_listing_ends():
         assert not lister.unscored
 
 
+def test_a_list_is_not_read_further_than_some_bytes_ahead(monkeypatch):
+    monkeypatch.setattr("ivdr_deploy.scoring.lister._AHEAD_BYTES", 1000)
+    taken = 0
+
+    def counted() -> Iterator[Input]:
+        nonlocal taken
+        for item in listing(10_000):
+            taken += 1
+            yield item
+
+    with Lister(Stream(counted()), (), "run", videos_per_shard=4) as lister:
+        found = lister.shards()
+        first = next(found)
+        lister._thread.join(0.5)  # without a bound it would end in a tenth of that
+        assert lister.total is None
+        assert taken < 200, "it waits for somebody to take a shard"
+        rest = [item for shard in found for item in shard.inputs]
+    assert [*first.inputs, *rest] == listing(10_000)
+    assert taken == 10_000
+
+
 def test_an_error_further_down_the_list_is_raised_and_no_shard_after_it():
     def damaged() -> Iterator[Input]:
         yield from listing(4)
@@ -225,3 +246,43 @@ def test_a_list_that_gives_one_video_two_labels_names_both_places(tmp_path):
     stream = VideoStream(tmp_path / "list.csv")
     assert [entry.uri for entry in stream] == ["a.mp4", "b.mp4"]
     assert [str(entry) for entry in stream.left_out] == ["1 repeated: ./a.mp4"]
+
+
+def test_names_that_are_spelled_alike_are_two_videos(tmp_path):
+    """Bytes that are no text are spelled, and a name may hold that spelling."""
+    raw = os.fsencode(tmp_path) + b"/sub/caf\xe9.mp4"
+    (tmp_path / "sub").mkdir()
+    for file in (raw, os.fsencode(tmp_path) + rb"/sub/caf\xe9.mp4"):
+        with open(file, "wb"):
+            os.utime(file, (1, 1))
+    (tmp_path / "list.txt").write_bytes(
+        b"sub/caf\xe9.mp4\nsub/caf\\xe9.mp4\nabsent\xe9.mp4\nabsent\\xe9.mp4\n"
+    )
+
+    for source in (tmp_path, tmp_path / "list.txt"):
+        found = [*InputStream(VideoStream(source), Selection())]
+        assert len({item.uri for item in found}) == len(found) / 2
+        assert len({item.key for item in found}) == len(found)
+        assert len({item.video_id for item in found}) == len(found)
+        for item in found:
+            if b"\xe9" not in os.fsencode(item.file):
+                assert item.video_id == video_id(item.uri)
+
+
+def test_a_file_that_was_changed_at_that_very_moment_is_taken(listed):
+    moment = parse_since("2026-11-02T10:00:00.123457Z")
+    since = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+    for name, changed in (("a", since - 1), ("b", since), ("c", since + 1), ("d", since - 200)):
+        os.utime(listed.parent / f"{name}.mp4", ns=(changed, changed))
+
+    assert [item.uri for item in inputs(listed, since=moment)] == ["b.mp4", "c.mp4"]
+    assert inputs(listed, since=parse_since("0001-01-01T00:00+23:00"))
+
+
+def test_a_list_that_somebody_made_may_be_empty_or_hold_a_video_twice(listed):
+    videos = read_video_list(listed)
+    with pytest.raises(DataError, match="holds no videos"):
+        InputStream(VideoList(listed, ()), Selection()).require_any()
+    stream = InputStream(VideoList(listed, (*videos.items, videos.items[0])), Selection())
+    assert len([*stream]) == 5
+    assert [str(entry) for entry in stream.left_out] == ["1 repeated: a.mp4"]

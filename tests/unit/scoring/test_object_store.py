@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from score_tables import TIMINGS
 from videos import numbered_video
 
 from ivdr_deploy.cli import main
@@ -19,10 +21,9 @@ from ivdr_deploy.datasets.remote import UrlStream
 from ivdr_deploy.errors import ConfigError, DataError
 from ivdr_deploy.scoring import read_scores
 from ivdr_deploy.scoring.inputs import InputStream, Selection
-from ivdr_deploy.scoring.store import UrlStore, open_store
+from ivdr_deploy.scoring.store import UrlStore, as_os_error, open_store
 from ivdr_deploy.video.remote import file_system, is_url
 
-TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
 BUCKET = "collection"
 VIDEOS = 200
 SHARDS = 7
@@ -198,3 +199,32 @@ def test_only_schemes_that_are_named_are_urls():
     assert not any(map(is_url, ("https://host/x", "file:///x", "s3:/x", "scores:1", "memory://x")))
     with pytest.raises(ConfigError, match="expected s3://"):
         file_system("https")
+
+
+def test_one_object_is_no_place_of_videos(videos):
+    with pytest.raises(DataError, match=r"000\.mp4 is an object; expected a prefix") as caught:
+        list(UrlStream(f"{videos}/000.mp4"))
+    assert "lies on this machine" in caught.value.hint
+
+
+class UnlikeError(OSError):
+    """An error of a library whose class takes other arguments than those of the system."""
+
+    def __init__(self, key: str, cause: OSError) -> None:
+        super().__init__(cause.errno, f"{key}: {cause.strerror}")
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (UnlikeError("host", OSError(errno.ECONNREFUSED, "refused")), ConnectionRefusedError),
+        (FileNotFoundError("bucket"), FileNotFoundError),
+        (PermissionError("Access Denied"), PermissionError),
+        (ValueError("odd"), OSError),
+    ],
+)
+def test_whatever_a_library_raises_is_an_error_of_the_system(raised, kind):
+    with pytest.raises(kind) as caught, as_os_error("s3://bucket/x"):
+        raise raised
+    assert caught.value.filename == "s3://bucket/x"
+    assert caught.value.errno

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -14,7 +15,7 @@ from videos import numbered_video
 
 from examples.scoring import kills
 from examples.scoring.kills import TIMINGS, finish
-from examples.scoring.ray_kills import actors_below
+from examples.scoring.ray_kills import OPEN, actors_below, free_port, node
 from ivdr_deploy.scoring import read_scores
 
 pytest.importorskip("ray")
@@ -99,3 +100,36 @@ def test_a_kill_loses_nothing(tiny_bundle, videos, local, tmp_path, who):
     assert [name for name in files(out) if name.startswith("part")] == [
         name for name in files(local) if name.startswith("part")
     ]
+
+
+def test_a_run_that_is_asked_to_stop_does_not_go_on_to_its_end(tiny_bundle, videos, local, tmp_path):
+    out = tmp_path / "out"
+    process = start(tiny_bundle, videos, out, "ray")
+    wait_for(lambda: list(out.glob("part-*")), process)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+
+    assert (process.returncode, output) == (130, ""), errors
+    assert f"stopped: the rows that are in {out} stay" in errors
+    kept = len(list(out.glob("part-*")))
+    assert 1 <= kept < 4, "there was no work outstanding"
+    assert finish(start(tiny_bundle, videos, out, "local"))["scored"] > 0
+    ours, theirs = (read_scores(folder).drop_columns(TIMINGS) for folder in (out, local))
+    assert ours.equals(theirs)
+
+
+def test_paths_of_the_command_are_those_of_its_own_working_directory(
+    tiny_bundle, videos, local, tmp_path, monkeypatch
+):
+    """A cluster that runs already was started elsewhere."""
+    address = f"127.0.0.2:{free_port()}"
+    with node("127.0.0.2", "--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false"):
+        monkeypatch.chdir(videos.parent)
+        bundle = Path(os.path.relpath(tiny_bundle))
+        out = Path(os.path.relpath(tmp_path / "out"))
+        more = ("--engine", "ray")
+        process = kills.start(bundle, Path(videos.name), out, more=more, RAY_ADDRESS=address, **OPEN)
+        finish(process)
+
+    ours, theirs = (read_scores(folder).drop_columns(TIMINGS) for folder in (tmp_path / "out", local))
+    assert ours.equals(theirs)

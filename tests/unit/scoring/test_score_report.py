@@ -6,67 +6,23 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
-import run_plans
+from full_disk import run_on_full_disk
+from reported_tables import LABELS, PLAN, main_exits, write
 
 from ivdr_deploy.cli import main
+from ivdr_deploy.datasets.entries import LeftOut
 from ivdr_deploy.errors import ConfigError, DataError, FolderError, MissingDependencyError
 from ivdr_deploy.scoring.drift import label_psi, mmd
-from ivdr_deploy.scoring.index import Index
 from ivdr_deploy.scoring.inputs import Input
 from ivdr_deploy.scoring.lance import write_lance
 from ivdr_deploy.scoring.page import page
-from ivdr_deploy.scoring.plan import RunPlan
-from ivdr_deploy.scoring.report import difference, report
+from ivdr_deploy.scoring.report import report
 from ivdr_deploy.scoring.shard import make_shard
 from ivdr_deploy.scoring.store import FolderStore
 from ivdr_deploy.scoring.table import open_table
-
-PLAN = replace(run_plans.PLAN, model="<b>tiny", outputs=("feature",))
-LABELS = ["sit", "sit", "turn", None, "sit", None]
-SCORES = [0.95, 0.81, 0.55, None, 0.3, None]
-
-
-def write(
-    folder: Path,
-    *,
-    plan: RunPlan = PLAN,
-    labels: list[str | None] = LABELS,
-    scores: list[float | None] = SCORES,
-    features: np.ndarray | None = None,
-    whole: bool = True,
-    key: str = "k",
-) -> Path:
-    """A table of one row for each label; those without one failed."""
-    count = len(labels)
-    inputs = [
-        Input(i, f"v{i}.mp4", "sit" if i < 3 else None, f"id{i}", f"{key}{i}", f"/v{i}.mp4")
-        for i in range(count)
-    ]
-    vectors = np.zeros((count, 2)) if features is None else features
-    rows = []
-    for item, label, score, vector in zip(inputs, labels, scores, vectors, strict=True):
-        row = {"input_key": item.key, "video_id": item.video_id, "uri": item.uri, "label": item.label}
-        row |= {"model": plan.model, "model_version": "1.0", "variant": plan.variant}
-        row |= {"contract_hash": "cc", "view_plan": "1 clip", "run_id": plan.run_id}
-        if label is None:
-            code = "unreadable" if item.position == 3 else "crashed"
-            row |= {"status": "error", "error_code": code, "error_message": f"<script>{item.uri}"}
-        else:
-            row |= {"status": "ok", "labels": [label, "bow"], "scores": [score, 0.01], "feature": [*vector]}
-            row |= {"num_frames": 10, "duration_seconds": 2.0, "decode_ms": 10.0 * item.position}
-            row |= {"preprocess_ms": 1.0, "infer_ms": 5.0}
-        rows.append(row)
-    index = Index()
-    index.add(inputs)
-    with open_table(FolderStore(folder), plan, manifest={}) as table:
-        table.write(make_shard(plan.run_id, inputs), rows)
-        if whole:
-            table.write_index(index, partial=False)
-    return folder
 
 
 def test_figures_of_a_table(tmp_path):
@@ -106,12 +62,6 @@ def test_a_table_that_is_not_finished_is_shown_as_such(tmp_path, capsys):
     assert "not finished: 6 rows" in capsys.readouterr().out
     with pytest.raises(DataError, match="is no score table"):
         report(tmp_path)
-
-
-def main_exits(code: int, *arguments: str) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([*arguments])
-    assert (caught.value.code or 0) == code
 
 
 class Page(HTMLParser):
@@ -215,38 +165,25 @@ def test_a_reference_of_other_vectors_is_compared_by_labels_or_refused(tmp_path)
         report(bare, reference=inner)
 
 
-def test_what_differs_between_two_runs_is_named_in_plan_and_rows(tmp_path, capsys):
-    one = write(tmp_path / "a")
-    plan = replace(PLAN, variant="torch-int8", limits={"max_bytes": 5})
-    other = write(
-        tmp_path / "b",
-        plan=plan,
-        labels=["turn", "sit", "turn", "sit", "sit"],
-        scores=[0.95, 0.71, 0.55, 0.5, 0.3],
-    )
+def test_what_cannot_be_written_is_named_and_a_long_name_is_cut(tmp_path, capsys):
+    labels = [None, *LABELS[1:]]
+    table = write(tmp_path / "a", labels=labels, uri="x" * 9000)
+    (tmp_path / "page").mkdir()
+    main_exits(9, "scores", str(table), "--html", str(tmp_path / "page"))
 
-    found = difference(one, other)
-
-    assert found.plan == {"variant": "onnx-fp32, not torch-int8", "limits.max_bytes": "None, not 5"}
-    assert found.compared == 5
-    assert found.counts == {
-        "only in the first": 1, "only in the second": 0, "another file": 0, "outcome": 1, "label": 1, "scores": 1,
-    }  # fmt: skip
-    assert found.examples["label"] == ("v0.mp4",)
-    assert found.largest_score_change == pytest.approx(0.1)
-    main_exits(1, "scores", "--diff", str(one), str(other))
-    said = capsys.readouterr().out
-    assert "plan        variant: onnx-fp32, not torch-int8" in said
-    assert "differs     outcome: 1 (v3.mp4)" in said
+    said = capsys.readouterr()
+    assert said.err == f"ivdr: {tmp_path / 'page'}: Is a directory\n"
+    assert "failed      crashed  xxx" in said.out
+    assert len(said.out) < 8000
 
 
-def test_tables_that_are_alike_do_not_differ(tmp_path, capsys):
-    one = write(tmp_path / "a")
-    main_exits(0, "scores", "--diff", str(one), str(write(tmp_path / "b")), "--json")
-    assert not any(json.loads(capsys.readouterr().out)["counts"].values())
-    other = write(tmp_path / "c", key="other")
-    assert difference(one, other).counts["another file"] == 6
-    main_exits(2, "scores", "--diff", str(one), str(other), "--reference", str(one))
+def test_what_the_list_passed_over_is_in_text_page_and_json(tmp_path, capsys):
+    table = write(tmp_path / "a", left_out=(LeftOut("hidden", 5, (".<b>.mp4", ".b.mp4", ".c.mp4")),))
+    main_exits(0, "scores", str(table), "--html", str(tmp_path / "page.html"))
+    assert "left out    5 hidden: .<b>.mp4, .b.mp4, .c.mp4 and 2 more" in capsys.readouterr().out
+    assert "5 hidden: .&lt;b&gt;.mp4" in (tmp_path / "page.html").read_text()
+    main_exits(0, "scores", str(table), "--json")
+    assert json.loads(capsys.readouterr().out)["left_out"][0]["count"] == 5
 
 
 def test_rows_become_a_lance_data_set_that_is_searched_by_vectors(tmp_path, capsys):
@@ -284,3 +221,17 @@ def test_without_lance_its_extra_is_named(tmp_path, monkeypatch):
         write_lance(write(tmp_path / "table"), tmp_path / "rows.lance")
     assert "ivdr-deploy[lance]" in (caught.value.hint or "")
     assert not (tmp_path / "rows.lance").exists()
+
+
+def test_a_disk_that_is_full_of_lance_is_named(tmp_path):
+    pytest.importorskip("lance")
+    table = write(tmp_path / "table")
+
+    code, said = run_on_full_disk(
+        f"write_lance({str(table)!r}, Path({str(tmp_path / 'rows.lance')!r}))",
+        limit=100,
+        before="from pathlib import Path\nfrom ivdr_deploy.scoring.lance import write_lance\nfill()",
+    )
+
+    assert (code, said) == (9, f"ivdr: {tmp_path}: File too large")
+    assert [path.name for path in tmp_path.iterdir()] == ["table"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hostile_sources import KillsTheScorer, SaysWhoDecodes, with_hostile
+from score_tables import TIMINGS
 from videos import numbered_video
 
 from ivdr_deploy.datasets.lists import VideoList, VideoStream, read_video_list
@@ -21,8 +22,6 @@ from ivdr_deploy.scoring.supervisor import Supervisor
 from ivdr_deploy.scoring.task import Task, parse_devices
 
 pytestmark = pytest.mark.usefixtures("workers_find_the_tests")
-
-TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
 
 
 @pytest.fixture(scope="module")

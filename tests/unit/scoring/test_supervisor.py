@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from hostile_sources import KillsTheScorer, SaysWhoDecodes, with_hostile
+from score_tables import TIMINGS
 from videos import numbered_video
 
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
-from ivdr_deploy.errors import ArtifactError
+from ivdr_deploy.errors import ArtifactError, FolderError, ResourceError, VideoCrashError
 from ivdr_deploy.scoring import read_scores
 from ivdr_deploy.scoring.attempts import ALONE_ENDS, UNSEEN_ENDS, Attempts, Journal
 from ivdr_deploy.scoring.inputs import Input, InputStream, Selection
+from ivdr_deploy.scoring.plan import ScoreOptions
 from ivdr_deploy.scoring.scorer import RETRIED, ScoreSummary, score_with
 from ivdr_deploy.scoring.shard import make_shard
 from ivdr_deploy.scoring.store import FolderStore
@@ -25,8 +28,6 @@ from ivdr_deploy.scoring.task import Task
 from ivdr_deploy.video.reader import VideoLimits
 
 pytestmark = pytest.mark.usefixtures("workers_find_the_tests")
-
-TIMINGS = ["decode_ms", "preprocess_ms", "infer_ms"]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,11 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> VideoList:
 class Counting(Supervisor):
     """Counts the workers that were started."""
 
-    started = 0
+    started = 1
 
-    def _start(self) -> None:
+    def _restart(self) -> None:
         self.started += 1
-        super()._start()
+        super()._restart()
 
 
 def run(task: Task, videos: VideoList, out: Path, **given: object) -> tuple[ScoreSummary, int]:
@@ -62,7 +63,7 @@ def test_an_input_that_kills_its_process_is_one_row_and_its_neighbours_have_thei
 
     rows = read_scores(tmp_path / "out").to_pylist()
     assert [row["error_code"] for row in rows] == [None, None, "crashed", None, None, None]
-    assert rows[2]["error_message"] == "2.mp4: the process that scored it was ended by signal SIGKILL"
+    assert rows[2]["error_message"] == "'2.mp4': the process that scored it was ended by signal SIGKILL"
     assert started == 3
     whole = read_scores(tmp_path / "whole").to_pylist()
     for place in (0, 1, 3):
@@ -170,6 +171,34 @@ def test_an_input_in_which_a_run_ended_once_is_tried_again_when_the_others_have_
     assert sorted(tried[6:]) == names
 
 
+def test_a_shard_in_which_a_worker_died_before_is_tried_one_by_one_at_once(task, videos, tmp_path):
+    """The run ended after its worker had: what is known already costs no death again."""
+    watched = videos
+    for place, item in enumerate(videos.items):
+        watched = with_hostile(watched, place, SaysWhoDecodes(log=tmp_path / "log", good=item.path))
+    store = FolderStore(tmp_path / "out")
+    with store.claim(), Supervisor(task) as engine:
+        shard, journal = make_shard(engine.plan.run_id, [*InputStream(watched, Selection())]), Journal(store)
+        journal.died(shard, "signal 9")
+        ((_, rows),) = engine.run(iter([shard]), journal=journal, scored=lambda: None)
+
+    assert [row["status"] for row in rows] == ["ok"] * 6
+    assert len((tmp_path / "log").read_text().splitlines()) == 12, "each alone, then all together"
+
+
+def test_workers_that_die_without_work_end_the_run(task, tmp_path, monkeypatch):
+    """No input is to blame, and a run must not start processes for ever."""
+    deaths = []
+    with Supervisor(task) as engine:
+        monkeypatch.setattr(engine, "_restart", lambda: deaths.append(1))
+        journal = Journal(FolderStore(tmp_path))
+        for _ in range(3):
+            engine._died(journal, VideoCrashError("killed"))
+        with pytest.raises(ResourceError, match="killed, again and again, and nothing was being scored"):
+            engine._died(journal, VideoCrashError("killed"))
+    assert len(deaths) == 3
+
+
 def test_the_journal_tells_seen_deaths_from_others(tmp_path):
     items = [Input(i, f"{i}", None, f"v{i}", f"k{i}", f"/{i}") for i in range(2)]
     shard, store = make_shard("run", items), FolderStore(tmp_path)
@@ -188,6 +217,9 @@ def test_the_journal_tells_seen_deaths_from_others(tmp_path):
         assert Journal(store).read(shard) == Attempts()
     journal.forget(shard)
     assert not list(tmp_path.iterdir())
+    Journal(store).begin(shard)
+    journal.clear()
+    assert not list(tmp_path.iterdir()), "also what another process noted"
 
 
 def test_what_keeps_the_worker_from_starting_is_raised_as_it_is(task, tmp_path):
@@ -232,3 +264,15 @@ def test_a_kill_has_one_shard_to_lose_at_most(task: Task, videos: VideoList, tmp
             assert (len(rows), scored, len(begun)) == (1, done, 1)
             journal.forget(shard)
     assert scored == len(inputs)
+
+
+def test_rows_of_a_model_that_was_exchanged_meanwhile_do_not_come_into_the_table(
+    task: Task, videos: VideoList, tmp_path: Path
+) -> None:
+    """A worker that takes the place of one that died opens what is there now."""
+    with Supervisor(task) as engine:
+        other = replace(task, options=ScoreOptions(top_k=1))  # opens to another plan, as another bundle does
+        engine._task = other
+        listed = with_hostile(videos, 2, KillsTheScorer())
+        with pytest.raises(FolderError, match=r"was changed while it was scored with \(top_k: 5, not 1\)"):
+            score_with(engine, InputStream(listed, Selection()), tmp_path / "out", videos_per_shard=4)
