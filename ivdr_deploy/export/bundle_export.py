@@ -93,7 +93,7 @@ def export_bundle(
         add_reference(draft, loaded)
         for request in planned:
             STEPS[request].add(draft, options)
-    return open_bundle(out)
+    return replace(open_bundle(out), made=tuple(draft.made))
 
 
 def prepare_export(out: Path, *, name: str | None, version: str) -> str:
@@ -131,7 +131,7 @@ def add_variants(path: str | Path, steps: Sequence[Request], options: StepOption
     with changed_bundle(bundle) as draft:
         for request in planned:
             STEPS[request].add(draft, options)
-    return open_bundle(path)
+    return replace(open_bundle(path), made=tuple(draft.made))
 
 
 def choose_outputs(info: CheckpointInfo, *, include_stale: bool) -> tuple[str, ...]:
