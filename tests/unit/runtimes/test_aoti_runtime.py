@@ -146,6 +146,28 @@ def test_a_package_of_another_torch_is_refused_before_it_is_loaded(
     assert expected in aoti_runtime.misfit(replace(FITTING, **change), "cpu")
 
 
+@pytest.mark.parametrize(
+    "target", [Target(), Target(device="cpu"), Target(instruction_set="avx2")], ids=["nothing", "cpu", "avx2"]
+)
+def test_a_package_of_which_nobody_says_what_it_was_compiled_for_is_refused_before_it_is_loaded(
+    bundle: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aoti_runtime, "AotiRuntime", lambda *_, **__: pytest.fail("it was loaded"))
+    with pytest.raises(EngineIncompatibleError, match="does not say for which device and instructions"):
+        open_variant(open_bundle(bundle), replace(FITTING, target=target))
+
+
+def test_a_package_for_another_number_of_threads_is_refused_before_it_is_loaded(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aoti_runtime, "AotiRuntime", lambda *_, **__: "opened")
+    variant = replace(FITTING, target=replace(FITTING.target, threads=3))
+    assert open_variant(open_bundle(bundle), variant, threads=3) == "opened"
+    with pytest.raises(EngineIncompatibleError, match="was made for 3 threads, and would get 2") as caught:
+        open_variant(open_bundle(bundle), variant, threads=2)
+    assert "OMP_NUM_THREADS=3" in caught.value.hint
+
+
 @pytest.mark.parametrize("instruction_set", ["avx512", "bf16"])
 def test_a_package_for_instructions_that_are_missing_is_refused_before_it_is_loaded(
     bundle: Path, instruction_set: str, monkeypatch: pytest.MonkeyPatch
