@@ -165,10 +165,9 @@ class _OwnProcessor:
     def _numbers(self, key: str, count: int) -> list[float]:
         """Return so many numbers of a key of the processor, which may give one for all of them."""
         value = getattr(self.processor, key, None)
-        numbers = list(value) if isinstance(value, list | tuple) else [value] * count
-        if len(numbers) != count or not all(
-            isinstance(number, int | float) and math.isfinite(number) for number in numbers
-        ):
+        given = list(value) if isinstance(value, list | tuple) else [value] * count
+        numbers = [float(one) for one in given if isinstance(one, int | float) and math.isfinite(one)]
+        if len(numbers) != count or len(given) != count:
             raise self._useless(key, value, f"{count} finite number{'s' * (count > 1)}")
         return numbers
 

@@ -90,7 +90,7 @@ def read(name: str, weights: Path | None) -> Imported:
     labels = tuple(entry.meta["categories"])
     spec = ModelSpec(backbone=network.backbone, num_slots=0, clip_dim=0, num_classes=len(labels))
     model = build_model(spec, clip)
-    found = {}
+    found: dict[str, tuple[str, Tensor]] = {}
     for key, value in _state_dict(content, where).items():
         # S3D classifies by a convolution of one place.
         one_place = key.startswith("classifier.") and value.shape[2:] == (1, 1, 1)
