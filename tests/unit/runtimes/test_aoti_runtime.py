@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import reseal
+from full_disk import run_on_full_disk
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.manifest import Target, Variant, file_entry, labels_sha256, write_manifest
@@ -186,6 +187,24 @@ def test_a_file_that_is_no_package_is_refused(bundle: Path, tmp_path: Path) -> N
     path.write_bytes(b"PK\x03\x04 but no more")
     with pytest.raises(ArtifactError, match=r"model\.pt2 cannot be loaded by torch"):
         AotiRuntime(path, clip=open_bundle(bundle).manifest.clip, output_names=("logits",), precision="fp32")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there packages are for the GPU")
+@needs_compiler
+def test_a_full_disk_while_a_package_is_compiled_is_no_fault_of_the_compiler(
+    bundle: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    before = open_bundle(folder)
+    code, said = run_on_full_disk(
+        f"add_variants({str(folder)!r}, [('aoti', 'fp32')])",
+        limit=1000,
+        before="from ivdr_deploy.export.bundle_export import add_variants\n"
+        "import ivdr_deploy.export.to_aoti\n"
+        "fill()",
+    )
+    assert (code, "File too large" in said) == (9, True), said
+    assert open_bundle(folder) == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there packages are for the GPU")
