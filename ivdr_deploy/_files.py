@@ -95,6 +95,16 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         fsync_directory(path.parent)
 
 
+def try_beside(path: Path) -> None:
+    """Make a temporary folder beside ``path``, as ``atomic_directory`` will after the work that it is for; remove it.
+
+    Raises:
+        OSError: if the system refuses it; names the folder that ``path`` is in.
+    """
+    with _temporary_folder(path.resolve()):
+        pass
+
+
 @contextmanager
 def naming_full_disk(folder: Path, *, below: Path | None = None) -> Iterator[None]:
     """Let an error of a full disk name the folder that is full.
@@ -168,7 +178,10 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
 
     def make() -> Path:
         made = _beside(path, "tmp")
-        made.mkdir()
+        try:
+            made.mkdir()
+        except OSError as error:  # the name of what was to be temporary says nothing to a person
+            raise OSError(error.errno, error.strerror, str(path.parent)) from error
         return made
 
     with naming_full_disk(path.parent):

@@ -21,14 +21,19 @@ PACKAGES = (
 """Distributions whose version can change a figure."""
 
 _ROOT = Path(__file__).resolve().parents[1]
+_AVX2 = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}
+_AVX512 = {*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _INSTRUCTION_SETS = {
-    "avx2": {"avx2"},
-    "avx512": {"avx512vl"},  # every processor with it has the parts that compilers mean by AVX-512
-    "vnni": {"avx512_vnni", "avx_vnni"},
-    "bf16": {"avx512_bf16", "amx_bf16"},
-    "amx": {"amx_int8"},
+    "avx2": (_AVX2,),
+    "avx512": (_AVX512,),
+    "vnni": ({"avx512_vnni"}, {"avx_vnni"}),
+    "bf16": ({*_AVX512, "avx512_bf16"}, {*_AVX512, "amx_bf16"}),
+    "amx": ({"amx_int8"},),
 }
-"""Name -> flags of ``/proc/cpuinfo``, any of which grants it."""
+"""Name -> flags of ``/proc/cpuinfo`` that grant it together; of several sets any. The first two are what compilers mean
+by ``x86-64-v3`` and ``-v4``: there are processors, and more virtual ones, with AVX2 and without FMA."""
+
+_CPU_FILE = Path("/proc/cpuinfo")
 
 _SPIN_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Any of which says how OpenMP's threads wait; all but the first belong to one implementation."""
@@ -138,7 +143,7 @@ def package_versions() -> dict[str, str]:
 def cpu_model() -> str:
     """Return the name of the processor, or of its architecture where the system does not tell."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = _CPU_FILE.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -153,11 +158,11 @@ def instruction_sets() -> frozenset[str]:
         ``amx``; empty where the system does not tell.
     """
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = _CPU_FILE.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return frozenset()
     flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
-    return frozenset(name for name, any_of in _INSTRUCTION_SETS.items() if flags & any_of)
+    return frozenset(name for name, sets in _INSTRUCTION_SETS.items() if any(one <= flags for one in sets))
 
 
 def has_nvidia_driver() -> bool:

@@ -106,3 +106,15 @@ def write_video(
         if stream is not None:
             container.mux(stream.encode(None))
     return path
+
+
+def three_videos(folder: Path) -> Path:
+    """Write three short videos and a broken one, and lists of them with labels of the tiny bundle."""
+    for index in range(3):
+        numbered_video(folder / f"{index}.mp4", num_frames=10 + index, size=(64, 48))
+    (folder / "test.csv").write_text("path,label\n0.mp4,bow\n1.mp4,jump\n2.mp4,sit\n")
+    (folder / "one.csv").write_text("path,label\n0.mp4,bow\n")
+    (folder / "broken.mp4").write_bytes(b"")
+    (folder / "with_broken.csv").write_text("path,label\n0.mp4,bow\nbroken.mp4,jump\n")
+    (folder / "unknown.csv").write_text("path,label\n0.mp4,tango\n")
+    return folder

@@ -37,6 +37,9 @@ class Bundle:
 
     path: Path
     manifest: ArtifactManifest
+    made: tuple[str, ...] = field(default=(), compare=False)
+    """Ids of the variants that were made, and run where they can be, by the export that returns this; empty for a
+    bundle that was only opened."""
 
     def golden(self) -> Golden:
         """Read the golden clips and what is expected of them; empty where the bundle has none.
@@ -134,6 +137,9 @@ class Draft:
     kinds: dict[str, FileKind] = field(default_factory=dict)
     """Files by name; each is written before the draft is finished."""
 
+    made: list[str] = field(default_factory=list)
+    """Ids of the variants that were added."""
+
     def add_file(self, name: str, *, kind: FileKind) -> Path:
         """Announce a file and return the path to write it to; one of the same name is taken away."""
         self.kinds[name] = kind
@@ -151,6 +157,7 @@ class Draft:
                 self.kinds.pop(name, None)  # the record of a verification may be absent
                 (self.folder / name).unlink(missing_ok=True)
         self.variants.append(variant)
+        self.made.append(variant.id)
 
     def finish(self) -> None:
         """Describe every file, and write the model card and, last, the manifest."""

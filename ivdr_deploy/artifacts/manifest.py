@@ -183,6 +183,8 @@ class ArtifactManifest:
         ids = [variant.id for variant in self.variants]
         if len(set(ids)) != len(ids):
             raise ConfigError(f"two variants have the same id; found {', '.join(ids)[:100]}")
+        if len(first := [variant.id for variant in self.variants if variant.derived_from is None]) > 1:
+            raise ConfigError(f"there is one reference, and {', '.join(first)[:100]} all claim to be it")
         if empty := [variant.id for variant in self.variants if not variant.files]:
             raise ConfigError(f"the variant {quoted(empty[0])} has no files")
         absent = {name for variant in self.variants for name in variant.files} - {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from ivdr_deploy._text import one_line
 from ivdr_deploy.artifacts.manifest import ArtifactManifest
 from ivdr_deploy.artifacts.verification import FIGURES, describe_figures
 from ivdr_deploy.records import to_dict
@@ -70,7 +71,7 @@ def _outputs(manifest: ArtifactManifest) -> str:
     ]
     text = "## Outputs\n\n| name | shape | what |\n|---|---|---|\n" + "\n".join(rows)
     if manifest.labels:
-        text += f"\n\n{len(manifest.labels)} labels: {', '.join(manifest.labels)}."
+        text += f"\n\n{len(manifest.labels)} labels: {', '.join(map(one_line, manifest.labels))}."
     return text
 
 
@@ -145,7 +146,7 @@ def _speeds(manifest: ArtifactManifest) -> list[str]:
 
 
 def _origin(manifest: ArtifactManifest) -> str:
-    lines = [f"- {what}: {text}" for what, text in manifest.provenance.origin.items()]
+    lines = [one_line(f"- {what}: {text}") for what, text in manifest.provenance.origin.items()]
     return "## Origin\n\nIts weights, or those that its training began with, were imported.\n\n" + "\n".join(
         lines
     )

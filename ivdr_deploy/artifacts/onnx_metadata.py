@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ivdr_deploy.artifacts import former
 from ivdr_deploy.errors import ArtifactError, ConfigError
 from ivdr_deploy.records import from_dict, to_dict
-from ivdr_deploy.spec import FORMAT_VERSION, ClipSpec, ViewPlan, canonical_json
+from ivdr_deploy.spec import FORMAT_VERSION, ClipSpec, Precision, ViewPlan, canonical_json
 
 _PREFIX = "ivdr."
 
@@ -26,6 +26,12 @@ class OnnxMetadata:
     view_plan: ViewPlan
     labels: tuple[str, ...]
     outputs: tuple[str, ...]
+    precision: Precision | None = None
+    """That it computes in; None in files of before, which do not say."""
+
+    instruction_set: str = ""
+    """Of the CPU that it needs to compute exactly; see ``manifest.Target``."""
+
     ivdr_version: str
 
     def to_props(self) -> dict[str, str]:
@@ -33,6 +39,7 @@ class OnnxMetadata:
         return {
             _PREFIX + key: value if isinstance(value, str) else canonical_json(value)
             for key, value in to_dict(self).items()
+            if value not in (None, "")
         }
 
     @classmethod
@@ -53,7 +60,7 @@ class OnnxMetadata:
         )
         if not ours:
             raise ArtifactError(f"{where} carries no metadata of ivdr_deploy", hint=hint)
-        texts = {"name", "version", "contract_hash", "ivdr_version"}
+        texts = {"name", "version", "contract_hash", "precision", "instruction_set", "ivdr_version"}
         try:
             values = {key: value if key in texts else json.loads(value) for key, value in ours.items()}
             version = former.check_version(values.get("format_version"), where=where, error=ArtifactError)

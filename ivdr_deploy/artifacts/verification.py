@@ -51,6 +51,9 @@ class Verification:
     videos: int
     """Videos that were compared."""
 
+    bad_videos: int = 0
+    """Videos of the list that could not be used."""
+
     data: str
     """Name of the list, without its folder."""
 
@@ -65,6 +68,8 @@ class Verification:
 
     def __str__(self) -> str:
         over = f"{self.videos} videos of {one_line(self.data[:QUOTED])}"
+        if self.bad_videos:
+            over += f" ({self.bad_videos} more could not be used)"
         failed = one_line(", ".join(self.failed)[:QUOTED])
         return f"PASS over {over}" if self.passed else f"FAIL ({failed}) over {over}"
 

@@ -91,6 +91,7 @@ def _onnx(path: Path) -> Description:
         metadata = runtime.metadata
     rows = [
         ("model", f"{metadata.name} {metadata.version}"),
+        ("precision", metadata.precision or "not said"),
         *_contract_rows(metadata.contract, metadata.view_plan),
         ("outputs", ", ".join(metadata.outputs)),
         *_label_rows(metadata.labels),

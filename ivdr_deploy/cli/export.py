@@ -17,11 +17,11 @@ from ivdr_deploy.cli._options import (
     read_list,
     video_limits,
 )
-from ivdr_deploy.cli.verify import parity_table
+from ivdr_deploy.cli._tables import parity_table
 from ivdr_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ivdr_deploy.artifacts.manifest import ArtifactManifest
+    from ivdr_deploy.artifacts.bundle import Bundle
 
 
 def export(
@@ -106,7 +106,7 @@ def export(
                 steps=steps,
                 options=options,
             )
-    _report(bundle.manifest, out or source, as_json=as_json)
+    _report(bundle, out or source, as_json=as_json)
 
 
 def _check_target(source: Path, out: Path | None, *, asked: bool) -> None:
@@ -123,21 +123,31 @@ def _check_target(source: Path, out: Path | None, *, asked: bool) -> None:
         raise ConfigError("there is no folder to write the bundle to", hint="give one with -o BUNDLE")
 
 
-def _report(manifest: ArtifactManifest, path: Path, *, as_json: bool) -> None:
-    """Say what the bundle holds now."""
-    unverified = [variant.id for variant in manifest.variants if not variant.verified]
+def _report(bundle: Bundle, path: Path, *, as_json: bool) -> None:
+    """Say what was made and how far it is from the trained network, and what the bundle holds besides."""
+    manifest = bundle.manifest
+    made = [variant for variant in manifest.variants if variant.id in bundle.made]
+    held = [variant.id for variant in manifest.variants if variant not in made]
     if as_json:
-        variants = [variant.id for variant in manifest.variants]
         print_json(
-            {"bundle": str(path), "name": manifest.name, "variants": variants, "unverified": unverified}
+            {
+                "bundle": str(path),
+                "name": manifest.name,
+                "variants": [variant.id for variant in manifest.variants],
+                "made": [variant.id for variant in made],
+                "unverified": [variant.id for variant in manifest.variants if not variant.verified],
+            }
         )
         return
-    rows = [(variant.id, entry) for variant in manifest.variants for entry in variant.parity]
-    console.print(parity_table(rows, "golden clips: difference from the trained network"))
-    outputs = ", ".join(manifest.output_names)
-    judged = [variant.id for variant in manifest.variants if variant.parity]
-    built = f"; built, but not run here: {', '.join(unverified)}" if unverified else ""
-    done(
-        f"PASS: {', '.join(judged)}{built}; {manifest.name} {manifest.version} with {outputs} -> {path}",
-        next_command=("ivdr", "verify", path, "--videos", "test.csv"),
-    )
+    rows = [(variant.id, entry) for variant in made for entry in variant.parity]
+    judged = [variant.id for variant in made if variant.parity]
+    not_run = [variant.id for variant in made if not variant.parity and variant.derived_from is not None]
+    if rows:
+        console.print(parity_table(rows, "golden clips: difference from the trained network"))
+    parts = [
+        *([f"PASS: {', '.join(judged)}"] if judged else []),
+        *([f"built, but not run here: {', '.join(not_run)}"] if not_run else []),
+        *([f"as they were: {', '.join(held)}"] if held else []),
+        f"{manifest.name} {manifest.version} with {', '.join(manifest.output_names)} -> {path}",
+    ]
+    done("; ".join(parts), next_command=("ivdr", "verify", path, "--videos", "test.csv"))

@@ -10,7 +10,7 @@ import typer
 
 from ivdr_deploy._console import console, done, print_json
 from ivdr_deploy.cli._options import JsonOption
-from ivdr_deploy.cli.verify import parity_table
+from ivdr_deploy.cli._tables import parity_table
 
 
 def import_(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ivdr_deploy._console import console, done, print_json, progress
+from ivdr_deploy._text import one_line
 from ivdr_deploy.cli._options import (
     VIDEOS_HELP,
     AllowContainerOption,
@@ -19,11 +20,11 @@ from ivdr_deploy.cli._options import (
     read_list,
     video_limits,
 )
+from ivdr_deploy.cli._tables import parity_table, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ivdr_deploy.artifacts.manifest import OutputParity
     from ivdr_deploy.evaluation.metrics import Accuracy
     from ivdr_deploy.evaluation.paired import PairedChange
     from ivdr_deploy.evaluation.verify_report import VariantReport, VerifyReport
@@ -72,7 +73,6 @@ def verify(
     Over videos, what was measured and the verdict are kept in the bundle. Exit code 1 says FAIL, that a variant could
     not run here, or that some videos could not be used.
     """
-    from ivdr_deploy.artifacts.bundle import check_replaceable
     from ivdr_deploy.errors import ConfigError
     from ivdr_deploy.evaluation.records import keep_records
     from ivdr_deploy.evaluation.thresholds import parse_thresholds
@@ -92,7 +92,7 @@ def verify(
         limits = video_limits(allow_container)
         listed = read_list(videos, root=root, part="test") if videos is not None else None
         if keeping:
-            check_replaceable(bundle)  # before the minutes of work that could not be kept
+            _check_keeping(bundle)
         report = verify_bundle(
             bundle,
             data=listed,
@@ -111,34 +111,48 @@ def verify(
         keep_records(bundle, report.variants)
     if not as_json:
         _conclude(bundle, report, kept=keeping, rechecked=recheck)
-    if not report.passed or report.bad_videos:
+    if not report.passed or report.unusable:
         raise typer.Exit(1)
 
 
-def parity_table(rows: list[tuple[str, OutputParity]], title: str) -> Table:
-    """Lay out how far each output of each variant is from the reference."""
-    table = _table(title, ("variant", "output", "max difference", "tolerance", "min cosine", ""))
-    for name, entry in rows:
-        table.add_row(
-            name,
-            entry.output,
-            f"{entry.max_abs_diff:.1e}",
-            f"{entry.tolerance:.0e}",
-            f"{entry.min_cosine:.6f}",
-            "ok" if entry.passed else "FAIL",
-        )
-    return table
+def _check_keeping(bundle: Path) -> None:
+    """Refuse a bundle that cannot be changed, before the minutes of work that could not be kept."""
+    from ivdr_deploy._files import try_beside
+    from ivdr_deploy.artifacts.bundle import check_replaceable
+
+    check_replaceable(bundle)
+    try:
+        try_beside(bundle)
+    except OSError as error:
+        said = f"{error.strerror}, so no record can be kept in {bundle}; --no-record does without"
+        raise OSError(error.errno, said, error.filename) from error
 
 
 def _conclude(bundle: Path, report: VerifyReport, *, kept: bool, rechecked: bool) -> None:
     not_run = [found.id for found in report.variants if found.not_run]
-    seen = f" over {report.videos} videos" if report.videos else " over the golden clips"
-    bad = f"; {len(report.bad_videos)} videos could not be used" if report.bad_videos else ""
+    bad = f"; {report.unusable} videos could not be used" if report.unusable else ""
     absent = f"; not run, so not judged: {', '.join(not_run)} (--variant chooses)" if not_run else ""
+    absent += f"; not named, so not judged: {', '.join(report.not_named)}" if report.not_named else ""
     record = "; the records are in the bundle" if kept else "; nothing was run" if rechecked else ""
     done(
-        f"{'PASS' if report.passed else 'FAIL'}: {bundle}{seen}{bad}{absent}{record}",
+        f"{'PASS' if report.passed else 'FAIL'}: {bundle} over {_seen(report)}{bad}{absent}{record}",
         next_command=("ivdr", "archive", bundle) if report.passed else (),
+    )
+
+
+def _seen(report: VerifyReport) -> str:
+    """Say what was judged by; where records are of several runs, which variants saw which videos."""
+    runs: dict[tuple[int, str], list[str]] = {}
+    for found in report.variants:
+        if found.record is not None:
+            runs.setdefault((len(found.record.videos.uris), found.record.data), []).append(found.id)
+    if not report.videos:
+        return "the golden clips"
+    if len(runs) == 1:
+        return f"{report.videos} videos"
+    return ", ".join(
+        f"{count} videos of {one_line(Path(data).name)} ({', '.join(ids)})"
+        for (count, data), ids in runs.items()
     )
 
 
@@ -150,7 +164,7 @@ def _print_report(report: VerifyReport) -> None:
         console.print(f"golden video {name}: decoded within {difference:.2f} levels", markup=False)
     if report.videos:
         rows = [(variant.id, entry) for variant in report.variants for entry in variant.parity]
-        console.print(parity_table(rows, f"{report.videos} videos: difference from the reference"))
+        console.print(parity_table(rows, f"{_seen(report)}: difference from the reference"))
         console.print(_label_table(report))
         console.print(_feature_table(report))
     for variant in report.variants:
@@ -211,47 +225,39 @@ def _print_some(lines: Sequence[str]) -> None:
 
 
 def _label_table(report: VerifyReport) -> Table:
-    table = _table(
-        f"labels of {report.videos} videos ({report.view_plan})",
+    return table(
+        f"labels of {_seen(report)} ({report.view_plan})",
         ("variant", "same label as reference", "accuracy [95 %]", "change [95 %]", ""),
-    )
-    for variant in report.variants:
-        if not variant.not_run:
-            table.add_row(
+        (
+            (
                 variant.id,
                 _share(variant.agreement),
                 _share(variant.accuracy),
                 _change(variant.accuracy_change),
                 "ok" if variant.passed else "FAIL",
             )
-    return table
+            for variant in report.variants
+            if not variant.not_run
+        ),
+    )
 
 
 def _feature_table(report: VerifyReport) -> Table:
-    table = _table(
+    return table(
         "retrieval and confidence",
         ("variant", "R@1 [95 %]", "change [95 %]", "mean confidence", "calibration error"),
-    )
-    for variant in report.variants:
-        if not variant.not_run:
-            found = variant.confidence
-            table.add_row(
+        (
+            (
                 variant.id,
                 _share(variant.recall),
                 _change(variant.recall_change),
-                f"{found.mean:.4f}" if found else "-",
+                f"{found.mean:.4f}" if (found := variant.confidence) else "-",
                 f"{found.ece:.4f}" if found and found.ece is not None else "-",
             )
-    return table
-
-
-def _table(title: str, headings: Sequence[str]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for heading in headings:
-        table.add_column(heading)
-    return table
+            for variant in report.variants
+            if not variant.not_run
+        ),
+    )
 
 
 def _share(accuracy: Accuracy | None) -> str:

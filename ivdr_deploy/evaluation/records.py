@@ -104,6 +104,10 @@ class VariantRecord:
     sensitivity: tuple[Sensitivity, ...] = ()
     videos: VideoColumns = field(default_factory=VideoColumns)
 
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < math.inf:
+            raise ConfigError(f"the tolerance {self.tolerance:g} cannot have been judged by")
+
     @property
     def is_reference(self) -> bool:
         """Whether the others are held against it."""
@@ -194,6 +198,7 @@ def _summary(name: str, report: VariantReport, record: VariantRecord) -> Verific
         passed=report.passed,
         failed=tuple(check.name for check in report.checks if not check.passed),
         videos=len(record.videos.uris),
+        bad_videos=record.bad_videos,
         data=Path(record.data).name,
         measured_at=record.measured_at,
         runtime=record.runtime,

@@ -58,7 +58,8 @@ def verify_bundle(
         track: Wraps the run over the videos.
 
     Raises:
-        ArtifactError: if the bundle is damaged, lacks a variant, or holds no reference to compare videos with.
+        ArtifactError: if the bundle is damaged, lacks a variant, or holds no reference to compare videos with; or no
+            golden clips, and there are no videos.
         GoldenMismatchError: if the decoder here does not give the recorded clips of the golden videos.
         EngineIncompatibleError: if none of the variants can run here.
         MissingDependencyError: if the reference, which videos are compared with, cannot run here; or OpenCV, which the
@@ -68,11 +69,16 @@ def verify_bundle(
     """
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    chosen = [bundle.variant(name) for name in variants] or list(manifest.variants)
+    chosen = [bundle.variant(name) for name in dict.fromkeys(variants)] or list(manifest.variants)
     videos = data if data is None or isinstance(data, VideoList) else read_video_list(data, part="test")
     if videos is not None and videos.labels and manifest.labels:
         videos.targets(manifest.labels)  # refuses unknown labels before anything is decoded
     golden = bundle.golden()
+    if videos is None and golden.video is None:
+        raise ArtifactError(
+            f"{bundle.path} holds no golden clips, so without videos there is nothing to judge by",
+            hint="give some: `ivdr verify BUNDLE --videos LIST`",
+        )
     reading = partial(VideoPredictor, limits=limits)
     with ExitStack() as stack:
         reference = _open_reference(bundle, stack) if videos is not None else None
@@ -117,14 +123,14 @@ def recheck_bundle(
 
     Args:
         path: The bundle.
-        variants: Ids of those to judge; by default all that have a record.
+        variants: Ids of those to judge; by default all, and one without a record has not passed.
         thresholds: Other values for some of them, see ``thresholds.parse_thresholds``.
 
     Raises:
-        ArtifactError: if the bundle is damaged, lacks a variant, or holds no record of one.
+        ArtifactError: if the bundle is damaged, lacks a variant, or holds no record of any, or of one that was named.
     """
     bundle = open_bundle(path)
-    chosen = [bundle.variant(name) for name in variants]
+    chosen = [bundle.variant(name) for name in dict.fromkeys(variants)]
     chosen = chosen or [variant for variant in bundle.manifest.variants if variant.verification]
     if not chosen:
         raise ArtifactError(
@@ -132,23 +138,30 @@ def recheck_bundle(
             hint="make one first: `ivdr verify BUNDLE --videos LIST`",
         )
     records = [read_record(bundle, variant) for variant in chosen]
-    reports = tuple(judge(record, thresholds_for(record.precision, thresholds)) for record in records)
+    reports = [judge(record, thresholds_for(record.precision, thresholds)) for record in records]
+    absent = [
+        VariantReport(id=variant.id, not_run="it holds no record of a verification")
+        for variant in bundle.manifest.variants
+        if not variants and variant not in chosen
+    ]
     return _report(
         bundle,
         data=records[0].data,
         videos=max(len(record.videos.uris) for record in records),
-        variants=reports,
+        variants=(*reports, *absent),
     )
 
 
-def _report(bundle: Bundle, **measured: Any) -> VerifyReport:
-    manifest = bundle.manifest
+def _report(bundle: Bundle, *, variants: Sequence[VariantReport], **measured: Any) -> VerifyReport:
+    manifest, judged = bundle.manifest, {variant.id for variant in variants}
     return VerifyReport(
         bundle=str(bundle.path),
         name=manifest.name,
         version=manifest.version,
         contract_hash=manifest.contract_hash,
         view_plan=str(manifest.view_plan),
+        variants=tuple(variants),
+        not_named=tuple(variant.id for variant in manifest.variants if variant.id not in judged),
         **measured,
     )
 

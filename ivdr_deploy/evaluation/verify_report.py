@@ -89,8 +89,8 @@ class VariantReport:
 
     @property
     def passed(self) -> bool:
-        """Whether it ran and passed every check."""
-        return not self.not_run and all(check.passed for check in self.checks)
+        """Whether it ran, was judged by something, and passed every check."""
+        return not self.not_run and bool(self.checks) and all(check.passed for check in self.checks)
 
     @property
     def failures(self) -> tuple[Check, ...]:
@@ -176,6 +176,14 @@ class VerifyReport:
     """PyAV beside OpenCV, where it was asked for. It is no fault of a variant, and not judged."""
 
     variants: tuple[VariantReport, ...]
+    not_named: tuple[str, ...] = ()
+    """Ids of the bundle's other variants, which were not asked for and are not judged."""
+
+    @property
+    def unusable(self) -> int:
+        """Listed videos that could not be used: in this run, or in the one whose records were judged again."""
+        recorded = (variant.record.bad_videos for variant in self.variants if variant.record is not None)
+        return max([len(self.bad_videos), *recorded])
 
     @property
     def passed(self) -> bool:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ivdr_deploy import __version__
+from ivdr_deploy._files import try_beside
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.bundle import (
     Bundle,
@@ -93,7 +94,7 @@ def export_bundle(
         add_reference(draft, loaded)
         for request in planned:
             STEPS[request].add(draft, options)
-    return open_bundle(out)
+    return replace(open_bundle(out), made=tuple(draft.made))
 
 
 def prepare_export(out: Path, *, name: str | None, version: str) -> str:
@@ -102,11 +103,14 @@ def prepare_export(out: Path, *, name: str | None, version: str) -> str:
     Raises:
         ConfigError: if the name or version cannot be served.
         FolderError: if ``out`` holds something that is not ours to replace.
+        OSError: if it cannot be written.
     """
     name = name or out.name
     _check_name("name", name)
     _check_name("version", version)
     check_replaceable(out)
+    if out.parent.is_dir():
+        try_beside(out)
     return name
 
 
@@ -131,7 +135,7 @@ def add_variants(path: str | Path, steps: Sequence[Request], options: StepOption
     with changed_bundle(bundle) as draft:
         for request in planned:
             STEPS[request].add(draft, options)
-    return open_bundle(path)
+    return replace(open_bundle(path), made=tuple(draft.made))
 
 
 def choose_outputs(info: CheckpointInfo, *, include_stale: bool) -> tuple[str, ...]:

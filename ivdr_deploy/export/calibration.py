@@ -20,6 +20,8 @@ CLIPS = 48
 
 _MAX_BYTES = 256 << 20
 _LEAST_CLIPS = 12
+_MOST_TRIED = 10 * CLIPS
+"""Videos that are opened at most; a list of millions may hold none that can be used."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ class Calibration:
 
 
 def calibration_clips(calibration: Calibration, clip: ClipSpec) -> np.ndarray:
-    """Decode clips of videos that lie evenly over the list; those that cannot be used are passed over and counted.
+    """Decode clips of videos that lie evenly over the list; others take the place of those that cannot be used.
 
     Returns:
         uint8 (N, T, H, W, 3), at most 48 clips.
@@ -41,29 +43,35 @@ def calibration_clips(calibration: Calibration, clip: ClipSpec) -> np.ndarray:
     Raises:
         DataError: if fewer than 12 clips can be had.
     """
-    items = calibration.videos.items
     wanted = max(_LEAST_CLIPS, min(CLIPS, _MAX_BYTES // math.prod(clip.clip_shape)))
-    chosen = [
-        items[index]
-        for index in np.unique(np.linspace(0, len(items) - 1, min(wanted, len(items))).astype(int))
-    ]
-    plan = ViewPlan(num_clips=math.ceil(wanted / max(1, len(chosen))))
+    left = list(calibration.videos.items)
+    plan = ViewPlan(num_clips=math.ceil(wanted / max(1, min(wanted, len(left)))))
     found: list[np.ndarray] = []
-    first: VideoError | None = None
+    unusable: list[VideoError] = []
+    tried = 0
     with DecodePool() as pool:
-        loading = [
-            pool.submit(load_clips, item.source, clip, plan, limits=calibration.limits) for item in chosen
-        ]
-        for one in loading:
-            try:
-                found.extend(one.result().video)
-            except VideoError as error:
-                first = first or error
-                _log.warning("not used for calibration: %s", error.message)
+        while left and len(found) < wanted and tried < _MOST_TRIED:
+            count = min(math.ceil((wanted - len(found)) / plan.num_clips), len(left))
+            places = {int(place) for place in np.linspace(0, len(left) - 1, count)}
+            tried += len(places)
+            loading = [
+                pool.submit(load_clips, left[place].source, clip, plan, limits=calibration.limits)
+                for place in sorted(places)
+            ]
+            for one in loading:
+                try:
+                    found.extend(one.result().video)
+                except VideoError as error:
+                    unusable.append(error)
+            left = [item for place, item in enumerate(left) if place not in places]
+    why = ""
+    if unusable:
+        why = f"{len(unusable)} of {tried} videos cannot be used, the first: {unusable[0].message}"
+        _log.warning("calibration: %s", why)
     if len(found) < _LEAST_CLIPS:
-        why = f" (the first video that cannot be used: {first.message})" if first else ""
         raise DataError(
-            f"{calibration.videos.source} gives {len(found)} clips, and calibration needs {_LEAST_CLIPS}{why}",
+            f"{calibration.videos.source} gives {len(found)} clips, and calibration needs {_LEAST_CLIPS}"
+            + f" ({why})" * bool(why),
             hint="give a list of some tens of videos like those that the model will see",
         )
     return np.stack(found[:wanted])

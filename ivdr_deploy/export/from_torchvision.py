@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from torchvision.models import get_model_weights
 from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.errors import CheckpointError, ConfigError
 from ivdr_deploy.export.importing import Imported, assign_weights, read_file
+from ivdr_deploy.export.torch_file import damaged_member, foreign_name
 from ivdr_deploy.models.network import build_model
 from ivdr_deploy.spec import ClipSpec, ModelSpec, ViewPlan
 
@@ -88,11 +90,17 @@ def read(name: str, weights: Path | None) -> Imported:
     labels = tuple(entry.meta["categories"])
     spec = ModelSpec(backbone=network.backbone, num_slots=0, clip_dim=0, num_classes=len(labels))
     model = build_model(spec, clip)
-    found = {}
+    found: dict[str, tuple[str, Tensor]] = {}
     for key, value in _state_dict(content, where).items():
         # S3D classifies by a convolution of one place.
-        tensor = value.flatten(1) if key.startswith("classifier.") and value.shape[2:] == (1, 1, 1) else value
-        found[_renamed(key, network)] = (key, tensor)
+        one_place = key.startswith("classifier.") and value.shape[2:] == (1, 1, 1)
+        tensor = value.flatten(1) if one_place and value.layout is torch.strided else value
+        if (target := _renamed(key, network)) in found:
+            raise CheckpointError(
+                f"{where} has two tensors for one place: {quoted(found[target][0])} and {quoted(key)}",
+                hint="save model.state_dict() of torchvision's own network alone",
+            )
+        found[target] = (key, tensor)
     published = f"-{digest[:8]}." in entry.url  # torchvision puts the beginning of the digest into the name
     return Imported(
         model=model,
@@ -138,23 +146,31 @@ def _preset(preset: Any, frames: np.ndarray) -> np.ndarray:
 
 def _state_dict(content: bytes, where: str) -> dict[str, Tensor]:
     """Read a state dict, without running anything in the file."""
+    if damaged := damaged_member(content):
+        raise CheckpointError(
+            f"{where} is damaged: {quoted(damaged)} in it does not have its checksum",
+            hint="copy it again, or download it again",
+        )
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the form of a file, which is an error below or none
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (
         Exception
     ) as error:  # torch raises what it likes on damaged files; its own text tells how to run the file
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign is not None:
+        said = re.search(r"GLOBAL (\S+)", str(error))
+        if foreign := said[1] if said else foreign_name(content):
             raise CheckpointError(
-                f"{where} names {quoted(foreign[1])}, which reading it would run",
+                f"{where} names {quoted(foreign)}, which reading it would run",
                 hint="only tensors are read from such a file; do not trust it, and load it nowhere else",
             ) from error
         raise CheckpointError(
             f"{where} is not a readable file of torch.save ({type(error).__name__})",
-            hint="it may be cut short: download it again",
+            hint="it may be cut short, or saved with another pickle_protocol than torch's own: download it again",
         ) from error
     if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+        isinstance(key, str) and isinstance(value, Tensor) and not value.is_nested
+        for key, value in state.items()
     ):
         raise CheckpointError(
             f"{where} is not a state dict: expected tensors by name", hint="save model.state_dict() alone"

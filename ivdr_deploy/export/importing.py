@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ivdr_deploy._files import naming_full_disk
-from ivdr_deploy._text import one_line, quoted
+from ivdr_deploy._text import QUOTED, one_line, quoted
 from ivdr_deploy.artifacts.bundle import Bundle
 from ivdr_deploy.artifacts.checkpoint import save_checkpoint
 from ivdr_deploy.artifacts.golden import GOLDEN_PLAN
@@ -124,24 +124,10 @@ def assign_weights(
         where: Name of the source, for error messages.
 
     Raises:
-        CheckpointError: if a weight is missing, left over, of another shape, or not finite; names the first ones.
+        CheckpointError: if a weight is missing, left over, of another shape or kind of number, or not finite; names the
+            first ones.
     """
-    counters = {name for name in model.state_dict() if name.endswith(".num_batches_tracked")}
-    state = {name: value for name, value in model.state_dict().items() if name not in counters}
-    missing = [name for name in state if name not in found]
-    left = [found[name][0] for name in found if name not in state and name not in counters]
-    shapes = [
-        f"{quoted(key)} {tuple(tensor.shape)} instead of {tuple(state[name].shape)}"
-        for name, (key, tensor) in found.items()
-        if name in state and tensor.shape != state[name].shape
-    ]
-    wrong = [quoted(key) for key, tensor in found.values() if not bool(tensor.isfinite().all())]
-    for what, names in (
-        ("lacks", missing),
-        ("holds tensors that the network has no place for:", [quoted(key) for key in left]),
-        ("has tensors of another shape:", shapes),
-        ("holds NaN or infinity in", wrong),
-    ):
+    for what, names in _misfits(model.state_dict(), found):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise CheckpointError(
@@ -153,6 +139,38 @@ def assign_weights(
     return tuple(
         MappedTensor(source=key, target=name, shape=tuple(tensor.shape))
         for name, (key, tensor) in found.items()
+    )
+
+
+def _misfits(
+    state: Mapping[str, Tensor], found: Mapping[str, tuple[str, Tensor]]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield what may be wrong, and with which tensors; values are looked at last, when shapes are those expected."""
+    yield "lacks", [name for name in state if name not in found and not name.endswith(".num_batches_tracked")]
+    left = [quoted(key) for name, (key, _) in found.items() if name not in state]
+    yield "holds tensors that the network has no place for:", left
+    placed = [(quoted(key), tensor, state[name]) for name, (key, tensor) in found.items()]
+    yield (
+        "has tensors of another shape:",
+        [
+            f"{key} {str(tuple(tensor.shape))[:QUOTED]} instead of {tuple(wanted.shape)}"
+            for key, tensor, wanted in placed
+            if tensor.shape != wanted.shape
+        ],
+    )
+    yield (
+        "has tensors of another kind:",
+        [
+            f"{key} {tensor.layout} {tensor.dtype} on {tensor.device} instead of {wanted.dtype}"
+            for key, tensor, wanted in placed
+            if (tensor.layout, tensor.device, tensor.dtype.is_floating_point, tensor.is_quantized)
+            != (wanted.layout, wanted.device, wanted.dtype.is_floating_point, False)
+            or 2 * tensor.dtype.itemsize < wanted.dtype.itemsize
+        ],
+    )
+    yield (
+        "holds NaN or infinity in",
+        [key for key, tensor, _ in placed if not bool(tensor.float().isfinite().all())],
     )
 
 

@@ -40,7 +40,7 @@ def add_onnx(draft: Draft, precision: Precision = "fp32") -> None:
     """
     from ivdr_deploy.export.to_onnx import export_onnx
 
-    metadata = onnx_metadata(draft.manifest)
+    metadata = onnx_metadata(draft.manifest, precision)
     name = ONNX_FILE if precision == "fp32" else f"model-{precision}.onnx"
     path = draft.add_file(name, kind="model")
     model = load_checkpoint(draft.folder / CHECKPOINT_FILE).model
@@ -185,10 +185,12 @@ def _add_int8(
     clips = calibration_clips(calibration, draft.manifest.clip)
     made = quantise(draft.folder / origin.files[0], clips, write)
     path = draft.add_file(f"{variant_id}.onnx", kind="model")
-    metadata = onnx_metadata(draft.manifest)
+    metadata = onnx_metadata(draft.manifest, "int8", instruction_set=target.instruction_set)
 
     def prove(kept: Collection[str]) -> tuple[OutputParity, ...]:
-        onnx.save_model(made.keeping(kept), path)
+        model = made.keeping(kept)
+        onnx.helper.set_model_props(model, metadata.to_props())
+        onnx.save_model(model, path)
         return _prove(draft, path, metadata, "int8")
 
     parity, kept = _keeping(prove, made.by_error)
@@ -228,8 +230,10 @@ def held_variant(draft: Draft, variant_id: str) -> Variant:
     )
 
 
-def onnx_metadata(manifest: ArtifactManifest) -> OnnxMetadata:
-    """Return what the ONNX file of a bundle says about itself."""
+def onnx_metadata(
+    manifest: ArtifactManifest, precision: Precision = "fp32", *, instruction_set: str = ""
+) -> OnnxMetadata:
+    """Return what an ONNX file of a bundle says about itself."""
     return OnnxMetadata(
         name=manifest.name,
         version=manifest.version,
@@ -238,6 +242,8 @@ def onnx_metadata(manifest: ArtifactManifest) -> OnnxMetadata:
         view_plan=manifest.view_plan,
         labels=manifest.labels,
         outputs=manifest.output_names,
+        precision=precision,
+        instruction_set=instruction_set,
         ivdr_version=manifest.ivdr_version,
     )
 

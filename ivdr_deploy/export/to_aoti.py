@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from pathlib import Path
 
 import torch
 from torch._inductor.utils import fresh_cache
 
+from ivdr_deploy._files import NO_SPACE
 from ivdr_deploy.errors import ExportError
 from ivdr_deploy.models.network import ExportNetwork, VideoModel
 from ivdr_deploy.spec import MAX_BATCH, ClipSpec, Device
@@ -40,6 +43,7 @@ def compile_package(
 
     Raises:
         ExportError: if it cannot be compiled.
+        OSError: if a disk is full, here or in the temporary folder that the compiler works in.
     """
     network = ExportNetwork(model, outputs).eval().to(device)
     # Two clips: with one, the exporter may take the batch axis for a constant.
@@ -57,8 +61,22 @@ def compile_package(
                 program, package_path=str(path), inductor_configs=options
             )
     except Exception as error:  # torch, its code generator and the C++ compiler raise what they like
+        if (full := _full_disk(error)) is not None:
+            raise full from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ExportError(
             f"the network {model.spec.backbone} cannot be compiled ({reason})",
             hint="AOTInductor needs a C++ compiler (g++) on a CPU, and a GPU that Triton knows; see `ivdr doctor`",
         ) from error
+
+
+def _full_disk(error: BaseException) -> OSError | None:
+    """Return the full disk that an error came from, or that a compiler tells of in it; None for any other error."""
+    said, place = str(error), tempfile.gettempdir()
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+            return OSError(cause.errno, cause.strerror, cause.filename or place)
+        cause = cause.__cause__ or cause.__context__
+    told = [number for number in NO_SPACE if os.strerror(number) in said]
+    return OSError(told[0], os.strerror(told[0]), place) if told else None

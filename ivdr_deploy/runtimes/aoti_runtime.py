@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ivdr_deploy._text import QUOTED, one_line
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.errors import ArtifactError, ClosedError, EngineIncompatibleError
 from ivdr_deploy.runtimes.base import OpenRequest, Runtime, check_batch, check_labels_digest, clips_per_call
@@ -89,7 +90,11 @@ def misfit(variant: Variant, device: Device) -> str:
     """Say why a package cannot run here on ``device``; empty when it can. Nothing of the package is touched."""
     compiled = variant.build.get(TORCH_KEY)
     if compiled != torch.__version__:
-        return f"it was compiled by torch {compiled}, installed is {torch.__version__}"
+        return (
+            f"it was compiled by torch {one_line(str(compiled)[:QUOTED])}, installed is {torch.__version__}"
+        )
+    if variant.target.device is None or (device == "cpu" and not variant.target.instruction_set):
+        return "its bundle does not say for which device and instructions it was compiled"
     if device == "cuda":
         if not torch.cuda.is_available():
             return "it needs an NVIDIA GPU, and no NVIDIA driver was found"

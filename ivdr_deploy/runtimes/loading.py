@@ -18,6 +18,7 @@ from ivdr_deploy.errors import (
     CheckpointError,
     ConfigError,
     ContractMismatchError,
+    EngineIncompatibleError,
     GoldenMismatchError,
     IvdrError,
 )
@@ -25,7 +26,7 @@ from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.base import LoadedModel, Runtime, infer_all, not_finite
 from ivdr_deploy.runtimes.compare import describe_failures
 from ivdr_deploy.runtimes.proof import prove_decoder, replay_golden
-from ivdr_deploy.runtimes.registry import load_runtime
+from ivdr_deploy.runtimes.registry import load_runtime, missing_instructions
 from ivdr_deploy.runtimes.variants import choose_variant, open_variant
 from ivdr_deploy.spec import ClipSpec, DecoderName, Device
 
@@ -59,7 +60,7 @@ def open_model(
             known.
         GoldenMismatchError: if the golden clips do not give the recorded outputs, or the golden videos not the
             recorded clips.
-        EngineIncompatibleError: if no variant can run here.
+        EngineIncompatibleError: if no variant can run here, or the file not on this processor.
         DeviceError: if the device is not there.
         ConfigError: if the choice makes no sense for this kind of file.
         MissingDependencyError: if the runtime is not installed.
@@ -213,6 +214,11 @@ def _open_onnx(path: Path, *, device: Device, threads: int) -> LoadedModel:
 
     runtime = OrtRuntime(path, device=device, threads=threads)
     metadata = runtime.metadata
+    if device == "cpu" and (reason := missing_instructions(metadata.instruction_set)):
+        runtime.close()
+        raise EngineIncompatibleError(
+            f"{path} cannot run here: {reason}", hint="take another file, or export one on this machine"
+        )
     return LoadedModel(
         path=path,
         name=metadata.name,
@@ -222,7 +228,7 @@ def _open_onnx(path: Path, *, device: Device, threads: int) -> LoadedModel:
         labels=metadata.labels,
         output_names=runtime.output_names,
         runtime=runtime,
-        variant="onnx-fp32",
+        variant=f"onnx-{runtime.precision}",
         reason="an ONNX file runs on ONNX Runtime",
         sha256=sha256_file(path),
         manifest=to_dict(metadata),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ivdr_deploy._optional import import_onnxruntime, pip_install
-from ivdr_deploy._text import is_utf8
+from ivdr_deploy._text import is_utf8, quoted
 from ivdr_deploy.artifacts.manifest import EXPORT_AGAIN, Variant
 from ivdr_deploy.artifacts.onnx_file import require_self_contained
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
@@ -69,7 +69,7 @@ class OrtRuntime(Runtime):
         path: The file.
         clip: The contract it was exported under; None takes the file's own word.
         output_names: Outputs to return, in order; None takes all.
-        precision: Of the file.
+        precision: Of the file; None takes the file's own word, and fp32 where it says nothing.
         device: Picks the execution provider.
         threads: Threads of one operator on the CPU; None leaves the choice to ONNX Runtime.
 
@@ -86,7 +86,7 @@ class OrtRuntime(Runtime):
         *,
         clip: ClipSpec | None = None,
         output_names: Sequence[str] | None = None,
-        precision: Precision = "fp32",
+        precision: Precision | None = None,
         device: Device = "cpu",
         threads: int | None = None,
     ) -> None:
@@ -101,7 +101,7 @@ class OrtRuntime(Runtime):
                 f"the path {path} is not UTF-8 in this locale, and ONNX Runtime opens no other",
                 hint="rename it, or set LC_ALL=C.UTF-8",
             )
-        session = _start(path, [_with_options(provider, precision)], device, threads)
+        session = _start(path, [_with_options(provider, precision or "fp32")], device, threads)
         require_provider(session.get_providers(), provider)
         try:
             props = session.get_modelmeta().custom_metadata_map
@@ -113,17 +113,25 @@ class OrtRuntime(Runtime):
             raise ContractMismatchError(f"{path} was made for another contract ({differences})")
         held = [output.name for output in session.get_outputs()]
         self.name = "onnxruntime"
-        self.precision = precision
+        own = self.metadata.precision
+        self.precision = precision or own or "fp32"
+        if self.precision != (own or self.precision):
+            raise ArtifactError(
+                f"{path} computes in {own}, expected {precision}",
+                hint="file and manifest belong to different models; export the bundle again",
+            )
         self.output_names = tuple(held if output_names is None else output_names)
         if not set(self.output_names) <= set(held):
-            raise ArtifactError(f"{path} has the outputs {held}, expected {list(self.output_names)}")
+            raise ArtifactError(
+                f"{path} has the outputs {quoted(held)}, expected {', '.join(self.output_names)}"
+            )
         for output in session.get_outputs():
             if output.name == "logits" and output.shape[1:] != [len(self.metadata.labels)]:
                 raise ArtifactError(
                     f"{path} has {len(self.metadata.labels)} labels for logits of shape {output.shape}",
                     hint="take the file that `ivdr export` wrote",
                 )
-        self.description = f"onnxruntime {ort.__version__}, {provider}, {precision}"
+        self.description = f"onnxruntime {ort.__version__}, {provider}, {self.precision}"
         self._clip = clip or self.metadata.contract
         self.call_clips = clips_per_call(self._clip, device)
         self._session: Any = session

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from ivdr_deploy._optional import pip_install
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import QUOTED, one_line, quoted
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.environment import instruction_sets, let_threads_sleep
 from ivdr_deploy.errors import MissingDependencyError
@@ -75,7 +75,7 @@ def misfit(variant: Variant, device: Device) -> str:
     """Say why a variant cannot run on this machine and device; empty when it can."""
     if variant.target.device not in (None, device):
         return f"it runs on {variant.target.device}, not on {device}"
-    if reason := missing_instructions(variant):
+    if reason := missing_instructions(variant.target.instruction_set):
         return reason
     try:
         return load_runtime(variant.runtime).misfit(variant, device)
@@ -83,9 +83,8 @@ def misfit(variant: Variant, device: Device) -> str:
         return str(error)
 
 
-def missing_instructions(variant: Variant) -> str:
-    """Say which instructions of the processor a variant needs that are not there; empty when none is missing."""
-    needed = variant.target.instruction_set
+def missing_instructions(needed: str) -> str:
+    """Say that instructions which something needs are not there; empty when they are, or none are needed."""
     if not needed or needed in instruction_sets():
         return ""
-    return f"it needs a processor with {needed}, which this one is not known to have"
+    return f"it needs a processor with {one_line(needed[:QUOTED])}, which this one is not known to have"

@@ -13,7 +13,7 @@ from torch import Tensor
 from ivdr_deploy._optional import require
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.manifest import Variant
-from ivdr_deploy.artifacts.sidecar import EXTRAS, EngineInfo, read_sidecar
+from ivdr_deploy.artifacts.sidecar import EXTRAS, EngineInfo, read_sidecar, sidecar_path
 from ivdr_deploy.errors import (
     ArtifactError,
     ClosedError,
@@ -127,14 +127,44 @@ def misfit(variant: Variant, device: Device) -> str:
 
 
 def open_variant(request: OpenRequest) -> Runtime:
-    """Open a plan; raises as ``TrtRuntime`` does, and ``ArtifactError`` for other labels than the bundle's."""
-    check_labels_digest(request, read_sidecar(request.path).labels_sha256)
+    """Open a plan.
+
+    Raises:
+        ArtifactError: if it was made for other labels than the bundle's, or its sidecar says something else of it than
+            the manifest.
+        As ``TrtRuntime``.
+    """
+    info = read_sidecar(request.path)
+    check_labels_digest(request, info.labels_sha256)
+    _check_manifest(request, info)
     return TrtRuntime(
         request.path,
         clip=request.clip,
         device=request.device,
         onnx_sha256=request.source_sha256 or None,
     )
+
+
+def _check_manifest(request: OpenRequest, info: EngineInfo) -> None:
+    """Refuse a plan of which manifest and sidecar say different things: it would be judged by the wrong tolerance."""
+    variant = request.variant
+    for what, found, expected in (
+        ("precision", info.precision, variant.precision),
+        ("provider", info.provider, variant.provider or info.provider),
+        ("outputs", ", ".join(info.outputs), ", ".join(request.output_names)),
+        ("clip shape", str(info.clip_shape), str(request.clip.clip_shape)),
+    ):
+        if found != expected:
+            raise ArtifactError(
+                f"{sidecar_path(request.path)}: the {what} is {quoted(found)}, in the manifest {quoted(expected)}",
+                hint=f"plan and manifest belong to different models; {_REBUILD}",
+            )
+    if not 1 <= info.batch.min <= info.batch.opt <= info.batch.max:
+        raise ArtifactError(
+            f"{sidecar_path(request.path)}: no plan takes from {info.batch.min} to {info.batch.max} clips, tuned for "
+            f"{info.batch.opt}",
+            hint=_REBUILD,
+        )
 
 
 def _check_origin(path: Path, info: EngineInfo, clip: ClipSpec, onnx_sha256: str | None) -> None:

@@ -116,10 +116,16 @@ def open_variant(
     bundle: Bundle, variant: Variant, *, device: Device = "cpu", threads: int | None = None
 ) -> Runtime:
     """Open one of a bundle's variants without replaying the golden clips; arguments and errors as of ``open_model``."""
-    if reason := missing_instructions(variant):
+    if reason := missing_instructions(variant.target.instruction_set):
         raise EngineIncompatibleError(
             f"{bundle.path}: {variant.id} cannot run here: {reason}",
             hint="take another variant, or export one on this machine",
+        )
+    threads = threads or engine_threads()
+    if device == "cpu" and variant.target.threads not in (None, threads):
+        raise EngineIncompatibleError(
+            f"{bundle.path}: {variant.id} was made for {variant.target.threads} threads, and would get {threads}",
+            hint=f"set OMP_NUM_THREADS={variant.target.threads}, or take another variant",
         )
     manifest = bundle.manifest
     source = ""
@@ -133,7 +139,7 @@ def open_variant(
         clip=manifest.clip,
         output_names=manifest.output_names,
         device=device,
-        threads=threads or engine_threads(),
+        threads=threads,
         source_sha256=source,
         labels=manifest.labels,
     )

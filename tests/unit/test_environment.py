@@ -171,3 +171,40 @@ def test_torch_is_loaded_with_threads_that_sleep() -> None:
 def test_a_signal_without_a_name_is_told_by_its_number():
     assert signal_name(signal.SIGKILL) == "SIGKILL"
     assert signal_name(signal.SIGRTMIN + 3) == str(signal.SIGRTMIN + 3)
+
+
+V3 = "avx2 fma bmi1 bmi2 f16c movbe abm"
+V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", set()),
+        ("avx sse4_2", set()),
+        (
+            "avx2 bmi1 bmi2 f16c movbe abm",
+            set(),
+        ),  # as on processors of VIA: compilers would multiply and add at once
+        (V3, {"avx2"}),
+        (f"{V3} avx_vnni", {"avx2", "vnni"}),
+        (f"{V3} avx512f avx512cd", {"avx2"}),  # as on Knights Landing
+        (V4, {"avx2", "avx512"}),
+        (f"{V4} avx512_vnni avx512_bf16", {"avx2", "avx512", "vnni", "bf16"}),
+        (f"{V4} avx512_vnni amx_bf16 amx_int8", {"avx2", "avx512", "vnni", "bf16", "amx"}),
+    ],
+)
+def test_an_instruction_set_is_there_when_all_that_compilers_mean_by_it_is(
+    flags: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\n")
+    monkeypatch.setattr(environment, "_CPU_FILE", tmp_path / "cpuinfo")
+    assert environment.instruction_sets() == expected
+
+
+def test_without_a_word_of_the_system_no_instruction_set_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_CPU_FILE", tmp_path / "absent")
+    assert environment.instruction_sets() == frozenset()
+    assert environment.cpu_model()

@@ -152,6 +152,26 @@ def test_a_damaged_record_is_an_error_of_ours(kept: Path, text: str) -> None:
     assert len(caught.value.message) < 400
 
 
+@pytest.mark.parametrize("tolerance", [0, -1.0])
+def test_a_record_with_a_tolerance_that_cannot_be_is_refused(kept: Path, tolerance: float) -> None:
+    path = kept / "verify-onnx-fp32.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tolerance": tolerance}))
+    reseal(kept)
+    with pytest.raises(ArtifactError, match="cannot have been judged by"):
+        recheck_bundle(kept)
+
+
+def test_the_verdict_says_how_many_videos_it_does_not_speak_of(
+    bundle: Path, videos: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    keep_records(folder, verify_bundle(folder, data=videos / "mixed.csv").variants)
+    held = open_bundle(folder).variant("onnx-fp32").verification
+    assert str(held) == "PASS over 2 videos of mixed.csv (2 more could not be used)"
+    assert str(held) in (folder / "MODEL_CARD.md").read_text()
+    assert recheck_bundle(folder).unusable == 2
+
+
 def test_the_record_of_another_variant_is_refused(kept: Path) -> None:
     shutil.copyfile(kept / "verify-torch-fp32.json", kept / "verify-onnx-fp32.json")
     reseal(kept)

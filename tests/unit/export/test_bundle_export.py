@@ -1,5 +1,7 @@
+import os
 import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +180,22 @@ def test_a_full_disk_is_named_by_its_folder_and_the_older_bundle_stays(
     assert found == (9, f"ivdr: {tmp_path}: File too large")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert open_bundle(older.path) == older
+
+
+def test_a_folder_that_may_not_be_written_is_named_before_any_work_is_done(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can be somebody else")
+    own = Path(tempfile.gettempdir())
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder != own and folder.is_relative_to(own):
+            folder.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError) as caught:
+            export_bundle(tmp_path / "absent.safetensors", tmp_path / "out")
+    finally:
+        os.seteuid(0)
+    assert caught.value.filename == str(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["with space", "a/b", "-x", "été"])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +14,7 @@ import torch
 from hf_folders import ARCHITECTURES, LABELS, write_folder
 
 from ivdr_deploy.artifacts.bundle import open_bundle
-from ivdr_deploy.errors import CheckpointError, MissingDependencyError
-from ivdr_deploy.export import from_hf
-from ivdr_deploy.export.importing import compare_preprocessing, import_model
+from ivdr_deploy.export.importing import import_model
 from ivdr_deploy.models import hf
 from ivdr_deploy.results import softmax
 from ivdr_deploy.runtimes.loading import open_model
@@ -54,11 +50,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def bundle(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("imported") / folder.name
     return import_model(f"hf:{folder}", out, frame_stride=3)[0].path
-
-
-@pytest.fixture
-def changeable(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder("videomae", tmp_path / "model")
 
 
 def test_what_the_configurations_say_is_in_the_manifest(folder: Path, bundle: Path) -> None:
@@ -143,7 +134,8 @@ def test_the_endpoint_answers_where_transformers_cannot_be_imported(
     bundle = import_model(f"hf:{write_folder(name, tmp_path / name)}", tmp_path / "bundle")[0].path
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "transformers.py").write_text("raise ImportError('not here')\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    before = os.environ.get("PYTHONPATH")  # where the tests of a checkout find the package, if they do
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "path"), *([before] if before else [])]))
     video = tiny_bundle / "golden_h264.mp4"
     with open_model(bundle).runtime as runtime:
         manifest = open_bundle(bundle).manifest
@@ -154,73 +146,3 @@ def test_the_endpoint_answers_where_transformers_cannot_be_imported(
     assert status == 200, answer
     best = LABELS[int(softmax(logits).mean(axis=0).argmax())]
     assert answer["predictions"][0]["label"] == best
-
-
-def change_json(path: Path, **changes: Any) -> None:
-    """Set keys of a JSON file; None takes a key away."""
-    values = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
-
-
-@pytest.mark.parametrize(
-    ("file", "changes", "said"),
-    [
-        ("config.json", {"model_type": "bert"}, "has the model_type 'bert'"),
-        ("config.json", {"num_frames": None}, "None for 'num_frames'"),
-        ("config.json", {"image_size": [32, 48]}, "for 'image_size'"),
-        ("config.json", {"id2label": None}, "the key 'id2label' is missing"),
-        ("config.json", {"id2label": {"0": "a", "2": "b"}}, "does not number labels from 0 on"),
-        ("config.json", {"id2label": {"0": "a", "1": "a"}}, "two labels of 'id2label' are the same"),
-        ("config.json", {"id2label": {"0": "a", "1": "b"}}, "do not fit|cannot be loaded|another shape"),
-        ("config.json", {"hidden_size": 64}, "do not fit|cannot be loaded"),
-        ("preprocessor_config.json", {"image_mean": None}, "the key 'image_mean' is missing"),
-        ("preprocessor_config.json", {"resample": 3}, "resample is 3, which the contract does not express"),
-        ("preprocessor_config.json", {"do_resize": False}, "do_resize is False"),
-        ("preprocessor_config.json", {"do_center_crop": False}, "do_center_crop is None"),
-        ("preprocessor_config.json", {"crop_size": {"height": 32, "width": 30}}, r"crop_size is \(32, 30\)"),
-        ("preprocessor_config.json", {"crop_size": {"height": 24, "width": 24}}, "the network takes 32"),
-        ("preprocessor_config.json", {"offset": True}, "offset is True"),
-    ],
-)
-def test_what_is_missing_or_cannot_be_expressed_is_refused_by_name(
-    changeable: Path, file: str, changes: dict[str, Any], said: str, tmp_path: Path
-) -> None:
-    change_json(changeable / file, **changes)
-    with pytest.raises(CheckpointError, match=said):
-        import_model(f"hf:{changeable}", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_exact_size_without_a_crop_is_expressed(changeable: Path) -> None:
-    size = {"height": 32, "width": 32}
-    change_json(changeable / "preprocessor_config.json", do_center_crop=False, size=size, crop_size=None)
-    imported = from_hf.read(str(changeable), None)
-    assert (imported.clip.exact_size, imported.clip.crop_size) == ((32, 32), 32)
-    assert imported.own_preprocess is not None
-    assert "by 0." in compare_preprocessing(imported.own_preprocess, imported.clip, enlarged=1)
-
-
-@pytest.mark.parametrize("damage", ["cut", "gone", "pickle", "no json", "no folder"])
-def test_damaged_folders_end_with_the_code_of_a_damaged_checkpoint(
-    ivdr: Callable[..., Any], changeable: Path, damage: str, tmp_path: Path
-) -> None:
-    weights = changeable / "model.safetensors"
-    if damage == "cut":
-        weights.write_bytes(weights.read_bytes()[:-100])
-    elif damage == "gone":
-        weights.unlink()
-    elif damage == "pickle":
-        weights.rename(changeable / "pytorch_model.bin")
-    elif damage == "no json":
-        (changeable / "config.json").write_text("{")
-    else:
-        shutil.rmtree(changeable)
-    code, _, stderr = ivdr("import", f"hf:{changeable}", "-o", tmp_path / "out")
-    assert (code, (tmp_path / "out").exists()) == (5, False), stderr
-
-
-def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingDependencyError) as caught:
-        import_model("hf:somewhere", tmp_path / "out")
-    assert "ivdr-deploy[hf]" in caught.value.hint

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import torch
 from torchvision.models import get_model, get_model_weights
 
 from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.errors import CheckpointError
 from ivdr_deploy.export import from_torchvision
 from ivdr_deploy.export.from_torchvision import NETWORKS
 from ivdr_deploy.runtimes.loading import open_model
@@ -29,6 +34,25 @@ def checkpoint(name: str, path: Path, *, classes: int = 400) -> Path:
             torch.nn.init.normal_(parameter, std=0.5)
     torch.save(network.state_dict(), path)
     return path
+
+
+class Runs:
+    """What reading would run."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch ran",)
+
+
+def saved(value: Any, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream, **options)
+    return stream.getvalue()
+
+
+def nested() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are a prototype, it says
+        return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +127,47 @@ def test_the_bundle_agrees_with_torchvision_from_the_decoded_frames_on(
         (b"", "is not a readable file of torch.save"),
         (b"PK\x03\x04 no zip", "is not a readable file of torch.save"),
         (b"cos\nsystem\n(S'touch ran'\ntR.", "names 'os.system'"),
+        (pickle.dumps({"a": [{"b": Runs()}]}, protocol=0), "names 'posix.system'"),
+        (pickle.dumps({"a": [{"b": Runs()}]}, protocol=2), "names 'posix.system'"),
+        (pickle.dumps({"a": [{"b": Runs()}]}, protocol=5), "names 'posix.system'"),
+        (saved({"a": [{"b": Runs()}]}), "names 'posix.system'"),
+        (saved({"a": [{"b": Runs()}]}, pickle_protocol=4), "names 'posix.system'"),
+        (saved({"a": [Runs()]}, _use_new_zipfile_serialization=False), "names 'posix.system'"),
+        (saved(torch.nn.Linear(2, 2)), "names 'torch.nn.modules.linear.Linear'"),
+        (saved({"a": torch.zeros(2)}, pickle_protocol=4), "is not a readable file of torch.save"),
+        (saved({"state_dict": {"a": torch.zeros(2)}}), "is not a state dict"),
+        (saved({"a": nested()}), "is not a state dict"),
     ],
 )
 def test_a_file_that_is_no_state_dict_is_refused_and_nothing_is_written(
-    ivdr: Callable[..., Any], content: bytes, said: str, tmp_path: Path
+    ivdr: Callable[..., Any], content: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
+    monkeypatch.chdir(tmp_path)
     code, _, stderr = ivdr("import", "torchvision:r3d_18", "--weights", path, "-o", tmp_path / "out")
     assert (code, said in " ".join(stderr.split())) == (5, True), stderr
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_changed_bit_in_the_weights_is_found(weights: Path, tmp_path: Path) -> None:
+    """torch itself reads over it."""
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    (tmp_path / "changed.pth").write_bytes(content)
+    assert torch.load(tmp_path / "changed.pth", weights_only=True)
+    with pytest.raises(CheckpointError, match=r"is damaged: '.*data/\d+' in it does not have its checksum"):
+        from_torchvision.read("mc3_18", tmp_path / "changed.pth")
+
+
+def test_two_tensors_for_one_place_are_refused(weights: Path, tmp_path: Path) -> None:
+    state = torch.load(weights, weights_only=True)
+    state["classifier.linear.weight"] = torch.zeros(400, 512)  # as our own checkpoints call it
+    torch.save(state, tmp_path / "both.pth")
+    with pytest.raises(
+        CheckpointError, match=r"two tensors for one place: 'fc.weight' and 'classifier.linear.w"
+    ):
+        from_torchvision.read("mc3_18", tmp_path / "both.pth")
 
 
 def test_another_number_of_classes_names_the_tensor(ivdr: Callable[..., Any], tmp_path: Path) -> None:

@@ -6,12 +6,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from bundles import reseal
 
 from ivdr_deploy import environment
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.environment import has_nvidia_driver
-from ivdr_deploy.errors import ConfigError, DataError, EngineIncompatibleError, ExportError, ParityError
+from ivdr_deploy.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    EngineIncompatibleError,
+    ExportError,
+    ParityError,
+)
 from ivdr_deploy.export.bundle_export import add_variants
 from ivdr_deploy.export.calibration import Calibration, calibration_clips
 from ivdr_deploy.export.int8.scales import Scale
@@ -69,6 +77,27 @@ def test_the_first_variant_stays_the_default_and_another_runs_on_request(half_an
         assert runtime.precision == "int8"
 
 
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("model.onnx", "fp32"), ("model-fp16.onnx", "fp16"), ("onnx-int8-cpu.onnx", "int8")],
+)
+def test_a_file_by_itself_says_what_it_computes_in(half_and_eighth: Path, name: str, precision: str) -> None:
+    model = open_model(half_and_eighth / name)
+    with model.runtime as runtime:
+        assert (model.variant, runtime.precision) == (f"onnx-{precision}", precision)
+        assert runtime.description.endswith(precision)
+
+
+def test_a_file_of_another_precision_is_not_judged_by_the_tolerance_of_its_variant(
+    half_and_eighth: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(half_and_eighth, tmp_path / "bundle"))
+    shutil.copyfile(folder / "model.onnx", folder / "onnx-int8-cpu.onnx")
+    reseal(folder)
+    with pytest.raises(ArtifactError, match=r"onnx-int8-cpu\.onnx computes in fp32, expected int8"):
+        open_model(folder, variant="onnx-int8-cpu")
+
+
 def test_a_variant_for_instructions_that_are_not_there_is_never_run(
     bundle: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,8 +112,9 @@ def test_a_variant_for_instructions_that_are_not_there_is_never_run(
     assert registry.misfit(made, "cpu") == ""
     monkeypatch.setattr(registry, "instruction_sets", lambda: frozenset({"avx2"}))
     assert "needs a processor with vnni" in registry.misfit(made, "cpu")
-    with pytest.raises(EngineIncompatibleError, match="needs a processor with vnni"):
-        open_model(folder, variant=made.id)
+    for path, variant in ((folder, made.id), (folder / made.files[0], None)):
+        with pytest.raises(EngineIncompatibleError, match="needs a processor with vnni"):
+            open_model(path, variant=variant)
 
 
 def test_an_int8_graph_that_computes_something_else_is_refused_and_the_bundle_is_as_it_was(
@@ -153,10 +183,30 @@ def test_videos_that_cannot_be_used_do_not_calibrate(bundle: Path, videos: Path,
     for index in range(20):
         (tmp_path / f"{index:02}.mp4").write_bytes(b"no video at all")
     clip = open_bundle(bundle).manifest.clip
-    with pytest.raises(DataError, match="gives 0 clips, and calibration needs 12"):
+    with pytest.raises(
+        DataError, match=r"gives 0 clips, .* needs 12 \(20 of 20 videos cannot be used, the first"
+    ):
         calibration_clips(calibration(tmp_path).calibration, clip)
     shutil.copytree(videos, tmp_path, dirs_exist_ok=True)
     assert len(calibration_clips(calibration(tmp_path).calibration, clip)) >= 12
+
+
+def test_others_take_the_place_of_videos_that_cannot_calibrate(
+    bundle: Path, videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a long list nearly all is broken: what is not looks as if it were too little, if one tries a part only."""
+    sound = [videos / f"{number}.mp4" for number in range(6)]
+    rows = ["absent.mp4"] + [str(sound[0])] + [f"absent{number}.mp4" for number in range(60)]
+    rows += [str(path) for path in sound[1:]] + [f"gone{number}.mp4" for number in range(80)]
+    listed = "path\n" + "\n".join(rows) + "\n"
+    (tmp_path / "list.csv").write_text(listed)
+    clip = open_bundle(bundle).manifest.clip
+    with pytest.raises(DataError, match=r"gives 6 clips, .* \(141 of 147 videos cannot be used"):
+        calibration_clips(calibration(tmp_path / "list.csv").calibration, clip)
+    for number in range(42):
+        shutil.copyfile(sound[number % len(sound)], tmp_path / f"absent{number}.mp4")
+    assert len(calibration_clips(calibration(tmp_path / "list.csv").calibration, clip)) == 48
+    assert "calibration: " in caplog.text
 
 
 def test_the_instruction_sets_of_this_processor_are_those_of_the_system() -> None:

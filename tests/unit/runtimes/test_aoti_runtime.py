@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import reseal
+from full_disk import run_on_full_disk
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.manifest import Target, Variant, file_entry, labels_sha256, write_manifest
@@ -146,6 +147,28 @@ def test_a_package_of_another_torch_is_refused_before_it_is_loaded(
     assert expected in aoti_runtime.misfit(replace(FITTING, **change), "cpu")
 
 
+@pytest.mark.parametrize(
+    "target", [Target(), Target(device="cpu"), Target(instruction_set="avx2")], ids=["nothing", "cpu", "avx2"]
+)
+def test_a_package_of_which_nobody_says_what_it_was_compiled_for_is_refused_before_it_is_loaded(
+    bundle: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aoti_runtime, "AotiRuntime", lambda *_, **__: pytest.fail("it was loaded"))
+    with pytest.raises(EngineIncompatibleError, match="does not say for which device and instructions"):
+        open_variant(open_bundle(bundle), replace(FITTING, target=target))
+
+
+def test_a_package_for_another_number_of_threads_is_refused_before_it_is_loaded(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aoti_runtime, "AotiRuntime", lambda *_, **__: "opened")
+    variant = replace(FITTING, target=replace(FITTING.target, threads=3))
+    assert open_variant(open_bundle(bundle), variant, threads=3) == "opened"
+    with pytest.raises(EngineIncompatibleError, match="was made for 3 threads, and would get 2") as caught:
+        open_variant(open_bundle(bundle), variant, threads=2)
+    assert "OMP_NUM_THREADS=3" in caught.value.hint
+
+
 @pytest.mark.parametrize("instruction_set", ["avx512", "bf16"])
 def test_a_package_for_instructions_that_are_missing_is_refused_before_it_is_loaded(
     bundle: Path, instruction_set: str, monkeypatch: pytest.MonkeyPatch
@@ -164,6 +187,24 @@ def test_a_file_that_is_no_package_is_refused(bundle: Path, tmp_path: Path) -> N
     path.write_bytes(b"PK\x03\x04 but no more")
     with pytest.raises(ArtifactError, match=r"model\.pt2 cannot be loaded by torch"):
         AotiRuntime(path, clip=open_bundle(bundle).manifest.clip, output_names=("logits",), precision="fp32")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there packages are for the GPU")
+@needs_compiler
+def test_a_full_disk_while_a_package_is_compiled_is_no_fault_of_the_compiler(
+    bundle: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    before = open_bundle(folder)
+    code, said = run_on_full_disk(
+        f"add_variants({str(folder)!r}, [('aoti', 'fp32')])",
+        limit=1000,
+        before="from ivdr_deploy.export.bundle_export import add_variants\n"
+        "import ivdr_deploy.export.to_aoti\n"
+        "fill()",
+    )
+    assert (code, "File too large" in said) == (9, True), said
+    assert open_bundle(folder) == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there packages are for the GPU")

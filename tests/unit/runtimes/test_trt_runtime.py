@@ -11,7 +11,7 @@ from videos import numbered_video
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.manifest import Variant, labels_sha256
-from ivdr_deploy.artifacts.sidecar import EngineInfo, read_sidecar, write_sidecar
+from ivdr_deploy.artifacts.sidecar import BatchProfile, EngineInfo, read_sidecar, write_sidecar
 from ivdr_deploy.errors import (
     ArtifactError,
     ConfigError,
@@ -131,6 +131,31 @@ def test_a_plan_made_for_labels_in_another_order_is_refused(built: Path, tmp_pat
     reseal(folder, labels=tuple(reversed(labels)))
     with pytest.raises(ArtifactError, match="was made for other labels, or the same in another order"):
         open_model(folder, variant=plan_of(folder).id, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"precision": "int8"}, "the precision is 'int8', in the manifest 'fp32'"),
+        ({"provider": "other"}, "the provider is"),
+        ({"outputs": ("feature",)}, "the outputs is 'feature', in the manifest"),
+        ({"clip_shape": (8, 32, 32, 3)}, r"the clip shape is '\(8, 32, 32, 3\)'"),
+        ({"batch": BatchProfile(min=1, opt=2, max=0)}, "no plan takes from 1 to 0 clips"),
+        ({"batch": BatchProfile(min=-1, opt=2, max=64)}, "no plan takes from -1 to 64 clips"),
+    ],
+)
+def test_a_sidecar_that_says_something_else_than_the_manifest_is_refused(
+    built: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    """By its precision, for example, the plan would be judged: by the tolerance of int8 where it is fp32."""
+    folder = Path(shutil.copytree(built, tmp_path / "bundle"))
+    engine = engine_of(folder)
+    info = read_sidecar(engine)
+    if "provider" in changes:
+        changes = {"provider": "tensorrt" if info.provider == "tensorrt_rtx" else "tensorrt_rtx"}
+    write_sidecar(engine, replace(info, **changes))
+    with pytest.raises(ArtifactError, match=said):
+        open_model(reseal(folder), variant=plan_of(folder).id, device="cuda")
 
 
 def test_a_plan_of_another_contract_is_refused(built: Path) -> None:

@@ -1,0 +1,74 @@
+"""Looks into files of ``torch.save`` without loading them: for names that reading one would import, at checksums."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from typing import Any
+
+_OWN = ("torch.", "collections.OrderedDict")
+_MAX_BYTES = 64 << 20
+"""Of the pickle in an archive; names of tensors take some hundred bytes each."""
+
+_PICKLES = 8
+"""In a file of ``torch.save``'s old form there are four, one after the other."""
+
+
+class _Inert:
+    """Stands for whatever a name of torch would be, and does nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+    def __setitem__(self, _: object, __: object) -> None: ...
+
+
+class _ForeignNameError(Exception):
+    """A name that is not torch's own."""
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        if not f"{module}.{name}".startswith(_OWN):
+            raise _ForeignNameError(f"{module}.{name}")
+        return _Inert
+
+    def persistent_load(self, _: Any) -> _Inert:
+        return _Inert()
+
+
+def foreign_name(content: bytes) -> str:
+    """Find the first name in a file of ``torch.save``, or in any pickle, that is not torch's own.
+
+    Returns:
+        Module and name; empty where none is found, or the file is damaged before it.
+    """
+    try:
+        if zipfile.is_zipfile(io.BytesIO(content)):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                (name,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
+                with archive.open(name) as stored:
+                    content = stored.read(_MAX_BYTES)
+        stream = io.BytesIO(content)
+        for _ in range(_PICKLES):
+            _Reader(stream).load()
+    except _ForeignNameError as found:
+        return str(found)
+    except Exception:  # noqa: BLE001 - a damaged file makes its readers raise what they like
+        return ""
+    return ""
+
+
+def damaged_member(content: bytes) -> str:
+    """Name the first part of an archive whose checksum is wrong, which torch does not look at.
+
+    Returns:
+        Empty where all are right, or the file is no archive.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return archive.testzip() or ""
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return ""
