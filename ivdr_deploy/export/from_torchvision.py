@@ -155,9 +155,8 @@ def _state_dict(content: bytes, where: str) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the form of a file, which is an error below or none
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch raises what it likes on damaged files; its own text tells how to run the file
+    except Exception as error:
+        # torch raises what it likes on damaged files, and its own text tells how to run the file.
         said = re.search(r"GLOBAL (\S+)", str(error))
         if foreign := said[1] if said else foreign_name(content):
             raise CheckpointError(

@@ -260,9 +260,8 @@ def as_os_error(where: str) -> Iterator[None]:
     """Let what a store's library raises be an error of the system that names the place."""
     try:
         yield
-    except (
-        OSError
-    ) as error:  # an errno makes the kind of the error; the classes of libraries take other arguments
+    except OSError as error:
+        # A number makes the kind of the error: the classes of libraries take other arguments.
         kind = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}
         number = error.errno or next((kind[of] for of in kind if isinstance(error, of)), errno.EIO)
         raise OSError(number, str(error)[:200], where) from error

@@ -182,10 +182,7 @@ V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
     [
         ("", set()),
         ("avx sse4_2", set()),
-        (
-            "avx2 bmi1 bmi2 f16c movbe abm",
-            set(),
-        ),  # as on processors of VIA: compilers would multiply and add at once
+        ("avx2 bmi1 bmi2 f16c movbe abm", set()),  # as on VIA's: compilers would multiply and add at once
         (V3, {"avx2"}),
         (f"{V3} avx_vnni", {"avx2", "vnni"}),
         (f"{V3} avx512f avx512cd", {"avx2"}),  # as on Knights Landing
