@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_every_loader_feeds_the_same_batch_as_frames_as_it_says(tmp_path: Path) -> None:
     make_figures(tmp_path / "videos", train_actors=1, test_actors=1)
-    config = bench._config(tmp_path)
+    config = bench._config(tmp_path, "tiny")
     with ExitStack() as opened:
         found = {
             name: bench._Loader(config, keeping, tmp_path / name, 2, opened)
@@ -39,7 +39,7 @@ def test_nothing_is_drawn_ahead_while_something_else_is_timed(
 ) -> None:
     """Else the pure forward and backward pass would seem slower than it is, and a whole step no slower than that."""
     make_figures(tmp_path / "videos", train_actors=1, test_actors=1)
-    config = bench._config(tmp_path)
+    config = bench._config(tmp_path, "tiny")
     slow, drawing, taken = threading.Event(), threading.Lock(), []
 
     def draw(loader: bench._Loader) -> dict[str, int]:

@@ -220,6 +220,7 @@ def test_calls_that_were_taken_are_answered_when_it_stops(tiny_bundle: Path, tmp
         errors = process.communicate(timeout=60)[1]
     assert process.returncode == 0, errors
     assert set(answers) == {200}
-    assert set(lost) <= {"StatusCode.UNAVAILABLE"}, lost
+    # What comes in the moment of the stop gRPC turns away by itself; of what the service took all was answered.
+    assert set(lost) <= {"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED"}, lost
     logged = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
     assert [line["status"] for line in logged] == [200] * len(answers)

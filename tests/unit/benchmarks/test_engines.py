@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.manifest import Target
 from ivdr_deploy.benchmarks import engine_process, engines
 from ivdr_deploy.benchmarks.engine_process import Task, rest
 from ivdr_deploy.benchmarks.engines import EngineProcess, time_variants, timed_variants
@@ -146,7 +147,10 @@ def test_a_turn_ends_when_the_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> 
 def test_machine_code_and_what_is_unverified_are_timed_only_where_they_are_named(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     reference, exported = bundle.manifest.variants
-    compiled = replace(exported, id="aoti-fp32", runtime="aoti", build={"torch": torch.__version__})
+    here = Target(device="cpu", instruction_set="avx2")
+    compiled = replace(
+        exported, id="aoti-fp32", runtime="aoti", build={"torch": torch.__version__}, target=here
+    )
     unproved = replace(exported, id="onnx-new", parity=())
     changed = replace(
         bundle, manifest=replace(bundle.manifest, variants=(reference, exported, compiled, unproved))
