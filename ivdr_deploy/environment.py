@@ -178,6 +178,13 @@ def signal_name(number: int) -> str:
         return str(number)
 
 
+def ending(code: int | None) -> str:
+    """Say how a process ended, after its exit code; that of a signal is its negative number."""
+    if code is not None and code < 0:
+        return f"was ended by signal {signal_name(-code)}"
+    return f"ended with exit code {code}"
+
+
 def gpus() -> list[dict[str, str]]:
     """Return ``name``, ``memory`` and ``driver`` of every NVIDIA GPU; empty without a driver."""
     output = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ivdr_deploy.decoding import _worker
-from ivdr_deploy.environment import signal_name
+from ivdr_deploy.environment import ending
 from ivdr_deploy.errors import (
     ConfigError,
     IvdrError,
@@ -284,7 +284,7 @@ def _as_video_error(
         return error
     if isinstance(error, ProcessExpired):
         return VideoCrashError(
-            f"{name}: the process that decoded it {_ending(error.exitcode)}",
+            f"{name}: the process that decoded it {ending(error.exitcode)}",
             hint="the file, or the machine's memory; the other videos are not affected",
         )
     if isinstance(error, TimeoutError) and options is not None:
@@ -306,12 +306,6 @@ def _as_video_error(
         f"{name}: unexpected {type(error).__name__} while decoding ({str(error)[:100]})",
         hint="please report this with the file",
     )
-
-
-def _ending(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        return f"was ended by signal {signal_name(-exitcode)}"
-    return f"ended with exit code {exitcode}"
 
 
 def _start_processes(options: DecodeOptions) -> ProcessPool:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from multiprocessing.connection import Pipe
 from typing import Any
 
-from ivdr_deploy.environment import only_gpu, signal_name
+from ivdr_deploy.environment import ending, only_gpu
 from ivdr_deploy.errors import ResourceError, VideoCrashError, VideoTimeoutError
 from ivdr_deploy.scoring.stage import Group
 from ivdr_deploy.scoring.task import FAILED, READY, Opened, Task
@@ -63,7 +63,7 @@ class Worker:
         try:
             kind, said = self._channel.recv()
         except (EOFError, OSError):
-            how = _ending(self._process.wait())
+            how = ending(self._process.wait())
             raise ResourceError(
                 f"the scoring process {how} while it opened the model",
                 hint="the machine's memory, or the engine: `ivdr predict` on one video shows it",
@@ -80,7 +80,7 @@ class Worker:
             if self._channel.poll(seconds):
                 return self._channel.recv()  # type: ignore[no-any-return]
         except (EOFError, OSError):
-            how = _ending(self._process.wait())
+            how = ending(self._process.wait())
             return DIED, VideoCrashError(f"the process that scored it {how}")
         self._process.kill()
         return DIED, VideoTimeoutError(
@@ -104,7 +104,3 @@ class Worker:
                 self._process.wait()
             os.close(self._life)
             self._process = None
-
-
-def _ending(code: int) -> str:
-    return f"was ended by signal {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
