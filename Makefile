@@ -79,7 +79,7 @@ bench-scoring: $(STAMP) ## scoring of collections: throughput, kills, a million 
 support-matrix: $(STAMP) ## write docs/support-matrix.md from the records in docs/results
 	$(BIN)/python -m examples.engines.support_matrix
 
-results-training: $(STAMP) ## what pre-training is worth: every method, five seeds, two sets (hours; goes on where it stopped)
+results-training: $(STAMP) ## what pre-training is worth: every method, five seeds, three sets (two hours or so; goes on where it stopped)
 	$(BIN)/python -m examples.training
 
 bench-training: $(STAMP) ## how fast training runs: step, loader, bf16, two processes; build/bench/training.json

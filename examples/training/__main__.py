@@ -7,12 +7,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.training.measure import measure
-from examples.training.methods import METHODS, DataSet, figures, weizmann
+from examples.training.measure import measured
+from examples.training.methods import METHODS, DataSet, Unit, figures, real
 from examples.training.report import render
+from examples.training.units import side_by_side
 from ivdr_deploy._console import console, exiting
 from ivdr_deploy._files import atomic_path
-from ivdr_deploy.environment import environment_facts, let_threads_sleep
+from ivdr_deploy.environment import environment_facts, let_threads_sleep, usable_cores
 
 SEEDS = 5
 ACTORS = (20, 40)
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default=";".join(METHODS), help="names, parted by ';'")
     parser.add_argument("--epochs", type=int, default=24, help="of the whole method on the figures")
     parser.add_argument("--actors", type=int, nargs=2, default=ACTORS, help="to train on, and unseen ones")
+    parser.add_argument(
+        "--at-once", type=int, default=usable_cores(), help="processes, which share the cores"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/results-training"), help="runs in progress")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where page and values go")
     given = parser.parse_args(arguments)
@@ -46,40 +50,62 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train_actors=train_actors,
             test_actors=test_actors,
         )
-        real = weizmann(given.work / "weizmann" / "lists", epochs=given.epochs)
-        if real is None:
+        sets = [made, *real(given.work, epochs=given.epochs)]
+        if len(sets) == 1:
             console.print(
-                "IVDR_TEST_DATA names no actions-mini: the Weizmann clips are left out", style="yellow"
+                "IVDR_TEST_DATA names no actions-mini and actions-dark: real clips are left out",
+                style="yellow",
             )
-        sets = [one for one in (made, real) if one is not None]
-        run(sets, given.methods.split(";"), seeds=given.seeds, work=given.work, out=given.out)
+        units = units_of(sets, given.methods.split(";"), seeds=given.seeds, work=given.work)
+        run(units, out=given.out, at_once=given.at_once)
 
 
-def run(sets: Sequence[DataSet], methods: Sequence[str], *, seeds: int, work: Path, out: Path) -> None:
-    """Measure seed by seed, and write page and values after each."""
-    values: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for seed in range(seeds):
-        for data in sets:
-            for name in methods:
-                console.rule(f"{data.name}, {name}, seed {seed}", align="left")
-                folder = work / data.name / name.replace(" ", "-") / str(seed)
-                found = measure(name, METHODS[name], data, folder.absolute(), seed=seed)
-                for protocol, value in found.items():
-                    values.setdefault(data.name, {}).setdefault(protocol, {}).setdefault(name, []).append(
-                        value
-                    )
-                _write(values, out)
+def units_of(sets: Sequence[DataSet], methods: Sequence[str], *, seeds: int, work: Path) -> list[Unit]:
+    """Return what there is to do, seed by seed."""
+    return [
+        Unit(method=name, data=data, folder=work / data.name / name.replace(" ", "-") / str(seed), seed=seed)
+        for seed in range(seeds)
+        for data in sets
+        for name in methods
+    ]
+
+
+def run(units: Sequence[Unit], *, out: Path, at_once: int) -> None:
+    """Measure what was not measured yet, and write page and values after each."""
+    missing = [unit for unit in units if measured(unit) is None]
+    for number, unit in enumerate(side_by_side(missing, at_once=at_once), start=1):
+        found = ", ".join(f"{protocol} {value:.3f}" for protocol, value in (measured(unit) or {}).items())
+        console.print(f"{unit.title}: {found}; {number} of {len(missing)} done", markup=False)
+        write(units, out)
+    write(units, out)
     console.print(f"wrote {out / 'training.md'} and {out / 'training.json'}", markup=False)
 
 
-def _write(values: dict[str, dict[str, dict[str, list[float]]]], out: Path) -> None:
-    facts = environment_facts()
+def write(units: Sequence[Unit], out: Path) -> None:
+    """Write page and values of the units before the first that is missing, so that lists of values are by seed."""
+    values: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for unit in units:
+        found = measured(unit)
+        if found is None:
+            break
+        for protocol, value in found.items():
+            values.setdefault(unit.data.name, {}).setdefault(protocol, {}).setdefault(unit.method, []).append(
+                value
+            )
     for name, text in (
-        ("training.json", json.dumps({**values, "environment": facts}, indent=2) + "\n"),
-        ("training.md", render(values, how=_HOW)),
+        ("training.json", json.dumps(values, indent=2) + "\n"),
+        ("training.md", render(values, how=f"{_HOW}\n\n{_ran_on()}")),
     ):
         with atomic_path(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _ran_on() -> str:
+    facts = environment_facts()
+    return (
+        f"{facts['time'][:10]}, {facts['cpu']}, {facts['cores']} cores, torch {facts['packages']['torch']}, commit "
+        f"`{facts['git_revision'] or 'unknown'}`."
+    )
 
 
 if __name__ == "__main__":

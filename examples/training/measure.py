@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
@@ -12,7 +13,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from examples.training.methods import DataSet, Method, finetune_config, pretrain_config
+from examples.training.methods import METHODS, DataSet, Unit, finetune_config, pretrain_config
 from ivdr_deploy._files import atomic_path
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, read_checkpoint_info
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
@@ -30,69 +31,71 @@ from train.pretrain import pretrain
 from train.regression import fit
 from train.run import CHECKPOINT_NAME
 
+RESULTS = "results.json"
+"""What was found, in the folder of a method and seed."""
+
 PLAN = ViewPlan(num_clips=10)
 _PENALTY = 0.01
 _CALL = 16
 
 
-def measure(name: str, method: Method, data: DataSet, folder: Path, *, seed: int) -> dict[str, float]:
-    """Train one backbone and measure it; what was finished before under the same folder is not done again.
-
-    Args:
-        name: Of the method.
-        method: How to get the backbone.
-        data: The videos.
-        folder: Of this method and seed; ``results.json`` in it holds what is returned.
-        seed: Of the training.
-
-    Returns:
-        By protocol a share from 0 to 1.
+def measure(unit: Unit) -> None:
+    """Train one backbone and measure it, and keep what was found: by protocol a share from 0 to 1.
 
     Raises:
-        FolderError: if what was finished, or a part of it, had other settings.
+        FolderError: if a part that was finished before had other settings.
     """
-    path = folder / "results.json"
-    config = pretrain_config(method, data, folder, seed=seed)
-    made_with = [str(data.test), *changed_settings(config)]
-    tuning = finetune_config(data, folder / "finetune", seed=seed)
-    tuned_with = changed_settings(tuning)
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        # Results of before that was kept do not say how they were fine-tuned.
-        if kept["made_with"] != made_with or kept.get("tuned_with", tuned_with) != tuned_with:
-            raise FolderError(
-                f"{path} was made with other settings", hint="give another --work, or remove it"
-            )
-        measured: dict[str, float] = kept["values"]
-        return measured
-    model, checkpoint = _trained(method, data, config, folder, seed)
-    found = features_and_order(model, data, config, ranks=method.kind == "pretrain" and config.dual.ranks)
-    if method.kind == "supervised":
+    config = pretrain_config(unit)
+    model, checkpoint = _trained(unit, config)
+    ranks = METHODS[unit.method].kind == "pretrain" and config.dual.ranks
+    found = features_and_order(model, unit.data, config, ranks=ranks)
+    if METHODS[unit.method].kind == "supervised":
         assert checkpoint is not None
-        found["fine-tune"] = read_checkpoint_info(checkpoint).provenance.metrics["video_accuracy"]
+        tuned = checkpoint
     else:
-        if checkpoint:
-            start = [f"init={checkpoint}"]
-            tuning = finetune_config(data, folder / "finetune", seed=seed, overrides=start)
-        tuned = trained_as(tuning)
-        found["fine-tune"] = read_checkpoint_info(tuned).provenance.metrics["video_accuracy"]
-    with atomic_path(path) as temporary:
-        kept = {"made_with": made_with, "tuned_with": tuned_with, "values": found}
-        temporary.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        start = [f"init={checkpoint}"] if checkpoint else []
+        tuned = trained_as(finetune_config(unit, overrides=start))
+    found["fine-tune"] = read_checkpoint_info(tuned).provenance.metrics["video_accuracy"]
+    with atomic_path(unit.folder / RESULTS) as temporary:
+        temporary.write_text(
+            json.dumps({**made_with(unit), "values": found}, indent=2) + "\n", encoding="utf-8"
+        )
     for part in ("pretrain", "finetune", "supervised"):
-        shutil.rmtree(folder / part, ignore_errors=True)  # some MB each
+        shutil.rmtree(unit.folder / part, ignore_errors=True)  # some MB each
+
+
+def measured(unit: Unit) -> dict[str, float] | None:
+    """Return what ``measure`` found before, or None.
+
+    Raises:
+        FolderError: if it had other settings.
+    """
+    path = unit.folder / RESULTS
+    if not path.is_file():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, float] = kept.pop("values")
+    if kept != made_with(unit):
+        raise FolderError(f"{path} was made with other settings", hint="give another --work, or remove it")
     return found
 
 
-def _trained(
-    method: Method, data: DataSet, config: PretrainConfig, folder: Path, seed: int
-) -> tuple[VideoModel, Path | None]:
-    if method.kind == "random":
-        torch.manual_seed(seed)
+def made_with(unit: Unit) -> dict[str, list[str]]:
+    """Return the settings that what was found is kept with."""
+    return {
+        "made_with": [str(unit.data.test), *changed_settings(pretrain_config(unit))],
+        "tuned_with": changed_settings(finetune_config(unit)),
+    }
+
+
+def _trained(unit: Unit, config: PretrainConfig) -> tuple[VideoModel, Path | None]:
+    kind = METHODS[unit.method].kind
+    if kind == "random":
+        torch.manual_seed(unit.seed)
         return build_model(config.model, config.clip).eval(), None
-    if method.kind == "supervised":
+    if kind == "supervised":
         longer = [f"optim.epochs={config.optim.epochs}"]
-        path = trained_as(finetune_config(data, folder / "supervised", seed=seed, overrides=longer))
+        path = trained_as(finetune_config(unit, "supervised", overrides=longer))
     else:
         path = trained_as(config)
     return load_checkpoint(path).model, path
@@ -135,18 +138,26 @@ def features_and_order(
     wanted = np.array(truth[1])
     found = {"R@1": recall[1].value, "probe": float((logits.argmax(axis=1) == wanted).mean())}
     if data.pairs:
-        found["order pairs"] = _pairs(logits, wanted, [tuple(map(labels.index, pair)) for pair in data.pairs])
+        found |= _pairs(logits, wanted, labels, data.pairs)
     return found | ranking
 
 
-def _pairs(logits: np.ndarray, truth: np.ndarray, pairs: list[tuple[int, ...]]) -> float:
-    """Return the share of the videos of order-only pairs whose class is told from the other of its pair."""
-    right = []
-    for one, two in pairs:
-        for mine, other in ((one, two), (two, one)):
-            rows = truth == mine
-            right.append(logits[rows, mine] > logits[rows, other])
-    return float(np.concatenate(right).mean())
+def _pairs(
+    logits: np.ndarray, truth: np.ndarray, labels: Sequence[str], pairs: Sequence[tuple[str, str]]
+) -> dict[str, float]:
+    """Return the share of videos told from the other class of their order-only pair: by pair, and of all."""
+    right = {}
+    for pair in pairs:
+        one, two = map(labels.index, pair)
+        right[" or ".join(pair)] = np.concatenate(
+            [
+                logits[truth == mine, mine] > logits[truth == mine, other]
+                for mine, other in ((one, two), (two, one))
+            ]
+        )
+    return {"order pairs": float(np.concatenate(list(right.values())).mean())} | {
+        name: float(one.mean()) for name, one in right.items()
+    }
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,25 @@ class DataSet:
     """Settings of every training on it."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """One backbone to train and measure: what is done as a whole, and kept."""
+
+    method: str
+    """Its name among ``METHODS``."""
+
+    data: DataSet
+    folder: Path
+    """Of this method and seed."""
+
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """What a person reads."""
+        return f"{self.data.name}, {self.method}, seed {self.seed}"
+
+
 def figures(folder: Path, *, epochs: int, train_actors: int = 20, test_actors: int = 40) -> DataSet:
     """Return the demo's drawn figures, with more unseen actors than the demo has; made where they are absent.
 
@@ -83,53 +102,69 @@ def figures(folder: Path, *, epochs: int, train_actors: int = 20, test_actors: i
     )
 
 
-def weizmann(folder: Path, *, epochs: int) -> DataSet | None:
-    """Return the Weizmann part of the real clips, where ``IVDR_TEST_DATA`` names them; lists go into ``folder``."""
-    source = Path(os.environ.get("IVDR_TEST_DATA", "../shared/data")) / "actions-mini"
-    if not (source / "clips.csv").is_file():
-        return None
-    with (source / "clips.csv").open(newline="", encoding="utf-8") as stream:
-        chosen = {row["path"] for row in csv.DictReader(stream) if row["source"] == "weizmann"}
-    for part in ("train", "test"):
-        items = [item for item in read_video_list(source / f"{part}.csv").items if item.uri in chosen]
-        with (
-            atomic_path(folder / f"{part}.csv") as path,
-            path.open("w", newline="", encoding="utf-8") as stream,
-        ):
-            csv.writer(stream).writerows(
-                [("path", "label"), *((item.path.resolve(), item.label) for item in items)]
-            )
-    return DataSet(
-        name="weizmann",
-        train=folder / "train.csv",
-        test=folder / "test.csv",
-        epochs=3 * epochs,  # it has a third of the videos, or about
-        finetune_epochs=3 * epochs,
-        overrides=("clip.frame_stride=4", "clip.short_side=72", "clip.crop_size=64"),
-    )
+def real(folder: Path, *, epochs: int) -> Iterator[DataSet]:
+    """Yield the sets of real clips, where ``IVDR_TEST_DATA`` names them; lists go into ``folder``.
+
+    ``weizmann`` has cyclic actions, which need no order. In ``dark``, sitting down and standing up do. Nothing was
+    tuned on either: one step of frames for clips of 25 and 30 a second, all else as for the figures.
+    """
+    source = Path(os.environ.get("IVDR_TEST_DATA", "../shared/data"))
+    if not all((source / part / "clips.csv").is_file() for part in ("actions-mini", "actions-dark")):
+        return
+    for name, part, recorded, pairs in (
+        ("weizmann", "actions-mini", "weizmann", ()),
+        ("dark", "actions-dark", "arid", (("sit", "stand"),)),
+    ):
+        lists = folder / name / "lists"
+        with (source / part / "clips.csv").open(newline="", encoding="utf-8") as stream:
+            chosen = {row["path"] for row in csv.DictReader(stream) if row["source"] == recorded}
+        for which in ("train", "test"):
+            items = [
+                item for item in read_video_list(source / part / f"{which}.csv").items if item.uri in chosen
+            ]
+            with (
+                atomic_path(lists / f"{which}.csv") as path,
+                path.open("w", newline="", encoding="utf-8") as stream,
+            ):
+                csv.writer(stream).writerows(
+                    [("path", "label"), *((item.path.resolve(), item.label) for item in items)]
+                )
+        yield DataSet(
+            name=name,
+            train=lists / "train.csv",
+            test=lists / "test.csv",
+            epochs=3 * epochs,  # each has half of the videos, or about
+            finetune_epochs=3 * epochs,
+            pairs=pairs,
+            overrides=("clip.frame_stride=4",),
+        )
 
 
-def pretrain_config(method: Method, data: DataSet, folder: Path, *, seed: int) -> PretrainConfig:
+def pretrain_config(unit: Unit) -> PretrainConfig:
     """Return the settings of a pre-training: the demo's, but for the method and the length."""
-    epochs = data.epochs * CLIPS_OF_RECIPE // method.clips
-    given = [*_given(data, folder / "pretrain", seed), f"optim.epochs={epochs}", *method.overrides]
+    method = METHODS[unit.method]
+    epochs = unit.data.epochs * CLIPS_OF_RECIPE // method.clips
+    given = [*_given(unit, "pretrain"), f"optim.epochs={epochs}", *method.overrides]
     return load_config(PretrainConfig, CONFIGS / "demo_pretrain.toml", given)
 
 
-def finetune_config(
-    data: DataSet, folder: Path, *, seed: int, overrides: Sequence[str] = ()
-) -> FinetuneConfig:
-    """Return the settings of a fine-tuning: the demo's."""
+def finetune_config(unit: Unit, part: str = "finetune", *, overrides: Sequence[str] = ()) -> FinetuneConfig:
+    """Return the settings of a fine-tuning in a part of the folder: the demo's."""
     given = [
-        *_given(data, folder, seed),
-        f"data.test={data.test}",
+        *_given(unit, part),
+        f"data.test={unit.data.test}",
         "view_plan.num_clips=10",
-        f"optim.epochs={data.finetune_epochs}",
+        f"optim.epochs={unit.data.finetune_epochs}",
         *overrides,
     ]
     return load_finetune_config(CONFIGS / "demo_finetune.toml", given)
 
 
-def _given(data: DataSet, out: Path, seed: int) -> list[str]:
-    cache = out.parents[2] / "cache"
-    return [f"out={out}", f"data.train={data.train}", f"data.cache={cache}", f"seed={seed}", *data.overrides]
+def _given(unit: Unit, part: str) -> list[str]:
+    return [
+        f"out={unit.folder / part}",
+        f"data.train={unit.data.train}",
+        f"data.cache={unit.folder.parents[1] / 'cache'}",
+        f"seed={unit.seed}",
+        *unit.data.overrides,
+    ]

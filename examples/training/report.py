@@ -44,7 +44,7 @@ def render(values: Values, *, how: str) -> str:
     """Write the page."""
     lines = ["# What pre-training is worth", "", how, ""]
     for name, protocols in values.items():
-        shown = [protocol for protocol in _PROTOCOLS if protocol in protocols]
+        shown = sorted(protocols, key=lambda name: _PROTOCOLS.index(name) if name in _PROTOCOLS else 2.5)
         methods = list(dict.fromkeys(method for protocol in shown for method in protocols[protocol]))
         lines += [
             f"## {name}",
