@@ -152,7 +152,8 @@ def listed(
         label is None or label.isascii()
     ):  # nearly all of a list; it may be long
         file, key = root.before + written, root.before_absolute + written
-        return Entry(file, written, label or None, key, group or None, place, number)
+        # What the class itself does with them, in half the time.
+        return tuple.__new__(Entry, (file, written, label or None, key, group or None, place, number))
     if is_url(written) or is_web(written):
         uri = as_text(written)
         return Entry(uri, uri, label or None, uri, group or None, place, number)

@@ -169,14 +169,15 @@ class VideoStream:
         first: dict[int, str | None] = {}
         spelled: dict[str | None, str | None] = {None: None}
         for entry in self._entries:
-            if entry.label not in spelled:
-                assert entry.label is not None
-                spelled[entry.label] = one_spelling(entry.label) or None
-            label = spelled[entry.label]
+            written = entry.label
+            if written not in spelled:
+                assert written is not None
+                spelled[written] = one_spelling(written) or None
+            label = spelled[written]
             key = hash(entry.key)  # 64 bits: the text of a million would take 150 MB
             if key not in first:
                 first[key] = label
-                yield entry if label == entry.label else entry._replace(label=label)
+                yield entry if label == written else entry._replace(label=label)
             elif label != first[key]:
                 raise self._two_labels(entry, label)
             else:
