@@ -9,21 +9,22 @@ from __future__ import annotations
 import importlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from ivdr_deploy._files import sha256_file
+from ivdr_deploy._files import atomic_path, sha256_file
 from ivdr_deploy._optional import pip_install
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.manifest import labels_sha256
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.artifacts.sidecar import EXTRAS, BatchProfile, EngineInfo, Provider, write_sidecar
 from ivdr_deploy.errors import ConfigError, ExportError, MissingDependencyError
-from ivdr_deploy.runtimes.trt_runtime import make_logger
+from ivdr_deploy.runtimes.trt_runtime import logger_of
 from ivdr_deploy.spec import INPUT_NAME, MAX_BATCH, Precision
 
 DEFAULT_COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
@@ -90,6 +91,16 @@ def choose_targets(requested: Sequence[str] | None) -> tuple[Provider, ModuleTyp
     return provider, trt, targets
 
 
+def log_path(engine: Path) -> Path:
+    """Return where what the builder said of an engine lies."""
+    return engine.with_name(f"{engine.name}.log")
+
+
+def timings_path(engine: Path, targets: Sequence[str]) -> Path:
+    """Return where the times of kernels lie that ``tensorrt`` took for the engines of a folder, for a GPU."""
+    return engine.with_name(f"tensorrt-sm{'-'.join(target.replace('.', '') for target in targets)}.timings")
+
+
 def build_engine(
     onnx_path: Path,
     engine_path: Path,
@@ -98,7 +109,10 @@ def build_engine(
     precision: Precision,
     compute_capabilities: Sequence[str] | None = None,
 ) -> EngineInfo:
-    """Build a plan and write it with its sidecar.
+    """Build a plan and write it with its sidecar and what the builder said.
+
+    ``tensorrt`` tries kernels on the GPU and takes the fastest. What it timed is kept beside the plan, so that another
+    plan, or the same again, is built in less time and of the same kernels.
 
     Args:
         onnx_path: What ``export_onnx`` wrote.
@@ -114,26 +128,38 @@ def build_engine(
     """
     provider, trt, targets = choose_targets(compute_capabilities)
     started = time.perf_counter()
-    logger = make_logger(trt)
-    builder = trt.Builder(logger)
-    network = _parse(trt, builder, onnx_path, logger)
-    config = builder.create_builder_config()
-    # fp32 means fp32: TF32 is on by default and keeps 10 bits of each factor.
-    config.clear_flag(trt.BuilderFlag.TF32)
-    if provider == "tensorrt_rtx":
-        _set_targets(trt, config, targets)
     batch = BatchProfile(min=1, opt=min(metadata.view_plan.max_views, MAX_BATCH), max=MAX_BATCH)
-    profile = builder.create_optimization_profile()
     shape = metadata.contract.clip_shape
-    profile.set_shape(INPUT_NAME, (batch.min, *shape), (batch.opt, *shape), (batch.max, *shape))
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
+    timings = (
+        timings_path(engine_path, targets) if provider == "tensorrt" else None
+    )  # the other times no kernels
+    with _listening(logger_of(trt)) as said:
+        builder = trt.Builder(logger_of(trt))
+        network = _parse(trt, builder, onnx_path)
+        config = builder.create_builder_config()
+        # fp32 means fp32: TF32 is on by default and keeps 10 bits of each factor.
+        config.clear_flag(trt.BuilderFlag.TF32)
+        if provider == "tensorrt_rtx":
+            _set_targets(trt, config, targets)
+        profile = builder.create_optimization_profile()
+        profile.set_shape(INPUT_NAME, (batch.min, *shape), (batch.opt, *shape), (batch.max, *shape))
+        config.add_optimization_profile(profile)
+        if timings:
+            former = timings.read_bytes() if timings.is_file() else b""
+            # Those of another version or GPU are not taken: the library looks at that itself.
+            config.set_timing_cache(config.create_timing_cache(former), ignore_mismatch=False)
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(
             f"{provider} {trt.__version__} cannot build a plan for compute capability {', '.join(targets)}"
-            f" ({logger.last_error})"
+            f" ({logger_of(trt).last_error})"
         )
     engine_path.write_bytes(plan)
+    if timings:
+        with atomic_path(timings) as temporary:
+            temporary.write_bytes(config.get_timing_cache().serialize())
+    with atomic_path(log_path(engine_path)) as temporary:
+        temporary.write_text("\n".join([*said, ""]), encoding="utf-8")
     info = EngineInfo(
         provider=provider,
         provider_version=trt.__version__,
@@ -154,12 +180,22 @@ def build_engine(
     return info
 
 
-def _parse(trt: Any, builder: Any, onnx_path: Path, logger: Any) -> Any:
+@contextmanager
+def _listening(logger: Any) -> Iterator[list[str]]:
+    """Yield the lines that the library says in the block."""
+    logger.last_error, logger.lines = "", []
+    try:
+        yield logger.lines
+    finally:
+        logger.lines = None
+
+
+def _parse(trt: Any, builder: Any, onnx_path: Path) -> Any:
     flags = trt.NetworkDefinitionCreationFlag
     # TensorRT 11 knows no other kind of network and may drop the flag.
     strongly_typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
     network = builder.create_network(strongly_typed)
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, logger_of(trt))
     if not parser.parse(onnx_path.read_bytes()):
         reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise ExportError(f"TensorRT cannot parse {onnx_path.name} ({'; '.join(reasons)})")

@@ -30,7 +30,7 @@ def add_tensorrt(
     """
     import torch
 
-    from ivdr_deploy.export.to_tensorrt import build_engine, choose_targets
+    from ivdr_deploy.export.to_tensorrt import build_engine, choose_targets, log_path, timings_path
     from ivdr_deploy.runtimes.trt_runtime import TrtRuntime
 
     source = held_variant(draft, "onnx-int8-trt" if precision == "int8" else f"onnx-{precision}")
@@ -46,6 +46,9 @@ def add_tensorrt(
         precision=precision,
         compute_capabilities=compute_capabilities,
     )
+    for kept in (log_path(path), timings_path(path, targets)):
+        if kept.is_file():
+            draft.kinds[kept.name] = "record"
     parity: tuple[OutputParity, ...] = ()
     here = "{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else ""
     if here in info.compute_capabilities:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class TrtRuntime(Runtime):
         _check_origin(path, info, clip, onnx_sha256)
         trt = require(info.provider, extra=EXTRAS[info.provider])
         _check_machine(path, info, trt.__version__)
-        logger = make_logger(trt)
+        logger = logger_of(trt)
+        logger.last_error = ""
         # Kept for as long as the engine: TensorRT needs it until the engine is gone.
         self._runtime: Any = trt.Runtime(logger)
         self._engine: Any = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -202,14 +204,16 @@ def _check_machine(path: Path, info: EngineInfo, installed: str) -> None:
         )
 
 
-def make_logger(trt: Any) -> Any:
-    """Make a logger for ``tensorrt`` or ``tensorrt_rtx``.
+@functools.cache
+def logger_of(trt: Any) -> Any:
+    """Return the one logger of ``tensorrt`` or ``tensorrt_rtx``: the library goes on using the first it was given.
 
     Args:
         trt: The module; its logger class can only be derived from once it is imported.
 
     Returns:
-        A ``trt.ILogger`` whose ``last_error`` is the last error it was told, on one line, or an empty string.
+        A ``trt.ILogger`` whose ``last_error`` is the last error it was told, on one line, or an empty string, and whose
+        ``lines``, where they are a list and not None, gather what it is told, without what only its makers look at.
     """
     errors = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
 
@@ -217,12 +221,15 @@ def make_logger(trt: Any) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.last_error = ""
+            self.lines: list[str] | None = None
 
         def log(self, severity: Any, message: str) -> None:
             # An error is raised, with this text, by whoever made the failing call; as a warning it would be
             # said twice.
             if severity in errors:
                 self.last_error = " ".join(message.split())
+            if self.lines is not None and severity != trt.ILogger.VERBOSE:
+                self.lines.append(f"{severity.name}: {message.strip()}")
             _log.log(logging.WARNING if severity == trt.ILogger.WARNING else logging.DEBUG, "%s", message)
 
     return Logger()

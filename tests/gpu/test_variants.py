@@ -7,16 +7,21 @@ import pytest
 import torch
 from bundles import TINY_CLIP
 from requirements import missing
+from videos import numbered_video
 
 from ivdr_deploy._optional import import_onnxruntime
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.benchmarks.engines import LEAST_TURNS, time_variants, timed_variants
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.export.bundle_export import add_variants
-from ivdr_deploy.export.steps import Request
+from ivdr_deploy.export.calibration import Calibration
+from ivdr_deploy.export.steps import Request, StepOptions
+from ivdr_deploy.export.to_tensorrt import choose_provider
 from ivdr_deploy.runtimes.compare import compare_outputs, describe_failures
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.registry import misfit
 from ivdr_deploy.runtimes.torch_runtime import LAYOUT_KEY, LAYOUTS
+from ivdr_deploy.video.reader import VideoLimits
 
 pytestmark = pytest.mark.gpu
 
@@ -28,13 +33,13 @@ REQUESTS: list[Request] = [
     ("aoti", "fp16"),
     ("aoti", "bf16"),
 ]
-PLANS: list[Request] = [("trt", "fp32"), ("trt", "fp16")]
+PLANS: list[Request] = [("trt", "fp32"), ("trt", "fp16"), ("trt", "int8")]
 
 
-def check_on_gpu(bundle: Path, request: Request) -> None:
+def check_on_gpu(bundle: Path, request: Request, options: StepOptions | None = None) -> None:
     """Add a variant on this machine; it must run, at every size of batch, as torch does on the CPU."""
     held = {variant.id for variant in open_bundle(bundle).manifest.variants}
-    manifest = add_variants(bundle, [request]).manifest
+    manifest = add_variants(bundle, [request], options).manifest
     added = [variant for variant in manifest.variants if variant.id not in held]
     assert added
     reference = open_model(bundle, variant="torch-fp32", device="cpu").runtime
@@ -60,8 +65,15 @@ def test_variants_of_torch_and_onnx(tiny_bundle_copy: Path, request_: Request) -
 
 @pytest.mark.trt
 @pytest.mark.parametrize("request_", PLANS, ids="-".join)
-def test_plans(tiny_bundle_copy: Path, request_: Request) -> None:
-    check_on_gpu(tiny_bundle_copy, request_)
+def test_plans(tiny_bundle_copy: Path, tmp_path: Path, request_: Request) -> None:
+    (tmp_path / "videos").mkdir()
+    for number in range(6):
+        numbered_video(tmp_path / "videos" / f"{number}.mp4", num_frames=20 + number, size=(64, 48))
+    calibration = Calibration(videos=read_video_list(tmp_path / "videos"), limits=VideoLimits())
+    check_on_gpu(tiny_bundle_copy, request_, StepOptions(calibration=calibration))
+    if choose_provider()[0] == "tensorrt":
+        (timings,) = tiny_bundle_copy.glob("tensorrt-sm*.timings")
+        assert timings.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -1,4 +1,5 @@
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from requirements import missing
 from videos import numbered_video
 
 from ivdr_deploy._files import sha256_file
+from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.checkpoint import save_checkpoint
 from ivdr_deploy.artifacts.manifest import labels_sha256
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
@@ -61,8 +63,24 @@ def test_a_plan_is_built_with_a_sidecar_that_says_what_it_belongs_to(
     assert (info.batch.min, info.batch.opt, info.batch.max) == (1, metadata.view_plan.max_views, 64)
     assert info.clip_shape == metadata.contract.clip_shape
     assert engine.stat().st_size > 100_000  # the weights are in it
+    said = (tmp_path / "model.fp32.engine.log").read_text()
+    assert re.search(r"^INFO: .*ONNX IR version", said, re.MULTILINE)
+    assert "VERBOSE" not in said
     if provider == "tensorrt_rtx":
         assert info.compute_capabilities == DEFAULT_COMPUTE_CAPABILITIES
+
+
+@pytest.mark.trt
+def test_what_the_builder_said_of_each_plan_stays_in_the_bundle(tiny_bundle_copy: Path) -> None:
+    """One logger: the library goes on using the first, and a second would hear nothing."""
+    manifest = add_variants(tiny_bundle_copy, [("trt", "fp32")]).manifest
+    again = add_variants(tiny_bundle_copy, [("trt", "fp32")]).manifest
+    for held in (manifest, again):
+        (variant,) = (one for one in held.variants if one.runtime == "tensorrt")
+        assert held.entry(f"{variant.files[0]}.log").kind == "record"
+        assert not any(name.endswith(".log") for name in variant.files)  # an archive needs none
+    assert "Engine generation completed" in (tiny_bundle_copy / f"{variant.files[0]}.log").read_text()
+    open_bundle(tiny_bundle_copy)
 
 
 @pytest.mark.trt

@@ -52,6 +52,7 @@ def change_sidecar(built: Path, tmp_path: Path, **changes: object) -> tuple[Path
     return engine, info
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tensorrt may build where there is a GPU")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_plan_computes_in_the_types_of_its_onnx_file(
     tiny_bundle: Path, tmp_path: Path, precision: str
