@@ -122,7 +122,7 @@ def score(
             hint="fetch it first; a list may name https:// videos, see --url-host",
         )
     if is_url(videos) and root is not None:
-        raise ConfigError(f"{videos} is a place of videos; the root {root} is for list files")
+        raise ConfigError(f"{quoted(videos)} is a place of videos; the root {root} is for list files")
     listed = UrlStream(videos) if is_url(videos) else VideoStream(at_home(videos), root=root)
     inputs = InputStream(listed, selection, hash_files=hash_files, hosts=tuple(url_host or ()))
     inputs.require_any()

@@ -22,7 +22,7 @@ from ivdr_deploy.errors import ConfigError, DataError
 from ivdr_deploy.scoring import read_scores
 from ivdr_deploy.scoring.inputs import InputStream, Selection
 from ivdr_deploy.scoring.store import UrlStore, as_os_error, open_store
-from ivdr_deploy.video.remote import file_system, is_url
+from ivdr_deploy.video.remote import UrlSource, file_system, is_url
 
 BUCKET = "collection"
 VIDEOS = 200
@@ -43,6 +43,7 @@ def s3_server() -> Iterator[dict[str, str]]:
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            "MOTO_S3_DEFAULT_MAX_KEYS": "50",  # so that a page is full sooner than after a thousand
         }
     finally:
         server.stop()
@@ -126,6 +127,41 @@ def test_objects_are_listed_by_name_and_the_rest_is_counted(videos):
         list(UrlStream(f"{videos}/absent"))
 
 
+def test_a_folder_of_many_objects_is_read_a_page_at_a_time(store, monkeypatch):
+    """Each is yielded once, in order, before the next page is asked for, with the identity that a lone look tells."""
+    system, number = system_of(store), 110
+    odd = ["pages//b.mp4", "pages/c d+%41ü.mp4", "pages/deep/er/x.mp4"]
+    for name in [*(f"pages/{index:03d}.mp4" for index in range(number)), *odd]:
+        system.pipe_file(f"{BUCKET}/{name}", b"x")
+    asked = []
+    scheme = store.partition(":")[0]
+    call = "call_s3" if scheme == "s3" else "call"
+    original = getattr(system, call)
+    monkeypatch.setattr(
+        system, call, lambda *given, **options: asked.append(options) or original(*given, **options)
+    )
+    listing = iter(UrlStream(f"{store}/pages"))
+    first = next(listing)
+    assert len(asked) == 1
+    found = [first, *listing]
+    # Objects of a folder, then those of the folders in it.
+    assert [uri for _, uri, _ in found] == [
+        *(f"{index:03d}.mp4" for index in range(number)), "c d+%41ü.mp4", "/b.mp4", "deep/er/x.mp4",
+    ]  # fmt: skip
+    assert len(asked) >= (6 if scheme == "s3" else 4)  # the server for gs knows no pages
+    for source, _, _ in found[-3:]:
+        assert source.open().read() == b"x"
+        assert source.identity() == UrlSource(source.uri).identity()
+
+
+def test_a_folder_without_videos_says_what_it_holds(store):
+    system_of(store).pipe_file(f"{BUCKET}/texts/deep/a.txt", b"x")
+    with pytest.raises(
+        DataError, match=r"texts holds no videos .left out: 1 without the suffix .*deep/a\.txt"
+    ):
+        list(UrlStream(f"{store}/texts"))
+
+
 @pytest.mark.exhaustive
 def test_a_run_in_a_store_is_killed_and_goes_on_and_its_list_changes(tiny_bundle, videos, store, tmp_path):
     """Listed, scored, killed, resumed, an object replaced, another removed."""
@@ -202,7 +238,7 @@ def test_only_schemes_that_are_named_are_urls():
 
 
 def test_one_object_is_no_place_of_videos(videos):
-    with pytest.raises(DataError, match=r"000\.mp4 is an object; expected a prefix") as caught:
+    with pytest.raises(DataError, match=r"000\.mp4' is an object; expected a prefix") as caught:
         list(UrlStream(f"{videos}/000.mp4"))
     assert "lies on this machine" in caught.value.hint
 
