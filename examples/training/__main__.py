@@ -61,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def units_of(sets: Sequence[DataSet], methods: Sequence[str], *, seeds: int, work: Path) -> list[Unit]:
-    """Return what there is to do, seed by seed."""
+    """Return what there is to do: one set after the other, and each seed by seed."""
     return [
         Unit(method=name, data=data, folder=work / data.name / name.replace(" ", "-") / str(seed), seed=seed)
-        for seed in range(seeds)
         for data in sets
+        for seed in range(seeds)
         for name in methods
     ]
 
@@ -82,12 +82,14 @@ def run(units: Sequence[Unit], *, out: Path, at_once: int) -> None:
 
 
 def write(units: Sequence[Unit], out: Path) -> None:
-    """Write page and values of the units before the first that is missing, so that lists of values are by seed."""
+    """Write page and values: of each set those before the first that is missing, so that lists are by seed."""
     values: dict[str, dict[str, dict[str, list[float]]]] = {}
+    ended: set[str] = set()
     for unit in units:
-        found = measured(unit)
+        found = None if unit.data.name in ended else measured(unit)
         if found is None:
-            break
+            ended.add(unit.data.name)
+            continue
         for protocol, value in found.items():
             values.setdefault(unit.data.name, {}).setdefault(protocol, {}).setdefault(unit.method, []).append(
                 value

@@ -81,15 +81,17 @@ def keep(unit: Unit, value: float) -> None:
 
 def test_values_end_before_the_first_that_is_missing_so_that_seeds_stand_in_line(tmp_path: Path) -> None:
     data = unit_of(tmp_path, "clip").data
-    units = harness.units_of([data], ["clip", "clip, norm"], seeds=2, work=tmp_path)
-    for number in (0, 2, 3):  # seed 0 of the second method is still trained
+    sets = [data, replace(data, name="y")]
+    units = harness.units_of(sets, ["clip", "clip, norm"], seeds=2, work=tmp_path)
+    for number in (0, 2, 3, 4):  # seed 0 of the second method is still trained
         keep(units[number], number / 10)
     harness.write(units, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "training.json").read_text()) == {"x": {"probe": {"clip": [0.0]}}}
+    found = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert found == {"x": {"probe": {"clip": [0.0]}}, "y": {"probe": {"clip": [0.4]}}}
     keep(units[1], 0.1)
     harness.write(units, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "training.json").read_text())
-    assert found == {"x": {"probe": {"clip": [0.0, 0.2], "clip, norm": [0.1, 0.3]}}}
+    assert found["x"] == {"probe": {"clip": [0.0, 0.2], "clip, norm": [0.1, 0.3]}}
 
 
 def test_what_was_found_under_other_settings_is_not_taken(tmp_path: Path) -> None:
