@@ -13,15 +13,17 @@ from examples.training.report import render
 from examples.training.units import side_by_side
 from ivdr_deploy._console import console, exiting
 from ivdr_deploy._files import atomic_path
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.environment import environment_facts, let_threads_sleep, usable_cores
 
 SEEDS = 5
 ACTORS = (20, 40)
 _HOW = (
     "Written by `make results-training`. `tiny`, eight frames; settings of the demo. Every method encodes as many "
-    "clips. Mean and 95 % t-interval over seeds; people of the test lists are in no training list. *probe*: "
-    "softmax regression on frozen features, penalty 0.01, ten clips a video. *order pairs*: videos of classes "
-    "that differ in order alone, told from the other of their pair by the probe (chance 0.5). *ranking*: segments "
+    "clips. Mean and 95 % t-interval over seeds. `figures` are drawn people, `weizmann` cyclic actions, `dark` clips of "
+    "ARID, filmed in the dark; people of the test lists, in `dark` recordings, are in no training list. *probe*: "
+    "softmax regression on frozen features, penalty 0.01, ten clips a video. *order pairs*: videos of classes that "
+    "differ in their order alone, told from the other of their pair by the probe (chance 0.5). *ranking*: segments "
     "matched on unseen people, over all orders, and over truly shuffled ones alone (an order-blind encoder: 0.5 "
     "and 0 for two slots). `supervised` is trained on the labels, so its probe and R@1 have seen them."
 )
@@ -38,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--at-once", type=int, default=usable_cores(), help="processes, which share the cores"
     )
     parser.add_argument("--work", type=Path, default=Path("build/results-training"), help="runs in progress")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where page and values go")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/results"), help="where page and values go at the end"
+    )
     given = parser.parse_args(arguments)
     let_threads_sleep()
     with exiting("results-training"):
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 style="yellow",
             )
         units = units_of(sets, given.methods.split(";"), seeds=given.seeds, work=given.work)
-        run(units, out=given.out, at_once=given.at_once)
+        run(units, work=given.work, out=given.out, at_once=given.at_once)
 
 
 def units_of(sets: Sequence[DataSet], methods: Sequence[str], *, seeds: int, work: Path) -> list[Unit]:
@@ -70,13 +74,13 @@ def units_of(sets: Sequence[DataSet], methods: Sequence[str], *, seeds: int, wor
     ]
 
 
-def run(units: Sequence[Unit], *, out: Path, at_once: int) -> None:
-    """Measure what was not measured yet, and write page and values after each."""
+def run(units: Sequence[Unit], *, work: Path, out: Path, at_once: int) -> None:
+    """Measure what was not measured yet; page and values go into ``work`` after each, and into ``out`` at the end."""
     missing = [unit for unit in units if measured(unit) is None]
     for number, unit in enumerate(side_by_side(missing, at_once=at_once), start=1):
         found = ", ".join(f"{protocol} {value:.3f}" for protocol, value in (measured(unit) or {}).items())
         console.print(f"{unit.title}: {found}; {number} of {len(missing)} done", markup=False)
-        write(units, out)
+        write(units, work)
     write(units, out)
     console.print(f"wrote {out / 'training.md'} and {out / 'training.json'}", markup=False)
 
@@ -96,17 +100,23 @@ def write(units: Sequence[Unit], out: Path) -> None:
             )
     for name, text in (
         ("training.json", json.dumps(values, indent=2) + "\n"),
-        ("training.md", render(values, how=f"{_HOW}\n\n{_ran_on()}")),
+        ("training.md", render(values, how=f"{_HOW}\n\n{_ran_on(units)}")),
     ):
         with atomic_path(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
-def _ran_on() -> str:
+def _ran_on(units: Sequence[Unit]) -> str:
+    """Say on how many videos, where and with what."""
     facts = environment_facts()
+    counts = {
+        unit.data.name: [len(read_video_list(path).items) for path in (unit.data.train, unit.data.test)]
+        for unit in units
+    }
+    videos = "; ".join(f"`{name}` {train} and {test}" for name, (train, test) in counts.items())
     return (
-        f"{facts['time'][:10]}, {facts['cpu']}, {facts['cores']} cores, torch {facts['packages']['torch']}, commit "
-        f"`{facts['git_revision'] or 'unknown'}`."
+        f"Training and test videos: {videos}.\n\n{facts['time'][:10]}, {facts['cpu']}, {facts['cores']} cores, "
+        f"torch {facts['packages']['torch']}, commit `{facts['git_revision'] or 'unknown'}`."
     )
 
 

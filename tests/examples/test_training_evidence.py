@@ -79,6 +79,13 @@ def keep(unit: Unit, value: float) -> None:
     (unit.folder / RESULTS).write_text(json.dumps(made))
 
 
+@pytest.fixture
+def lists(tmp_path: Path) -> None:
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text("path,label\na.mp4,walk\n")
+
+
+@pytest.mark.usefixtures("lists")
 def test_values_end_before_the_first_that_is_missing_so_that_seeds_stand_in_line(tmp_path: Path) -> None:
     data = unit_of(tmp_path, "clip").data
     sets = [data, replace(data, name="y")]
@@ -92,6 +99,8 @@ def test_values_end_before_the_first_that_is_missing_so_that_seeds_stand_in_line
     harness.write(units, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "training.json").read_text())
     assert found["x"] == {"probe": {"clip": [0.0, 0.2], "clip, norm": [0.1, 0.3]}}
+    page = (tmp_path / "out" / "training.md").read_text()
+    assert "Training and test videos: `x` 1 and 1; `y` 1 and 1." in page
 
 
 def test_what_was_found_under_other_settings_is_not_taken(tmp_path: Path) -> None:
@@ -132,7 +141,7 @@ def test_units_are_measured_once_and_what_is_written_is_what_was_found(tmp_path:
     data = figures(tmp_path / "figures" / "videos", epochs=1, train_actors=3, test_actors=2)
     names = ["random", "clip, norm", "clip-sr-tc (ivdr)"]
     units = harness.units_of([data], names, seeds=1, work=tmp_path)
-    harness.run(units, out=tmp_path / "out", at_once=2)
+    harness.run(units, work=tmp_path, out=tmp_path / "out", at_once=2)
     values = json.loads((tmp_path / "out" / "training.json").read_text())["figures"]
     pairs = {"raise_arms or lower_arms", "sit_down or stand_up"}
     assert (
@@ -145,6 +154,6 @@ def test_units_are_measured_once_and_what_is_written_is_what_was_found(tmp_path:
         both = [values[pair][name][0] for pair in pairs]
         assert values["order pairs"][name][0] == pytest.approx(sum(both) / 2)
     before = [(unit.folder / RESULTS).stat().st_mtime_ns for unit in units]
-    harness.run(units, out=tmp_path / "again", at_once=2)
+    harness.run(units, work=tmp_path, out=tmp_path / "again", at_once=2)
     assert [(unit.folder / RESULTS).stat().st_mtime_ns for unit in units] == before
     assert json.loads((tmp_path / "again" / "training.json").read_text())["figures"] == values
