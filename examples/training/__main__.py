@@ -20,8 +20,8 @@ SEEDS = 5
 ACTORS = (20, 40)
 _HOW = (
     "Written by `make results-training`. `tiny`, eight frames; settings of the demo. Every method encodes as many "
-    "clips. Mean and 95 % t-interval over seeds. `figures` are drawn people, `weizmann` cyclic actions, `dark` clips of "
-    "ARID, filmed in the dark; people of the test lists, in `dark` recordings, are in no training list. *probe*: "
+    "clips. Mean and 95 % t-interval over seeds. `figures` are drawn people, `weizmann` cyclic actions, `dark` clips "
+    "of ARID, filmed in the dark; people of the test lists, in `dark` recordings, are in no training list. *probe*: "
     "softmax regression on frozen features, penalty 0.01, ten clips a video. *order pairs*: videos of classes that "
     "differ in their order alone, told from the other of their pair by the probe (chance 0.5). *ranking*: segments "
     "matched on unseen people, over all orders, and over truly shuffled ones alone (an order-blind encoder: 0.5 "
