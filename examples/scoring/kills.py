@@ -175,7 +175,7 @@ def _killed(process: subprocess.Popen[str], begun: Callable[[], object], pause: 
             process.kill()
         process.communicate()
     _, left = psutil.wait_procs(others, timeout=60)
-    if left:
+    if left := [one for one in left if _may_write(one)]:  # an agent calls itself one only when it has started
         named = ", ".join(" ".join(command(one))[:80] for one in left)
         raise RuntimeError(f"{len(left)} processes of a killed run are still there after a minute: {named}")
     return process.returncode == -signal.SIGKILL
@@ -191,9 +191,13 @@ def wait_until(process: subprocess.Popen[str], condition: Callable[[], object]) 
 
 
 def _family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return what a process started and may write; the agents of a Ray node only find out that it ended."""
-    found = psutil.Process(process.pid).children(recursive=True)
-    return [one for one in found if not "".join(command(one)[:1]).rstrip().endswith("Agent")]
+    """Return what a process started and may write."""
+    return [one for one in psutil.Process(process.pid).children(recursive=True) if _may_write(one)]
+
+
+def _may_write(process: psutil.Process) -> bool:
+    """Whether a process is no agent of a Ray node, which only finds out that the node ended."""
+    return not "".join(command(process)[:1]).rstrip().endswith("Agent")
 
 
 def command(process: psutil.Process) -> list[str]:
