@@ -67,7 +67,9 @@ def _finetune(options: argparse.Namespace) -> int:
         raise ConfigError(f"{quoted(lists[1])} is no setting, and {quoted(lists[0])} is the list already")
     if options.config:
         config = load_finetune_config(
-            options.config, [*(f"data.train={at_home(one)}" for one in lists), *settings]
+            options.config,
+            [*(f"data.train={at_home(one)}" for one in lists), *settings],
+            trying=options.dry_run,
         )
     elif lists:
         from train.own import own_config
