@@ -101,7 +101,7 @@ class TrainState:
                 )
             for name in ("digest", "seed", "epoch_steps"):
                 if values[name] != getattr(self, name):
-                    theirs, ours = str(values[name])[:64], getattr(self, name)
+                    theirs, ours = quoted(values[name]), quoted(getattr(self, name))
                     raise FolderError(
                         f"the training state belongs to another run ({name} {theirs}, here {ours})",
                         hint="give another out=, or go on with the settings and the training list it was begun with",
@@ -112,7 +112,7 @@ class TrainState:
             for name in ("metrics", "validation", "averages"):
                 setattr(self, name, {str(key): float(value) for key, value in values[name].items()})
             self.alarms = [{str(key): str(text) for key, text in one.items()} for one in values["alarms"]]
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"the training state does not fit this run ({reason})") from error
 

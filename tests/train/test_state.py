@@ -189,6 +189,11 @@ def test_state_of_another_run_is_refused(cached: CachedVideos, tmp_path: Path) -
             tmp_path, replace(cached, items=(replace(cached.items[0], label="c"), *cached.items[1:]))
         ),
     ]
+    torch.save(pretraining(tmp_path, cached)[2].state_dict() | {"digest": "x\n" * 9999}, tmp_path / "long.pt")
+    with pytest.raises(FolderError, match="belongs to another run") as caught:
+        others[0][2].load(tmp_path / "long.pt")
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 300
     for _, _, state, _ in others:
         before = {name: value.clone() for name, value in state.module.state_dict().items()}
         with pytest.raises(FolderError, match="belongs to another run"):
@@ -239,7 +244,14 @@ def test_damaged_and_hostile_files_are_refused_and_nothing_in_them_runs(
         with pytest.raises(CheckpointError, match="not a readable training state"):
             state.load(path)
         assert not proof.exists(), name
-    for values in ([1, 2], {}, {"format": 1}, {**state.state_dict(), "module": {"x": torch.ones(1)}}):
+    endless = {**state.state_dict(), "step": float("inf")}
+    for values in (
+        [1, 2],
+        {},
+        {"format": 1},
+        endless,
+        {**state.state_dict(), "module": {"x": torch.ones(1)}},
+    ):
         torch.save(values, path)
         with pytest.raises(CheckpointError):
             state.load(path)
