@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from ivdr_deploy._console import console, done, print_json
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.evaluation.bootstrap import Estimate
@@ -76,7 +77,7 @@ def _show(options: argparse.Namespace, report: EvaluationReport, extra: dict[str
         table = Table("class", "right", "of", "accuracy")
         for label, accuracy in report.per_class.items():
             shown = f"{accuracy.value:.1%}" if accuracy.total else "-"
-            table.add_row(label, str(accuracy.correct), str(accuracy.total), shown)
+            table.add_row(Text(one_line(label)), str(accuracy.correct), str(accuracy.total), shown)
         console.print(table)
     console.print(f"intervals over {report.video_estimate.units} units: {report.units}", markup=False)
     console.print(f"clip accuracy {_said(report.clip_accuracy, report.clip_estimate)}", markup=False)
@@ -131,7 +132,7 @@ def _order(options: argparse.Namespace) -> int:
             cells = [row[f"accuracy_{name}"] for name in CHANGES]
             moved = [row[f"feature_change_{name}"] for name in CHANGES[1:]]
             table.add_row(
-                label,
+                Text(one_line(label)),  # as text: rich would take what is in brackets for a style
                 str(row["videos"]),
                 *(f"{cell:.0%}" for cell in cells),
                 *("-" if cell is None else f"{cell:.3f}" for cell in moved),

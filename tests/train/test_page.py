@@ -96,7 +96,7 @@ def test_a_page_shows_everything_there_is_to_say(tmp_path: Path) -> None:
         report=made,
         facts=[("list", hostile)],
         classes={"training": {hostile: 3}, "test": {"down": 2}},
-        settings={"optim": {"lr": 0.003, "name": hostile}},
+        settings={"optim": {"lr": 0.0031234, "name": hostile}},
     )
     path = write_page(tmp_path / "page.html", page)
     found = outline(path)
@@ -108,7 +108,7 @@ def test_a_page_shows_everything_there_is_to_say(tmp_path: Path) -> None:
     assert "broken: <b>" in text
     assert f"down taken for {hostile}" in text
     assert "1 not finite" in text
-    assert "optim.lr 0.003" in text
+    assert "optim.lr 0.0031234" in text  # as it was set
     assert "validation_accuracy 0.25" in text
     assert list(tmp_path.iterdir()) == [path]
 

@@ -16,7 +16,7 @@ from runs import finetune_config, state
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.datasets.lists import read_video_list
-from ivdr_deploy.errors import DataError, FolderError
+from ivdr_deploy.errors import DataError, FolderError, VideoOpenError
 from ivdr_deploy.results import softmax
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.spec import ViewPlan
@@ -288,6 +288,13 @@ def test_the_penalty_is_the_one_that_serves_held_out_videos() -> None:
     assert right.correct == right.total == wrong.total == 30
     assert wrong.correct < 30
     assert regression.choose_penalty(clear, targets, [], num_classes=2)[1].total == 0
+
+
+def test_held_out_videos_of_which_none_can_be_used_choose_nothing() -> None:
+    shown, targets = planted(np.random.default_rng(0), count=6, noise=1.0, useless=1)
+    made = [*shown[:4], VideoOpenError("broken"), VideoOpenError("broken")]
+    penalty, accuracy = regression.choose_penalty(made, targets, [np.array([4, 5])], num_classes=2)
+    assert (penalty, accuracy.correct, accuracy.total) == (0.01, 0, 2)
 
 
 def test_held_out_videos_are_not_in_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
