@@ -146,7 +146,10 @@ def test_knn_accuracy_counts_classes_of_near_ones() -> None:
     assert knn_accuracy(gallery, labels, gallery, labels, leave_one_out=True) == 1.0
     far = torch.tensor([100.0, 0.0])  # what all share says nothing
     assert knn_accuracy(gallery + far, labels, gallery + far, labels) == 1.0
-    two = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    assert knn_accuracy(two, torch.arange(2), two, torch.arange(2), leave_one_out=True) == 0.0
+    pairs, mixed = (
+        torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]]),
+        torch.tensor([0, 1, 0, 1]),
+    )
+    assert knn_accuracy(pairs, mixed, pairs, mixed, leave_one_out=True) == 0.0  # none is its own neighbour
     alone = torch.tensor([0, 1, 1, 0, 0, 0])  # the first is the only one of its class on its side
     assert knn_accuracy(gallery, alone, gallery, alone, leave_one_out=True) < 1.0
