@@ -104,8 +104,7 @@ def _frozen(options: argparse.Namespace) -> int:
         console.print(f"failed {uri}: {reason}", style="red", markup=False)
     if options.json:
         print_json(found.to_dict())
-    if options.out:
-        write_report(Path(options.out), found.to_dict())
+    _write_report(options, found.to_dict())
     for k, recall in found.recalls.items():
         console.print(f"R@{k} {recall}", markup=False)
     done(
@@ -138,8 +137,7 @@ def _order(options: argparse.Namespace) -> int:
                 *("-" if cell is None else f"{cell:.3f}" for cell in moved),
             )
         console.print(table)
-    if options.out:
-        write_report(Path(options.out), found)
+    _write_report(options, found)
     for name in CHANGES[1:]:
         moved, drop = found["feature_change"][name], found["drop"][name]
         console.print(
@@ -153,6 +151,13 @@ def _order(options: argparse.Namespace) -> int:
         f"accuracy {found['video_accuracy']['true']['value']:.1%} as they are"
     )
     return 1 if found["failed"] else 0
+
+
+def _write_report(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Write the report of a protocol that has no page."""
+    if options.out:
+        write_report(Path(options.out), found)
+        console.print(f"wrote {Path(options.out) / 'report.json'}", markup=False)
 
 
 def _limits(options: argparse.Namespace) -> VideoLimits:

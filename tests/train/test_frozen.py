@@ -193,6 +193,7 @@ def test_the_command_prints_the_recalls(
     report = json.loads(printed.out)
     assert set(report["recall_at"]) == {"1", "5", "10", "20", "50"}
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert f"wrote {tmp_path / 'out' / 'report.json'}" in printed.err
     assert printed.err.splitlines()[-1].startswith("retrieval: 6 queries in 16 videos, on 10 clips")
     assert main([*words, "--protocol", "linear-probe"]) == 0
     assert json.loads(capsys.readouterr().out)["video_accuracy"]["total"] == 6
