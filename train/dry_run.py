@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ivdr_deploy._console import console
+from ivdr_deploy._text import one_line
 from ivdr_deploy.datasets.entries import some
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodePool
@@ -195,7 +196,7 @@ def dry_run(config: RunConfig) -> Needs:
 def say_needs(needs: Needs) -> None:
     """Print what a run would need."""
     for line in needs.lines():
-        console.print(line, markup=False)
+        console.print(one_line(line), markup=False)  # names may hold line ends
 
 
 def _is_dual(config: RunConfig) -> bool:

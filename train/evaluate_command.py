@@ -23,7 +23,7 @@ from train.evaluate import PROTOCOLS, evaluate
 from train.frozen import classify, open_frozen, retrieve
 from train.order_audit import CHANGES, audit_order
 from train.page import write_evaluation, write_report
-from train.report import EvaluationReport
+from train.report import EvaluationReport, say_failed
 
 _FROZEN = ("retrieval", "knn", "linear-probe")
 
@@ -69,8 +69,7 @@ def _accuracy(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace, report: EvaluationReport, extra: dict[str, Any], how: str) -> int:
-    for uri, reason in report.failed:
-        console.print(f"failed {uri}: {reason}", style="red", markup=False)
+    say_failed(report.failed)
     if options.json:
         print_json(report.to_dict() | extra)
     else:
@@ -100,8 +99,7 @@ def _frozen(options: argparse.Namespace) -> int:
             options, report, {"protocol": options.protocol}, f"{options.protocol}, on {report.view_plan}"
         )
     found = retrieve(frozen)
-    for uri, reason in found.failed:
-        console.print(f"failed {uri}: {reason}", style="red", markup=False)
+    say_failed(found.failed)
     if options.json:
         print_json(found.to_dict())
     _write_report(options, found.to_dict())
@@ -119,8 +117,7 @@ def _order(options: argparse.Namespace) -> int:
     with model.runtime:
         videos = read_video_list(options.videos, root=options.root, part="test")
         found = audit_order(model, videos, limits=_limits(options)).to_dict()
-    for one in found["failed"]:
-        console.print(f"failed {one['uri']}: {one['reason']}", style="red", markup=False)
+    say_failed((one["uri"], one["reason"]) for one in found["failed"])
     if options.json:
         print_json(found)
     else:

@@ -114,7 +114,7 @@ class DualConfig:
             in_range(name, getattr(self, name), 0.0)
         for name in ("clip_temperature", "coherence_temperature", "rank_theta"):
             in_range(name, getattr(self, name), 1e-4)
-        in_range("queue_length", self.queue_length, 2)
+        in_range("queue_length", self.queue_length, 2, 10_000_000)
         in_range("momentum", self.momentum, 0.0, 1.0)
         if not self.trained_heads:
             raise ConfigError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ivdr_deploy._console import console
 from ivdr_deploy._files import at_home
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.artifacts.checkpoint import read_checkpoint_info
 from ivdr_deploy.artifacts.manifest import MANIFEST_FILE
 from ivdr_deploy.datasets.lists import read_video_list
@@ -98,7 +98,7 @@ def _best_start(runs: Path) -> str:
         try:
             info = _info(path)
         except IvdrError as error:
-            console.print(f"not a start: {path}: {error}", style="dim", markup=False)
+            console.print(one_line(f"not a start: {path}: {error}"), style="dim", markup=False)
             continue
         if _imported(info) or (info.training.backbone_step and not info.labels):
             found.append((_imported(info), path.stat().st_mtime, path))

@@ -15,7 +15,7 @@ from torch import nn
 
 from ivdr_deploy._console import console
 from ivdr_deploy._files import atomic_path
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.errors import CheckpointError, FolderError, TrainingError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import canonical_json
@@ -213,7 +213,9 @@ def load_newest(state: TrainState, folder: Path) -> Path:
         except CheckpointError as error:
             if path == paths[-1]:
                 raise
-            console.print(f"{error.message}; going on from the one before", style="yellow", markup=False)
+            console.print(
+                one_line(f"{error.message}; going on from the one before"), style="yellow", markup=False
+            )
         else:
             _set_aside(paths[: paths.index(path)])
             return path

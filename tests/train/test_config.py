@@ -105,6 +105,7 @@ def test_override_values_follow_the_type_of_the_setting(minimal: Path, override:
     ("override", "message"),
     [
         ("preset=papr", "preset: expected one of ivdr, paper, found 'papr'"),
+        ("dual.queue_length=1000000000000", "queue_length must be between 2 and 10000000"),
         ("dual.mode=sr", "mode: expected one of 'clip', 'clip-sr'"),
         ("dual.momentum=1.5", "momentum must be between 0.0 and 1.0"),
         ("optim.momntum=1", r"unknown key 'momntum'.* did you mean 'momentum'"),
