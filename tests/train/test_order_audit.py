@@ -45,6 +45,7 @@ def test_backwards_a_network_that_sees_motion_answers_the_opposite(mover: Path, 
     assert report["drop"]["reversed"]["value"] == 1.0
     assert report["drop"]["reversed"]["low"] == 1.0
     assert report["feature_change"]["reversed"] > 0.01
+    assert report["feature_change"]["shuffled"] > 1e-3
     assert report["per_class"]["up"]["accuracy_reversed"] == 0.0
     assert report["per_class"]["up"]["videos"] == 3
     assert report["segments"] == 2
