@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ivdr_deploy._console import console, done, exiting, print_json, say_left_out
 from ivdr_deploy._files import at_home
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.environment import let_threads_sleep
@@ -67,7 +67,9 @@ def _finetune(options: argparse.Namespace) -> int:
         raise ConfigError(f"{quoted(lists[1])} is no setting, and {quoted(lists[0])} is the list already")
     if options.config:
         config = load_finetune_config(
-            options.config, [*(f"data.train={at_home(one)}" for one in lists), *settings]
+            options.config,
+            [*(f"data.train={at_home(one)}" for one in lists), *settings],
+            trying=options.dry_run,
         )
     elif lists:
         from train.own import own_config
@@ -142,7 +144,7 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         print_json(report.to_dict())
     for line in report.lines():
-        console.print(line, markup=False)
+        console.print(one_line(line), markup=False)
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = len(report.findings) - errors
     verdict = "PASS" if report.passed else "FAIL"

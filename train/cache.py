@@ -9,7 +9,7 @@ import this module: nothing here needs torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from ivdr_deploy._console import progress
+from ivdr_deploy._console import console, progress
 from ivdr_deploy._files import remove_left_over
 from ivdr_deploy._optional import require
+from ivdr_deploy._text import one_line
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.decoding import DecodeOptions, DecodePool
 from ivdr_deploy.errors import DataError, IvdrError, VideoError
@@ -153,6 +154,12 @@ def usable(
             hint="take them out of the list, or raise data.max_bad_share",
         )
     return good, skipped
+
+
+def say_skipped(skipped: Iterable[tuple[VideoItem, IvdrError]]) -> None:
+    """Tell a person which videos cannot be used, a line each, whatever is in their names."""
+    for item, error in skipped:
+        console.print(one_line(f"skipped {item.uri}: {error}"), style="yellow", markup=False)
 
 
 def fill_cache(

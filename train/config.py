@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ivdr_deploy._files import at_home
-from ivdr_deploy._text import as_text
+from ivdr_deploy._text import as_text, quoted
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import ClipSpec, Device, ModelSpec, ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
@@ -101,15 +102,16 @@ class OptimConfig:
     """Epochs after which the rate drops, for ``step``."""
 
     gamma: float = 0.1
-    """Factor of a drop, for ``step``."""
+    """Factor of a drop, for ``step``; at most 1."""
 
     warmup_epochs: float = 0.0
     """Epochs over which the rate grows linearly from 0."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "gamma"):
+        for name in ("lr", "weight_decay"):
             _in_range(name, getattr(self, name), 0.0)
-        _in_range("momentum", self.momentum, 0.0, 1.0)
+        for name in ("momentum", "gamma"):
+            _in_range(name, getattr(self, name), 0.0, 1.0)
         for milestone in self.milestones:
             _in_range("milestones", milestone, 0)
         _in_range("epochs", self.epochs, 1)
@@ -163,7 +165,8 @@ class AugmentConfig:
         for name in ("brightness", "contrast", "saturation"):
             _in_range(name, getattr(self, name), 0.0)
         _in_range("hue", self.hue, 0.0, 0.5)
-        if not 0.0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+        low, high = self.blur_sigma
+        if not 0.0 < low <= high < math.inf:
             raise ConfigError(f"blur_sigma must be two growing positive numbers, found {self.blur_sigma}")
 
 
@@ -277,8 +280,13 @@ class FinetuneConfig(RunConfig):
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
         _paths_at_home(self, "init", "against")
-        _in_range("validate_every", self.validate_every, 1e-3)
+        _in_range("validate_every", self.validate_every, 1e-3, 1e6)
         _in_range("patience", self.patience, 0)
+        if self.patience and not self.data.validation:
+            raise ConfigError(
+                f"patience {quoted(self.patience)} counts measurements on data.validation, and there is no such list",
+                hint="give data.validation=LIST, or patience=0",
+            )
         if self.data.validation and self.linear_probe:
             raise ConfigError("a linear probe is fitted in one go: data.validation has no part in it")
         _in_range("dual_weight", self.dual_weight, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,8 +67,15 @@ def settings_toml(config: RunConfig) -> str:
 def _toml(value: Any) -> str:
     """Spell a value as TOML does: as JSON does, but for tables."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
-    return json.dumps(value)
+        return "{" + ", ".join(f"{_toml_text(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return _toml_text(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _toml_text(text: str) -> str:
+    """Spell text as TOML does: not as JSON, which parts a character such as an emoji into two halves."""
+    return re.sub(r"[^ -~]", lambda sign: f"\\U{ord(sign[0]):08x}", json.dumps(text, ensure_ascii=False))
 
 
 def _settings(record: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -84,6 +92,12 @@ def _settings(record: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 def _spelled(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def text_of_override(override: str) -> tuple[str, str]:
+    """Return the key of ``key=value``, and the value of a setting that is text."""
+    key, _, text = override.partition("=")
+    return key.strip(), str(_parse(text.strip(), is_text=True))
 
 
 def _apply(cls: type, values: dict[str, Any], override: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ivdr_deploy._console import console
+from ivdr_deploy._text import one_line
 from ivdr_deploy.datasets.entries import some
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodePool
@@ -22,6 +23,7 @@ from ivdr_deploy.video import PathSource, VideoLimits
 from train.config import FinetuneConfig, PretrainConfig, RunConfig
 from train.data import steps_per_epoch
 from train.facts import DecodeCost, decode_cost
+from train.finetune import classes_of
 from train.init import transfer
 from train.run import decode_options
 
@@ -56,7 +58,7 @@ class Needs:
     """Videos of the sample that cannot be used, with the reason."""
 
     cache_bytes: int
-    """Of the decoded frames of the training list."""
+    """Of the decoded frames of the training list; 0 where no video of the sample can be used."""
 
     cache_gib: float
     """That it may take."""
@@ -117,16 +119,21 @@ class Needs:
             f"{_hours(self.clip_seconds * self.features)}; decoding not counted",
         ]
 
+    def _of_cache(self) -> str:
+        if not self.cache_bytes:
+            return "cache: unknown, since no video of the sample can be used"
+        said = f"cache: {self.cache_bytes / _GIB:.3g} GiB, filled in {_hours(self.decode_seconds)}"
+        if self.cache_bytes > self.cache_gib * _GIB:
+            said += (
+                f"; data.cache_gib is {self.cache_gib:g}: what does not fit is decoded again in every step"
+            )
+        return said
+
     def _of_steps(self) -> list[str]:
         return [
             f"{self.epochs} epochs, {self.steps} steps of {self.videos_per_step} videos, "
             f"{self.clips_per_step} clips encoded in a step",
-            f"cache: {self.cache_bytes / _GIB:.3g} GiB, filled in {_hours(self.decode_seconds)}"
-            + (
-                f"; data.cache_gib is {self.cache_gib:g}: what does not fit is decoded again in every step"
-                if self.cache_bytes > self.cache_gib * _GIB
-                else ""
-            ),
+            self._of_cache(),
             f"memory of a step: {self.activation_bytes / _GIB:.3g} GiB kept for the backward pass, "
             f"{self.state_bytes / _GIB:.3g} GiB weights and optimiser; without autocast",
             f"on {self.device}: {self.clips_per_second:.3g} clips a second are needed to keep it busy; a step takes "
@@ -189,7 +196,7 @@ def dry_run(config: RunConfig) -> Needs:
 def say_needs(needs: Needs) -> None:
     """Print what a run would need."""
     for line in needs.lines():
-        console.print(line, markup=False)
+        console.print(one_line(line), markup=False)  # names may hold line ends
 
 
 def _is_dual(config: RunConfig) -> bool:
@@ -201,7 +208,7 @@ def _is_dual(config: RunConfig) -> bool:
 def _other_lists(config: RunConfig, videos: VideoList) -> dict[str, VideoList]:
     """Read the lists that are measured on, and see that their classes are those of training."""
     if isinstance(config, FinetuneConfig):
-        videos.require_labels()
+        classes_of(videos)
     found = {}
     for name, source in (("test", config.data.test), ("validation", config.data.validation)):
         if source:

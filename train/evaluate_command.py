@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from ivdr_deploy._console import console, done, print_json
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.evaluation.bootstrap import Estimate
@@ -22,7 +23,7 @@ from train.evaluate import PROTOCOLS, evaluate
 from train.frozen import classify, open_frozen, retrieve
 from train.order_audit import CHANGES, audit_order
 from train.page import write_evaluation, write_report
-from train.report import EvaluationReport
+from train.report import EvaluationReport, say_failed
 
 _FROZEN = ("retrieval", "knn", "linear-probe")
 
@@ -68,15 +69,14 @@ def _accuracy(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace, report: EvaluationReport, extra: dict[str, Any], how: str) -> int:
-    for uri, reason in report.failed:
-        console.print(f"failed {uri}: {reason}", style="red", markup=False)
+    say_failed(report.failed)
     if options.json:
         print_json(report.to_dict() | extra)
     else:
         table = Table("class", "right", "of", "accuracy")
         for label, accuracy in report.per_class.items():
             shown = f"{accuracy.value:.1%}" if accuracy.total else "-"
-            table.add_row(label, str(accuracy.correct), str(accuracy.total), shown)
+            table.add_row(Text(one_line(label)), str(accuracy.correct), str(accuracy.total), shown)
         console.print(table)
     console.print(f"intervals over {report.video_estimate.units} units: {report.units}", markup=False)
     console.print(f"clip accuracy {_said(report.clip_accuracy, report.clip_estimate)}", markup=False)
@@ -99,12 +99,10 @@ def _frozen(options: argparse.Namespace) -> int:
             options, report, {"protocol": options.protocol}, f"{options.protocol}, on {report.view_plan}"
         )
     found = retrieve(frozen)
-    for uri, reason in found.failed:
-        console.print(f"failed {uri}: {reason}", style="red", markup=False)
+    say_failed(found.failed)
     if options.json:
         print_json(found.to_dict())
-    if options.out:
-        write_report(Path(options.out), found.to_dict())
+    _write_report(options, found.to_dict())
     for k, recall in found.recalls.items():
         console.print(f"R@{k} {recall}", markup=False)
     done(
@@ -119,8 +117,7 @@ def _order(options: argparse.Namespace) -> int:
     with model.runtime:
         videos = read_video_list(options.videos, root=options.root, part="test")
         found = audit_order(model, videos, limits=_limits(options)).to_dict()
-    for one in found["failed"]:
-        console.print(f"failed {one['uri']}: {one['reason']}", style="red", markup=False)
+    say_failed((one["uri"], one["reason"]) for one in found["failed"])
     if options.json:
         print_json(found)
     else:
@@ -131,14 +128,13 @@ def _order(options: argparse.Namespace) -> int:
             cells = [row[f"accuracy_{name}"] for name in CHANGES]
             moved = [row[f"feature_change_{name}"] for name in CHANGES[1:]]
             table.add_row(
-                label,
+                Text(one_line(label)),  # as text: rich would take what is in brackets for a style
                 str(row["videos"]),
                 *(f"{cell:.0%}" for cell in cells),
                 *("-" if cell is None else f"{cell:.3f}" for cell in moved),
             )
         console.print(table)
-    if options.out:
-        write_report(Path(options.out), found)
+    _write_report(options, found)
     for name in CHANGES[1:]:
         moved, drop = found["feature_change"][name], found["drop"][name]
         console.print(
@@ -152,6 +148,13 @@ def _order(options: argparse.Namespace) -> int:
         f"accuracy {found['video_accuracy']['true']['value']:.1%} as they are"
     )
     return 1 if found["failed"] else 0
+
+
+def _write_report(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Write the report of a protocol that has no page."""
+    if options.out:
+        write_report(Path(options.out), found)
+        console.print(f"wrote {Path(options.out) / 'report.json'}", markup=False)
 
 
 def _limits(options: argparse.Namespace) -> VideoLimits:

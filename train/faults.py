@@ -168,6 +168,11 @@ def _faults_of_list(one: Listed) -> list[Finding]:
         f"{one.name} videos have two labels",
         (uri for uri, given in labels.items() if len(given) > 1),
     )
+    again = Counter(entry.key for entry in one.entries)
+    repeated = {
+        entry.key: entry.uri for entry in one.entries if again[entry.key] > 1 and len(labels[entry.uri]) == 1
+    }
+    found += finding("copies", f"{one.name} videos are listed more than once", sorted(repeated.values()))
     if len(bare) < len(labels):
         found += finding("no_label", f"{one.name} videos have no label", bare)
     counts = one.counts()

@@ -237,18 +237,28 @@ def read_labelled_lists(data: DataConfig) -> tuple[VideoList, VideoList | None, 
             class that the training list does not.
     """
     videos = read_video_list(data.train, root=data.root or None, part="train")
-    videos.require_labels()
-    labels = videos.labels
-    if len(labels) < 2:
-        raise DataError(
-            f"{videos.source} has one class only, {quoted(labels[0])}", hint="training needs at least two"
-        )
+    labels = classes_of(videos)
     if not data.test:
         return videos, None, labels
     tests = read_video_list(data.test, root=data.root or None, part="test")
     tests.targets(labels)
     tests.require_files()
     return videos, tests, labels
+
+
+def classes_of(videos: VideoList) -> tuple[str, ...]:
+    """Return the classes of a training list, in logit order.
+
+    Raises:
+        DataError: if a label is missing, or there is but one class.
+    """
+    videos.require_labels()
+    labels = videos.labels
+    if len(labels) < 2:
+        raise DataError(
+            f"{videos.source} has one class only, {quoted(labels[0])}", hint="training needs at least two"
+        )
+    return labels
 
 
 def training_state(before: TrainingState, config: FinetuneConfig, *, steps: int) -> TrainingState:

@@ -18,7 +18,9 @@ import numpy as np
 
 from ivdr_deploy._console import console
 from ivdr_deploy._files import NO_SPACE
+from ivdr_deploy._text import one_line
 from ivdr_deploy.decoding import DecodePool, ScratchError
+from ivdr_deploy.errors import VideoOpenError
 from ivdr_deploy.spec import ClipSpec
 from ivdr_deploy.video import Source, VideoLimits, open_frames
 from train.kept import DIGEST_BYTES, removed_or_damaged, writing
@@ -114,8 +116,8 @@ class StraightFrames(Frames):
         Raises:
             VideoError: if the video cannot be used any more.
         """
-        job = self.pool.submit(send_frames, self.source, self.clip, self.form, places, limits=self.limits)
-        data, sizes = job.result()
+        what = (self.source, self.clip, self.form, places, self.shape)
+        data, sizes = self.pool.submit(send_frames, *what, limits=self.limits).result()
         _, height, width, _ = self.shape
         for part in np.split(data, np.cumsum(sizes)[:-1]):
             yield decoded(part, self.form, height, width)
@@ -154,22 +156,42 @@ class KeptFrames(Frames):
                 said = (
                     f"{self.file} has gone from the cache: {self.video.source.uri} is decoded in every step"
                 )
-                console.print(said, style="yellow", markup=False)
+                console.print(one_line(said), style="yellow", markup=False)
             yield from self.video.pictures(places)
         except (OSError, ValueError, struct.error) as error:
             raise removed_or_damaged(self.file, error) from error
 
 
 def send_frames(
-    source: Source, /, clip: ClipSpec, form: Form, places: np.ndarray, *, limits: VideoLimits
+    source: Source, /, clip: ClipSpec, form: Form, places: np.ndarray, shape: Shape, *, limits: VideoLimits
 ) -> tuple[np.ndarray, list[int]]:
-    """Decode the frames at growing places: a job of the decode workers; returns their bytes and how many each has.
+    """Decode frames of a video that was opened before: a job of the decode workers.
+
+    Args:
+        source: The video.
+        clip: The contract.
+        form: Of the frames.
+        places: Which, growing.
+        shape: Of all its frames, as it was.
+        limits: What the video may cost.
+
+    Returns:
+        Their bytes, and how many each has.
 
     Raises:
-        VideoError: if the video cannot be used.
+        VideoError: if the video cannot be used, or is another one by now.
     """
-    with open_frames(source, clip, places=places, limits=limits) as stream:
-        parts = [encoded(frame, form) for frame in stream.frames]
+    another = VideoOpenError(
+        f"{source.uri} is another video than when the run began: it had {shape[0]} frames of {shape[1]} x {shape[2]}",
+        hint="run the same command again: every video is read anew",
+    )
+    try:
+        with open_frames(source, clip, places=places, limits=limits) as stream:
+            if stream.shape != shape:
+                raise another
+            parts = [encoded(frame, form) for frame in stream.frames]
+    except IndexError as error:  # it has fewer frames
+        raise another from error
     return np.frombuffer(b"".join(parts), np.uint8), [len(part) for part in parts]
 
 

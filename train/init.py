@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,20 +25,28 @@ _OF_TRAINING = ("num_classes", "dropout")
 """Settings of a network that a new training does not take over."""
 
 
-def load_finetune_config(path: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
+def load_finetune_config(
+    path: str | Path, overrides: Sequence[str] = (), *, trying: bool = False
+) -> FinetuneConfig:
     """Read settings; what they leave open of contract, view plan and network is as in the ``init`` that they name.
+
+    Args:
+        path: The file.
+        overrides: See ``load_config``.
+        trying: Whether ``init`` may be absent, as before the pre-training that is to make it. What is left open is then
+            as by default.
 
     Raises:
         ConfigError: as ``load_config``.
         CheckpointError: if ``init`` is unusable.
         ArtifactError: if it is a bundle and unusable, or holds no checkpoint.
     """
-    return load_config(FinetuneConfig, path, overrides, complete=_as_in_init)
+    return load_config(FinetuneConfig, path, overrides, complete=partial(_as_in_init, trying=trying))
 
 
-def _as_in_init(values: dict[str, Any]) -> None:
+def _as_in_init(values: dict[str, Any], *, trying: bool) -> None:
     init = values.get("init")
-    if not isinstance(init, str) or not init:
+    if not isinstance(init, str) or not init or (trying and not Path(at_home(init)).exists()):
         return
     info = read_checkpoint_info(checkpoint_of(Path(at_home(init))))
     theirs = {name: to_dict(getattr(info, name)) for name in ("clip", "view_plan", "model")}
@@ -82,7 +91,7 @@ def transfer(
         for name in compared
         if getattr(theirs, name) != getattr(spec, name)
     ] + [
-        f"clip.{name}: {getattr(source.info.clip, name)} != {getattr(clip, name)}"
+        f"clip.{name}: {quoted(getattr(source.info.clip, name))} != {quoted(getattr(clip, name))}"
         for name in ("num_frames", "color", "mean", "std")
         if getattr(source.info.clip, name) != getattr(clip, name)
     ]

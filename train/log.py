@@ -51,10 +51,17 @@ class RunLog:
         if not self._writes:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / METRICS_NAME).open("r+" if position else "w", newline="", encoding="utf-8")
-        self._file.truncate(position)
-        self._file.seek(position)
-        self._has_header = position > 0
+        path = folder / METRICS_NAME
+        # A state is flushed to disk and the log is not: a machine that lost power may have lost the end of it.
+        there = min(position, path.stat().st_size) if path.is_file() else 0
+        if there < position:
+            console.print(
+                f"{path} has lost lines: {there} of {position} bytes are there", style="yellow", markup=False
+            )
+        self._file = path.open("r+" if there else "w", newline="", encoding="utf-8")
+        self._file.truncate(there)
+        self._file.seek(there)
+        self._has_header = there > 0
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         self._board = SummaryWriter(str(folder / "tensorboard" / stamp))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,9 +20,10 @@ def in_range(name: str, value: float, low: float, high: float = float("inf")) ->
     Raises:
         ConfigError: naming the setting, its value and the range.
     """
-    if not (low <= value <= high and math.isfinite(value)):
+    # Compared with the largest number and not looked at for infinity: a whole number may be larger than any of those.
+    if not low <= value <= min(high, sys.float_info.max):
         bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-        raise ConfigError(f"{name} must be {bound}, found {value}")
+        raise ConfigError(f"{name} must be {bound}, found {quoted(value)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +114,7 @@ class DualConfig:
             in_range(name, getattr(self, name), 0.0)
         for name in ("clip_temperature", "coherence_temperature", "rank_theta"):
             in_range(name, getattr(self, name), 1e-4)
-        in_range("queue_length", self.queue_length, 2)
+        in_range("queue_length", self.queue_length, 2, 10_000_000)
         in_range("momentum", self.momentum, 0.0, 1.0)
         if not self.trained_heads:
             raise ConfigError(
@@ -155,7 +157,6 @@ def fill_preset(values: dict[str, Any]) -> None:
     for table, settings in PRESETS[name].items():
         given = values.get(table, {})
         if isinstance(given, dict):  # anything else is refused when all are read
+            if (name, table) == ("paper", "dual") and given.get("form") == "moco":
+                settings = settings | {"rank_clamp": 0.0}  # the paper's MoCo has no bound
             values[table] = settings | given
-    dual = values["dual"]
-    if name == "paper" and isinstance(dual, dict) and dual.get("form") == "moco":
-        dual["rank_clamp"] = 0.0  # the paper's MoCo has no bound

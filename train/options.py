@@ -123,7 +123,8 @@ def _add_evaluate(add: Add) -> None:
         "--out",
         type=at_home,
         metavar="DIR",
-        help="write page.html, report.json and what was said about each video (videos.csv, videos.jsonl) there",
+        help="write page.html, report.json and what was said about each video (videos.csv, videos.jsonl) there; "
+        "of retrieval and order report.json alone",
     )
     command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     command.add_argument("--json", action="store_true", help="print the report as JSON on stdout")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from ivdr_deploy._console import console
 from ivdr_deploy._files import at_home
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.artifacts.checkpoint import read_checkpoint_info
 from ivdr_deploy.artifacts.manifest import MANIFEST_FILE
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import ConfigError, IvdrError
 from ivdr_deploy.spec import CheckpointInfo
 from train.config import FinetuneConfig
+from train.config_file import text_of_override
 from train.init import checkpoint_of, load_finetune_config
 from train.run import CHECKPOINT_NAME
 from train.split import say_split, split_list, write_split
@@ -39,11 +40,11 @@ def own_config(data: str, settings: Sequence[str], *, runs: Path = RUNS) -> Fine
         DataError: if the list is unusable, or nothing of it can be held out.
         ConfigError: if a setting does not fit, or ``out`` is missing.
     """
-    given = {key.strip(): value.strip() for key, _, value in (one.partition("=") for one in settings)}
+    given = {key: at_home(text) for key, text in map(text_of_override, settings)}
     if not given.get("out"):
         raise ConfigError("no run folder is named", hint="add out=FOLDER, e.g. out=runs/mine")
     lists = [f"data.train={data}"] if "data.test" in given else _lists(data, given)
-    init = at_home(given["init"]) if "init" in given else _best_start(runs)
+    init = given["init"] if "init" in given else _best_start(runs)
     device = "device=cuda" if given.get("device") == "cuda" else "device=cpu"
     recipe, chosen = _recipe(init, cuda=device.endswith("cuda"))
     return load_finetune_config(recipe, [*lists, *chosen, device, *settings])
@@ -55,7 +56,7 @@ def _lists(data: str, given: dict[str, str]) -> list[str]:
     parts = [read_video_list(data, root=root, part=part) for part in (None, "train")]
     if len(parts[1].items) < len(parts[0].items):
         return [f"data.train={data}", f"data.test={data}"]
-    out = Path(at_home(given["out"]))
+    out = Path(given["out"])
     if saved_states(out) or (out / CHECKPOINT_NAME).exists():
         # Parted anew, for example with more videos, the test list would hold some that this run has trained on.
         train, test = out / "lists" / "train.csv", out / "lists" / "test.csv"
@@ -97,7 +98,7 @@ def _best_start(runs: Path) -> str:
         try:
             info = _info(path)
         except IvdrError as error:
-            console.print(f"not a start: {path}: {error}", style="dim", markup=False)
+            console.print(one_line(f"not a start: {path}: {error}"), style="dim", markup=False)
             continue
         if _imported(info) or (info.training.backbone_step and not info.labels):
             found.append((_imported(info), path.stat().st_mtime, path))

@@ -22,7 +22,7 @@ from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.spec import ClipSpec
 from ivdr_deploy.video import VideoLimits
 from train.answers import VideoAnswer, write_rows
-from train.charts import curve, escaped, figure
+from train.charts import curve, escaped
 from train.page_report import figures, report_sections
 from train.pictures import clip_strips
 from train.report import EvaluationReport
@@ -260,4 +260,4 @@ def _settings(page: Page) -> str:
 
 
 def _spelled(value: Any) -> str:
-    return figure(value) if isinstance(value, float) else as_text(str(value))
+    return as_text(str(value))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ivdr_deploy._console import console, say_left_out
+from ivdr_deploy._console import say_left_out
 from ivdr_deploy._files import sha256_file
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
@@ -27,7 +27,7 @@ from ivdr_deploy.spec import CheckpointInfo, TrainingState, ViewPlan
 from ivdr_deploy.video import PathSource, VideoLimits
 from ivdr_deploy.video.clips import load_clips
 from train.answers import answer, units_of
-from train.cache import usable
+from train.cache import say_skipped, usable
 from train.config import FinetuneConfig
 from train.data import golden_rows
 from train.evaluate import open_in_memory
@@ -83,8 +83,7 @@ def open_probe(
     say_left_out(videos.left_out)
     made = _features(config, videos, backbone)
     good, skipped = usable(videos, made, max_bad_share=config.data.max_bad_share)
-    for item, error in skipped:
-        console.print(f"skipped {item.uri}: {error}", style="yellow", markup=False)
+    say_skipped(skipped)
     penalty, held_out = choose_penalty(made, videos.targets(labels), parts, num_classes=len(labels))
     return Probe(
         model=model,

@@ -125,9 +125,10 @@ def choose_penalty(
             probabilities += [softmax(linear.logits(good[row])).mean(axis=0) for row in shown]
             truth += [targets[row] for row in shown]
             failed += len(held) - len(shown)
-        loss = -float(
-            np.mean([np.log(row[target]) for row, target in zip(probabilities, truth, strict=True)])
-        )
+        if not truth:  # none of them can be used
+            return _PENALTY, Accuracy(0, failed)
+        of_truth = [row[target] for row, target in zip(probabilities, truth, strict=True)]
+        loss = -float(np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean())
         if best is None or loss < best[0]:
             best = loss, penalty, video_accuracy(probabilities, truth).with_wrong(failed)
     assert best is not None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ivdr_deploy._console import console
+from ivdr_deploy._text import one_line
 from ivdr_deploy.evaluation.bootstrap import Estimate
 from ivdr_deploy.evaluation.metrics import Accuracy
 from ivdr_deploy.records import to_dict
@@ -125,10 +126,17 @@ def report_on(
     )
 
 
+def say_failed(
+    failed: Iterable[tuple[str, str]], *, what: str = "failed", style: Literal["red", "yellow"] = "red"
+) -> None:
+    """Tell a person which videos could not be used and why, a line each, whatever is in their names."""
+    for uri, reason in failed:
+        console.print(one_line(f"{what} {uri}: {reason}"), style=style, markup=False)
+
+
 def say_measured(report: EvaluationReport) -> None:
     """Tell a person what a model got right on the test list, and which videos could not be used."""
-    for uri, reason in report.failed:
-        console.print(f"test video failed, counted as wrong: {uri}: {reason}", style="yellow", markup=False)
+    say_failed(report.failed, what="test video failed, counted as wrong:", style="yellow")
     video = report.video_accuracy
     console.print(
         f"test list: video accuracy {report.video_estimate} ({video.correct}/{video.total}), "

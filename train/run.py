@@ -27,7 +27,7 @@ from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.torch_runtime import require_device
 from ivdr_deploy.spec import CheckpointInfo, Provenance, TrainingState
 from ivdr_deploy.video.reader import VideoLimits
-from train.cache import CachedVideos, Keeping, cache_videos
+from train.cache import CachedVideos, Keeping, cache_videos, say_skipped
 from train.config import RunConfig
 from train.config_file import changed_settings, settings_toml
 from train.data import steps_per_epoch
@@ -168,8 +168,7 @@ def open_videos(config: RunConfig, videos: VideoList) -> CachedVideos:
             f"{videos.source}: {len(cached)} videos for {world_size()} processes in {config.optim.accumulate} parts",
             hint=f"training so needs at least {share}",
         )
-    for item, error in cached.skipped:
-        console.print(f"skipped {item.uri}: {error}", style="yellow", markup=False)
+    say_skipped(cached.skipped)
     straight = (
         f", {cached.straight} of them decoded in every step (data.cache_gib)" if cached.straight else ""
     )

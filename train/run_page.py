@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ivdr_deploy.datasets.lists import VideoList
 from ivdr_deploy.decoding import DecodeOptions
-from ivdr_deploy.errors import TrainingError
+from ivdr_deploy.errors import IvdrError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.video.reader import VideoLimits
 from train.cache import CachedVideos
@@ -106,7 +106,7 @@ def page_of_failure(config: RunConfig, videos: VideoList, facts: Sequence[tuple[
     """
     try:
         yield
-    except TrainingError as error:
+    except IvdrError as error:
         write_run_page(config, videos, state=f"could not go on: {error.message}", facts=facts)
         raise
 

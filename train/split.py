@@ -16,7 +16,7 @@ from ivdr_deploy._console import console
 from ivdr_deploy._files import atomic_path
 from ivdr_deploy.datasets.entries import some
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
-from ivdr_deploy.errors import ConfigError, DataError
+from ivdr_deploy.errors import ConfigError, DataError, FolderError
 from train.answers import units_of
 from train.method import in_range
 
@@ -26,6 +26,9 @@ SplitBy = Literal["group", "video"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
     """Two parts of a list."""
+
+    source: Path
+    """The list."""
 
     train: tuple[VideoItem, ...]
     test: tuple[VideoItem, ...]
@@ -71,6 +74,7 @@ def split_list(videos: VideoList, *, test_share: float, by: SplitBy = "group", s
             hint="`python -m train split --by video` parts single videos, and tells nothing about other recordings",
         )
     return Split(
+        source=videos.source,
         train=tuple(item for item, group in zip(items, groups, strict=True) if group not in held),
         test=test,
         groups={item.uri: group for item, group in zip(items, groups, strict=True)},
@@ -83,10 +87,17 @@ def write_split(split: Split, folder: Path) -> tuple[Path, Path]:
     """Write ``train.csv`` and ``test.csv``, with whole paths and the group of each video.
 
     Raises:
+        FolderError: if one of them is the list itself.
         OSError: if a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.csv", folder / "test.csv"
+    for path in paths:
+        if path.exists() and split.source.exists() and path.samefile(split.source):
+            raise FolderError(
+                f"{path} is the list that is parted: a part of it would take its place",
+                hint="give another folder for the two lists",
+            )
     for path, items in zip(paths, (split.train, split.test), strict=True):
         with (
             atomic_path(path) as temporary,

@@ -15,7 +15,7 @@ from torch import nn
 
 from ivdr_deploy._console import console
 from ivdr_deploy._files import atomic_path
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.errors import CheckpointError, FolderError, TrainingError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import canonical_json
@@ -101,7 +101,7 @@ class TrainState:
                 )
             for name in ("digest", "seed", "epoch_steps"):
                 if values[name] != getattr(self, name):
-                    theirs, ours = str(values[name])[:64], getattr(self, name)
+                    theirs, ours = quoted(values[name]), quoted(getattr(self, name))
                     raise FolderError(
                         f"the training state belongs to another run ({name} {theirs}, here {ours})",
                         hint="give another out=, or go on with the settings and the training list it was begun with",
@@ -112,7 +112,7 @@ class TrainState:
             for name in ("metrics", "validation", "averages"):
                 setattr(self, name, {str(key): float(value) for key, value in values[name].items()})
             self.alarms = [{str(key): str(text) for key, text in one.items()} for one in values["alarms"]]
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"the training state does not fit this run ({reason})") from error
 
@@ -213,7 +213,9 @@ def load_newest(state: TrainState, folder: Path) -> Path:
         except CheckpointError as error:
             if path == paths[-1]:
                 raise
-            console.print(f"{error.message}; going on from the one before", style="yellow", markup=False)
+            console.print(
+                one_line(f"{error.message}; going on from the one before"), style="yellow", markup=False
+            )
         else:
             _set_aside(paths[: paths.index(path)])
             return path

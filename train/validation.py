@@ -11,9 +11,12 @@ from typing import Protocol
 
 from ivdr_deploy._console import console
 from ivdr_deploy._files import atomic_path
+from ivdr_deploy._text import quoted
+from ivdr_deploy.artifacts.checkpoint import read_checkpoint_info
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import FolderError
 from ivdr_deploy.models.network import VideoModel
+from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import CheckpointInfo
 from ivdr_deploy.video.reader import VideoLimits
 from train.config import FinetuneConfig
@@ -157,7 +160,7 @@ def open_validation(
 
     Raises:
         DataError: if the list is unusable, or has a class that training does not.
-        FolderError: if the run has ended early.
+        FolderError: if the run has ended early, or was measured on another list so far.
     """
     if not config.data.validation:
         return None
@@ -170,6 +173,8 @@ def open_validation(
         write_run_page(config, videos, state=f"step {step} of {total}", test=held, report=report, facts=facts)
 
     found = Validation(config, model, state, held, info_after=info_after, write=write, show=show)
+    if found.rows:
+        _require_same_list(config, held)
     if found.stopped and (Path(config.out) / CHECKPOINT_NAME).exists():
         raise FolderError(
             f"the run in {config.out} has ended early, after {state.step} of {total} steps",
@@ -178,20 +183,46 @@ def open_validation(
     return found
 
 
+def _require_same_list(config: FinetuneConfig, held: VideoList) -> None:
+    """Refuse to look for the best among measurements on two lists; the best so far says which it is of."""
+    best = Path(config.out) / BEST_NAME
+    if not best.is_file():
+        return
+    provenance = read_checkpoint_info(best).provenance
+    before = (provenance.config["data"]["validation"], provenance.metrics["validation_videos"])
+    now = (to_dict(config.data.validation), len(held.items))
+    if before != now:
+        raise FolderError(
+            f"the run in {config.out} was measured on {quoted(before[0])} so far, {before[1]:.0f} videos; "
+            f"data.validation is now {quoted(now[0])}, {now[1]} videos",
+            hint="go on with that list, or give another out=",
+        )
+
+
 def _row(step: int, report: EvaluationReport) -> Row:
     estimate = report.video_estimate
     return Row(step, estimate.value, estimate.low, estimate.high, report.clip_accuracy.value)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the measurements of a run; none where there is no file."""
+    """Read the measurements of a run; none where there is no file.
+
+    Raises:
+        FolderError: if it was changed since.
+    """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        return [
-            Row(int(line["step"]), *(float(line[name]) for name in _COLUMNS[1:]))
-            for line in csv.DictReader(stream)
-        ]
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            return [
+                Row(int(line["step"]), *(float(line[name]) for name in _COLUMNS[1:]))
+                for line in csv.DictReader(stream)
+            ]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise FolderError(
+            f"{path} does not hold the measurements of a run any more ({quoted(str(error))})",
+            hint="put it back, or remove it: those that were made are then forgotten, and training goes on",
+        ) from error
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -139,6 +139,18 @@ def test_clips_that_chance_leaves_sharp_keep_every_pixel() -> None:
     assert torch.equal(difference < 0.1, changes.blur_sigma == 0.0)
 
 
+def test_every_clip_throws_its_own_dice_for_every_change() -> None:
+    config = AugmentConfig(jitter_probability=0.2, blur_probability=0.5, flip_probability=0.8)
+    drawn = draw_changes(config, 400, rng=np.random.default_rng(0))
+    assert drawn.blur_sigma is not None
+    assert drawn.flip is not None
+    jittered = (drawn.color - torch.eye(3)).abs().amax(dim=(1, 2)) > 1e-4
+    for chosen, count in ((jittered, 80), (drawn.blur_sigma > 0, 200), (drawn.flip, 320)):
+        assert abs(int(chosen.sum()) - count) < 40
+    together = int((jittered & (drawn.blur_sigma > 0)).sum())
+    assert abs(together - 40) < 20  # one says nothing about the other
+
+
 def test_same_generator_state_gives_the_same_pixels() -> None:
     config = AugmentConfig(blur_probability=0.5, flip_probability=0.5)
     one, two = (augment(clips(), config, rng=np.random.default_rng(5)) for _ in range(2))

@@ -29,8 +29,9 @@ from ivdr_deploy.errors import (
 from ivdr_deploy.spec import ClipSpec, ViewPlan
 from ivdr_deploy.video import PathSource, Source, VideoLimits, load_clips, open_frames
 from train import cache, kept
-from train.cache import CachedVideos, Keeping, cache_videos, fill_cache
+from train.cache import CachedVideos, Keeping, cache_videos, fill_cache, say_skipped
 from train.frames import Form, Frames, KeptFrames, StraightFrames, write_frames
+from train.report import say_failed
 
 CLIP = ClipSpec(num_frames=4, frame_stride=3, short_side=64, crop_size=58)
 PLAN = ViewPlan(num_clips=3)
@@ -377,6 +378,18 @@ def test_bad_videos_are_skipped_by_name_within_the_allowed_share(
     assert all(item.uri != "v/a/bad.mp4" for item in cached.items)
     with pytest.raises(DataError, match=r"1 of 5 videos cannot be used \(v/a/bad.mp4: "):
         cache_videos(videos, CLIP, tmp_path / "cache", decode=THREAD, max_bad_share=0.1)
+
+
+def test_a_name_with_line_ends_makes_no_line_of_its_own(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "a" / "x\nPASS: all is well\x1b[2J.mp4").write_bytes(b"no video")
+    with open_cache(folder, tmp_path, max_bad_share=0.5) as cached:
+        say_skipped(cached.skipped)
+    say_failed([("y\nPASS: all is well", "broken\nin two")])
+    said = capsys.readouterr().err
+    assert [line.split()[0] for line in said.splitlines()] == ["skipped", "failed"]
+    assert "\\u000aPASS: all is well\\u001b[2J.mp4: " in said
 
 
 def test_one_video_is_too_few(folder: Path, tmp_path: Path) -> None:

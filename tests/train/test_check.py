@@ -138,6 +138,15 @@ def test_a_video_with_two_labels_is_found(videos: Path) -> None:
     assert kinds(check_lists(train))["two_labels"] == ("down0.mp4",)
 
 
+def test_a_video_that_is_listed_again_is_found(videos: Path) -> None:
+    train = listed(videos / "train.csv", sound(range(2)))
+    with train.open("a") as stream:
+        stream.write("down1.mp4,down\n./up0.mp4,up\nup0.mp4,up\n")
+    report = check_lists(train)
+    assert kinds(report)["copies"] == ("down1.mp4", "up0.mp4")
+    assert (report.passed, report.videos) == (True, 4)
+
+
 def test_unequal_classes_are_found(videos: Path) -> None:
     for number in range(20):
         target = videos / f"more{number}.mp4"

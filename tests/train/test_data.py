@@ -155,6 +155,21 @@ def test_dual_batch_depends_on_seed_and_step_alone(cached: CachedVideos) -> None
     assert not torch.equal(one["views"], later["views"])  # type: ignore[arg-type]
 
 
+def test_the_settings_say_what_is_drawn(cached: CachedVideos) -> None:
+    """Of one video again and again: every clip backwards, the true order among those drawn, no first view plain."""
+    augment = AugmentConfig(reverse_probability=1.0, flip_probability=1.0)
+    dual = DualConfig(rank_exclude_identity=False)
+    config = replace(CONFIG, augment=augment, dual=dual)
+    drawn = draw_dual_batch(cached, batch_of([0] * 16), config, draw=random_start_clip)
+    assert drawn.keys() == {"views", "changes", "permutation"}
+    for clip in drawn["views"][0].numpy():  # type: ignore[union-attr,index]
+        shown = numbers(clip)
+        assert shown == sorted(shown, reverse=True)
+        assert shown[0] > shown[-1]
+    assert {tuple(order) for order in drawn["permutation"].tolist()} == {(0, 1), (1, 0)}  # type: ignore[union-attr]
+    assert drawn["changes"].flip.all()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(("parts", "ranks"), [(2, 1), (1, 2), (2, 2)])
 def test_parts_and_processes_draw_what_one_draws_at_once(
     cached: CachedVideos, parts: int, ranks: int

@@ -82,10 +82,18 @@ SHARE = """
 import sys, torch
 torch.set_num_threads(1)
 from test_distributed import computed, joined, mean_of_all
+from train import distributed
 with joined("cpu"):
     found = {kind: computed(kind) for kind in ("simclr", "moco", "label", "clip")}
     rank = torch.distributed.get_rank()
     odd = float("nan") if rank else 0.5  # known to the first alone
+    own = distributed.shard(5)  # the first has one more than the last
+    found["rows"] = distributed.gather_rows(torch.tensor([[float(place)] for place in own]), count=5)
+    found["items"] = torch.tensor(distributed.gather_items(list(own), count=5))
+    try:
+        distributed.gather_items([*own, 9], count=5)
+    except AssertionError:
+        found["noticed"] = torch.ones(())
     found["means"] = mean_of_all({"swapped": odd, "loss": odd, "rank": float(rank)})
 torch.save(found, sys.argv[1] + "/" + __import__("os").environ["RANK"])
 """
@@ -98,6 +106,8 @@ def test_losses_and_gradients_are_those_of_one_process(tmp_path: Path, processes
     shares = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(processes)]
     for share in shares:
         assert share["means"]["swapped"] == 0.5
+        assert share["rows"].flatten().tolist() == share["items"].tolist() == [0, 1, 2, 3, 4]  # each once
+        assert "noticed" in share
         assert share["means"]["rank"] == (processes - 1) / 2
         assert math.isnan(share["means"]["loss"])
     for kind in ("simclr", "moco", "label", "clip"):

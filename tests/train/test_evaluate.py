@@ -65,6 +65,20 @@ def test_a_list_of_failures_is_no_accuracy_at_all_and_keeps_the_training(
     assert load_checkpoint(path).info.provenance.metrics["video_accuracy"] == 0.0
 
 
+def test_a_label_in_brackets_is_no_style(
+    data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = Path(data.test).read_text().replace(",up", ",[/up]").replace(",down", ",down [red]").splitlines()
+    odd = Path(data.test).with_name("brackets.csv")
+    odd.write_text("\n".join(lines) + "\n")
+    path = finetune(finetune_config(tmp_path / "run", replace(data, train=str(odd), test="")))
+    for protocol in ([], ["--protocol", "order"]):
+        assert main(["evaluate", str(path), "--data", str(odd), *protocol]) == 0
+        said = capsys.readouterr().err
+        assert "[/up]" in said
+        assert "down [red]" in said
+
+
 def test_a_class_without_test_videos_is_null_in_the_json(
     data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from runs import CLIP, PLAN
 
-from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.datasets.lists import VideoItem, VideoList, read_video_list
 from ivdr_deploy.errors import CheckpointError, DataError, VideoOpenError
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.spec import ViewPlan
@@ -49,6 +49,73 @@ def test_retrieval_is_that_of_the_paper_done_by_hand(frozen: Frozen) -> None:
         0,
         1,
     )
+
+
+def several(frozen: Frozen, *, gallery: int = 30, queries: int = 12) -> Frozen:
+    """Lists of three classes with three clips a video that lie far from 0; the queries are of four groups."""
+    rng = np.random.default_rng(4)
+    made: list[tuple[VideoList, tuple[np.ndarray, ...]]] = []
+    for name, count in (("g", gallery), ("q", queries)):
+        items = [
+            VideoItem(Path(f"{name}{row}.mp4"), "abc"[row % 3], f"{name}{row}.mp4", f"{name}{row % 4}")
+            for row in range(count)
+        ]
+        rows = tuple(rng.normal(3.0, 1.0, (3, 5)).astype(np.float32) for _ in items)
+        made.append((VideoList(Path(name), tuple(items)), rows))
+    (one, shown), (two, asked) = made
+    return module.replace(
+        frozen, gallery=one, queries=two, gallery_features=shown, query_features=asked, labels=("a", "b", "c")
+    )
+
+
+def test_neighbours_vote_as_they_are_said_to(frozen: Frozen) -> None:
+    made = several(frozen)
+    report = classify(made, "knn")
+    gallery, queries = (
+        np.stack([np.asarray(one).mean(axis=0) for one in part]).astype(float)
+        for part in (made.gallery_features, made.query_features)
+    )
+    centre = gallery.mean(axis=0)
+    for query, answer in zip(queries, report.answers, strict=True):
+        one, all_of_them = query - centre, gallery - centre
+        cosine = all_of_them @ one / np.linalg.norm(all_of_them, axis=1) / np.linalg.norm(one)
+        votes = np.zeros(3)
+        for place in sorted(range(30), key=lambda place: -cosine[place])[:20]:
+            votes["abc".index(str(made.gallery.items[place].label))] += np.exp(cosine[place] / 0.07)
+        assert answer.probabilities == pytest.approx(votes / votes.sum(), rel=1e-4)
+
+
+def test_retrieval_takes_the_mean_over_the_clips_and_intervals_over_groups(frozen: Frozen) -> None:
+    made = several(frozen)
+    means = [
+        np.stack([np.asarray(one).mean(axis=0) for one in part])
+        for part in (made.gallery_features, made.query_features)
+    ]
+    by_means = planted(made, *means)
+    found = retrieve(made)
+    assert {k: one.value for k, one in found.recalls.items()} == {
+        k: one.value for k, one in retrieve(by_means).recalls.items()
+    }
+    assert 0.0 < found.recalls[1].value < 1.0
+    assert [one.units for one in found.recalls.values()] == [4] * 5
+    assert found.units == "column group of the list"
+    report = classify(made, "knn")
+    assert (report.video_estimate.units, report.clip_estimate.units) == (4, 4)
+
+
+def test_the_penalty_of_a_probe_is_chosen_on_held_out_groups_of_the_gallery(
+    frozen: Frozen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = several(frozen, gallery=36)  # of noise, of which the strongest penalty makes least
+    for item in made.gallery.items:
+        (tmp_path / item.uri).touch()
+    there = tuple(
+        VideoItem(tmp_path / item.uri, item.label, item.uri, item.group) for item in made.gallery.items
+    )
+    classify(module.replace(made, gallery=VideoList(tmp_path, there)), "linear-probe")
+    said = capsys.readouterr().err
+    assert "36 of 36 videos, 4 of 4 groups (column group of the list)" in said
+    assert "penalty 1, chosen on held-out groups" in said
 
 
 def test_an_unusable_query_finds_nothing_and_stays_in_the_denominator(frozen: Frozen) -> None:
@@ -126,6 +193,7 @@ def test_the_command_prints_the_recalls(
     report = json.loads(printed.out)
     assert set(report["recall_at"]) == {"1", "5", "10", "20", "50"}
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert f"wrote {tmp_path / 'out' / 'report.json'}" in printed.err
     assert printed.err.splitlines()[-1].startswith("retrieval: 6 queries in 16 videos, on 10 clips")
     assert main([*words, "--protocol", "linear-probe"]) == 0
     assert json.loads(capsys.readouterr().out)["video_accuracy"]["total"] == 6

@@ -144,5 +144,12 @@ def test_knn_accuracy_counts_classes_of_near_ones() -> None:
     queries = torch.tensor([[2.0, 0.0], [-2.0, 0.1], [3.0, 0.1]])
     assert knn_accuracy(queries, torch.tensor([0, 1, 1]), gallery, labels) == pytest.approx(2 / 3)
     assert knn_accuracy(gallery, labels, gallery, labels, leave_one_out=True) == 1.0
+    far = torch.tensor([100.0, 0.0])  # what all share says nothing
+    assert knn_accuracy(gallery + far, labels, gallery + far, labels) == 1.0
+    pairs, mixed = (
+        torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]]),
+        torch.tensor([0, 1, 0, 1]),
+    )
+    assert knn_accuracy(pairs, mixed, pairs, mixed, leave_one_out=True) == 0.0  # none is its own neighbour
     alone = torch.tensor([0, 1, 1, 0, 0, 0])  # the first is the only one of its class on its side
     assert knn_accuracy(gallery, alone, gallery, alone, leave_one_out=True) < 1.0

@@ -248,6 +248,12 @@ def test_contrast_top1_counts_rows_that_find_their_video() -> None:
     assert losses.contrast_top1(losses.rows(basis(0, 1), basis(1, 0))) == 0.0
 
 
+def test_no_row_finds_its_video_where_all_fall_together() -> None:
+    together = basis(0, 0, 0)
+    assert losses.contrast_top1(losses.rows(together, together)) == 0.0
+    assert losses.info_nce_queue(together, together, together, temperature=0.07)[1] == 0.0
+
+
 def test_alignment_and_uniformity_of_vectors_at_right_angles() -> None:
     assert_close(losses.alignment(basis(0, 1), basis(0, 2)), 1.0)  # squared distances 0 and 2
     assert_close(losses.uniformity(basis(0, 1, 2)), -4.0)

@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 from runs import finetune_config
 
-from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.datasets.lists import VideoItem, read_video_list
 from ivdr_deploy.errors import ConfigError, DataError
 from ivdr_deploy.evaluation.order import feature_change, reversed_clips, shuffled_clips
 from ivdr_deploy.runtimes.loading import open_model
+from ivdr_deploy.spec import ViewPlan
 from train.__main__ import main
+from train.answers import VideoAnswer, answer
 from train.comparison import compare, mcnemar
 from train.config import AugmentConfig, DataConfig
 from train.evaluate import evaluate
 from train.finetune import finetune
-from train.order_audit import audit_order
+from train.order_audit import OrderAudit, audit_order
+from train.report import report_on
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,7 @@ def test_backwards_a_network_that_sees_motion_answers_the_opposite(mover: Path, 
     assert report["drop"]["reversed"]["value"] == 1.0
     assert report["drop"]["reversed"]["low"] == 1.0
     assert report["feature_change"]["reversed"] > 0.01
+    assert report["feature_change"]["shuffled"] > 1e-3
     assert report["per_class"]["up"]["accuracy_reversed"] == 0.0
     assert report["per_class"]["up"]["videos"] == 3
     assert report["segments"] == 2
@@ -115,6 +119,36 @@ def test_a_comparison_is_paired_by_video(mover: Path, data: DataConfig, tmp_path
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["p_value"] == found.p_value
     with pytest.raises(DataError, match="not measured on the same videos"):
         compare(before, evaluate(mover, data.train))
+
+
+def test_changes_are_taken_over_units() -> None:
+    """All of one person is lost and nothing of the other: two answers, and not twelve."""
+    ways: dict[str, list[VideoAnswer]] = {}
+    for name in ("true", "reversed", "shuffled"):
+        ways[name] = [
+            answer(
+                VideoItem(Path(f"{row}.mp4"), "ab"[row % 2], f"{row}.mp4"),
+                "ann" if row < 6 else "bea",
+                row % 2,
+                np.eye(2)[[row % 2 if name == "true" or row < 6 else 1 - row % 2]],
+                clips=1,
+            )
+            for row in range(12)
+        ]
+    changes = {"reversed": (0.0,) * 12, "shuffled": (0.0,) * 12}
+    given = {name: tuple(one) for name, one in ways.items()}
+    audit = OrderAudit(
+        model="m", data="d", labels=("a", "b"), segments=2, units="u", answers=given, feature_changes=changes
+    )
+    for change in ("reversed", "shuffled"):
+        drop = audit.drop(change)
+        assert (drop.value, drop.low, drop.high, drop.units) == (0.5, 0.0, 1.0, 2)
+    before, now = (
+        report_on(ways[name], ("a", "b"), model="m", data="d", contract_hash="c", plan=ViewPlan(), units="u")
+        for name in ("true", "reversed")
+    )
+    by_units = compare(before, now).by_units
+    assert (by_units.value, by_units.low, by_units.high, by_units.units) == (-0.5, -1.0, 0.0, 2)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from clips import moving_square
 from videos import write_video
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import ConfigError, DataError
 from train.__main__ import main
 from train.own import own_config
@@ -96,6 +97,18 @@ def test_a_list_with_two_parts_is_not_split(clips: Path, tmp_path: Path) -> None
         str(tmp_path), [f"out={tmp_path / 'run'}", f"data.root={clips}"], runs=tmp_path / "runs"
     )
     assert config.data.train == config.data.test == str(tmp_path)
+
+
+def test_home_folder_and_quotes_are_read_as_in_settings(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(clips.parent))
+    names = sorted(str(path.relative_to(clips)) for path in clips.rglob("*.mp4"))
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,label\n" + "".join(f"{name},{Path(name).parent}\n" for name in names))
+    config = own_config(str(listed), [f'out="{tmp_path / "run"}"', "data.root=~/clips", 'init=""'])
+    assert config.data.train == str(tmp_path / "run" / "lists" / "train.csv")
+    read_video_list(config.data.train).require_files()
 
 
 def test_settings_win_over_what_is_chosen(clips: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_page_shows_everything_there_is_to_say(tmp_path: Path) -> None:
         report=made,
         facts=[("list", hostile)],
         classes={"training": {hostile: 3}, "test": {"down": 2}},
-        settings={"optim": {"lr": 0.003, "name": hostile}},
+        settings={"optim": {"lr": 0.0031234, "name": hostile}},
     )
     path = write_page(tmp_path / "page.html", page)
     found = outline(path)
@@ -108,7 +108,7 @@ def test_a_page_shows_everything_there_is_to_say(tmp_path: Path) -> None:
     assert "broken: <b>" in text
     assert f"down taken for {hostile}" in text
     assert "1 not finite" in text
-    assert "optim.lr 0.003" in text
+    assert "optim.lr 0.0031234" in text  # as it was set
     assert "validation_accuracy 0.25" in text
     assert list(tmp_path.iterdir()) == [path]
 
@@ -136,6 +136,44 @@ def test_confusion_counts_each_video_once_and_the_unusable_in_a_column_of_their_
         told("d", [[0.0, 1.0]], target=1),
     ]
     assert confusion(answers, num_classes=2).tolist() == [[1, 0, 0], [1, 1, 1]]
+
+
+def test_an_answer_is_the_mean_of_the_probabilities_of_its_clips() -> None:
+    one = told("a", [[10.0, 0.0], [0.0, 2.0], [0.0, 2.0]], target=1)
+    sure, doubtful = 1 / (1 + np.exp(-10.0)), 1 / (1 + np.exp(2.0))
+    assert one.probabilities == pytest.approx([(sure + 2 * doubtful) / 3, 1 - (sure + 2 * doubtful) / 3])
+    assert one.right  # the mean of the logits would say 0
+    assert (one.clips_right, one.clips) == (2, 3)
+
+
+def test_intervals_are_over_units() -> None:
+    """All of one person right and all of the other wrong: two answers, and not twenty."""
+    answers = [
+        told(str(row), [[0.0, 1.0]] * 2, target=row % 2, unit="ann" if row % 2 else "bea")
+        for row in range(20)
+    ]
+    made = report(("a", "b"), answers)
+    for estimate in (made.video_estimate, made.clip_estimate):
+        assert (estimate.value, estimate.low, estimate.high, estimate.units) == (0.5, 0.0, 1.0, 2)
+    alone = report(("a", "b"), [replace(one, unit=one.item.uri) for one in answers])
+    assert alone.video_estimate.units == 20
+    assert alone.video_estimate.low > 0.2
+
+
+def test_the_accuracies_count_what_could_not_be_used() -> None:
+    labels = tuple("abcdefg")
+    answers = [
+        told("first", [[9.0, 1, 0, 0, 0, 0, 0]], target=0),
+        told("second", [[9.0, 1, 0, 0, 0, 0, 0]], target=1),
+        told("last", [[9.0, 1, 0, 0, 0, 0, -1]], target=6),
+        told("none", None, target=0),
+    ]
+    made = report(labels, answers)
+    counted = [
+        (one.correct, one.total)
+        for one in (made.video_accuracy, made.video_accuracy_top5, made.clip_accuracy)
+    ]
+    assert counted == [(1, 4), (2, 4), (1, 5)]  # the plan would have taken two clips of the last
 
 
 def test_the_lowest_point_of_a_curve_is_drawn_lowest_and_a_gap_stays_a_gap() -> None:

@@ -18,6 +18,7 @@ from ivdr_deploy.models.network import VideoModel
 from train import run
 from train.config import AugmentConfig, DataConfig, OptimConfig
 from train.method import DualConfig
+from train.optim import learning_rate
 from train.pretrain import pretrain
 
 
@@ -39,7 +40,7 @@ def test_pretraining_leaves_a_checkpoint_that_says_what_it_is(pretrained: Path, 
     assert provenance.metrics["loss"] > 0
 
 
-def test_pretraining_logs_every_step_to_csv_and_tensorboard(pretrained: Path) -> None:
+def test_pretraining_logs_every_step_to_csv_and_tensorboard(pretrained: Path, data: DataConfig) -> None:
     rows = list(csv.DictReader((pretrained.parent / "metrics.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
     assert rows[0].keys() >= {
@@ -48,6 +49,9 @@ def test_pretraining_logs_every_step_to_csv_and_tensorboard(pretrained: Path) ->
         "swapped_accuracy_same", "alignment", "uniformity", "effective_rank", "order_score",
         "knn_accuracy",
     }  # fmt: skip
+    optim = pretrain_config(pretrained.parent, data).optim  # the rate of each step is the one of the schedule
+    rates = [learning_rate(optim, step=step, epoch_steps=2) for step in range(4)]
+    assert [float(row["lr"]) for row in rows] == pytest.approx(rates, rel=1e-4)
     for row in rows:
         parts = [float(row[name]) for name in ("loss_clip", "loss_coherence")]
         parts += [1.5 * float(row[name]) for name in ("loss_rank_cross", "loss_rank_same")]

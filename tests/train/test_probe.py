@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,16 +17,18 @@ from runs import finetune_config, state
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.datasets.lists import read_video_list
-from ivdr_deploy.errors import DataError, FolderError
+from ivdr_deploy.errors import DataError, FolderError, VideoOpenError
 from ivdr_deploy.results import softmax
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.spec import ViewPlan
+from ivdr_deploy.video import PathSource
 from ivdr_deploy.video.clips import load_clips
 from train import features, probe, regression
 from train.__main__ import main
 from train.config import DataConfig, FinetuneConfig
 from train.finetune import finetune
 from train.init import load_finetune_config
+from train.kept import kept_name
 
 
 @pytest.fixture
@@ -288,6 +291,27 @@ def test_the_penalty_is_the_one_that_serves_held_out_videos() -> None:
     assert right.correct == right.total == wrong.total == 30
     assert wrong.correct < 30
     assert regression.choose_penalty(clear, targets, [], num_classes=2)[1].total == 0
+
+
+def test_a_feature_belongs_to_a_video_as_it_was(tmp_path: Path) -> None:
+    video = tmp_path / "a.mp4"
+    video.write_bytes(b"one")
+    os.utime(video, ns=(5, 5))
+    name = kept_name(PathSource(video), {"feature": "w"})
+    assert kept_name(PathSource(video), {"feature": "w"}) == name
+    assert kept_name(PathSource(video), {"feature": "v"}) != name
+    os.utime(video, ns=(6, 6))  # another of the same size, written later
+    assert kept_name(PathSource(video), {"feature": "w"}) != name
+    video.write_bytes(b"longer")
+    os.utime(video, ns=(5, 5))
+    assert kept_name(PathSource(video), {"feature": "w"}) != name
+
+
+def test_held_out_videos_of_which_none_can_be_used_choose_nothing() -> None:
+    shown, targets = planted(np.random.default_rng(0), count=6, noise=1.0, useless=1)
+    made = [*shown[:4], VideoOpenError("broken"), VideoOpenError("broken")]
+    penalty, accuracy = regression.choose_penalty(made, targets, [np.array([4, 5])], num_classes=2)
+    assert (penalty, accuracy.correct, accuracy.total) == (0.01, 0, 2)
 
 
 def test_held_out_videos_are_not_in_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from clips import moving_square
 from videos import write_video
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from ivdr_deploy.errors import DataError
 from train.__main__ import main
 from train.config import FinetuneConfig, PretrainConfig
 from train.config_file import load_config
@@ -59,7 +60,11 @@ def hmdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_video(path, moving_square(way, seed=50 + number), codec="mpeg4", bframes=0)
             lines.append(f"{name} {use} ")
-        (folder / "splits" / f"{label}_test_split1.txt").write_text("\n".join(lines) + "\n")
+        for split, written in (
+            (1, lines),
+            (2, lines[:1]),
+        ):  # of the second, the first list only knows one video
+            (folder / "splits" / f"{label}_test_split{split}.txt").write_text("\n".join(written) + "\n")
     return folder
 
 
@@ -124,24 +129,42 @@ def test_ucf101_trains_tests_and_retrieves_with_the_right_names(
     assert report["clip_accuracy"]["total"] == 20
 
 
-def test_hmdb51_trains_and_tests_on_its_parts(
+def test_hmdb51_trains_tests_and_retrieves_on_its_parts_with_the_right_names(
     hmdb: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lists = str(hmdb / "splits" / "*_test_split1.txt")
     given = {"data.train": lists, "data.test": lists, "data.root": str(hmdb / "videos")}
     tune = settings(**given, out=str(tmp_path / "ft"), init="")
     assert main(["finetune", "--config", str(CONFIGS / "hmdb51_finetune.toml"), *tune]) == 0
-    info = load_checkpoint(tmp_path / "ft" / "checkpoint.safetensors").info
+    tuned = tmp_path / "ft" / "checkpoint.safetensors"
+    info = load_checkpoint(tuned).info
     assert info.labels == ("brush_hair", "wave")
     assert info.provenance.metrics["test_videos"] == 2
     assert "6 training videos" in capsys.readouterr().err
+    measured = ["--data", lists, "--root", given["data.root"], "--json"]
+    kept = ["--gallery", lists, "--cache", str(tmp_path / "features"), "-o", str(tmp_path / "found")]
+    assert main(["evaluate", str(tuned), "--protocol", "retrieval", *kept, *measured]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["queries"], found["gallery_videos"]) == (
+        2,
+        6,
+    )  # the part 2 asks, the part 1 answers, 0 neither
+    assert found["recall_at"]["50"]["value"] == 1.0  # each class is in the gallery, under the same name
+    assert main(["evaluate", str(tuned), "--protocol", "knn", *kept, *measured]) == 0
+    assert list(json.loads(capsys.readouterr().out)["per_class"]) == ["brush_hair", "wave"]
+    rows = [json.loads(line) for line in (tmp_path / "found" / "videos.jsonl").read_text().splitlines()]
+    assert [(row["label"], Path(row["uri"]).name) for row in rows] == [
+        ("brush_hair", "clip3_brush_hair_u_nm_np1_ba_goo_0.avi"), ("wave", "clip3_wave_u_nm_np1_ba_goo_0.avi")
+    ]  # fmt: skip
+    assert main(["evaluate", str(tuned), "--protocol", "ten-clip", *measured]) == 0
+    assert json.loads(capsys.readouterr().out)["clip_accuracy"]["total"] == 20
 
 
 # --- dry run
 
 
 def needs(ucf: Path, tmp_path: Path, **given: str) -> Needs:
-    words = settings(**ucf_lists(ucf), out=str(tmp_path / "run"), **{"init": ""} | given)
+    words = settings(**ucf_lists(ucf) | {"out": str(tmp_path / "run"), "init": ""} | given)
     return dry_run(load_config(FinetuneConfig, CONFIGS / "ucf101_finetune.toml", words))
 
 
@@ -183,6 +206,36 @@ def test_a_dry_run_of_a_linear_probe_counts_features_and_no_steps(ucf: Path, tmp
     for word in ("epochs", "steps", "cache", "backward"):
         assert word not in said
     assert found.clip_seconds > 0
+
+
+def test_a_dry_run_may_come_before_the_pretraining_that_it_starts_from(
+    ucf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = settings(**ucf_lists(ucf), out=str(tmp_path / "run"), init=str(tmp_path / "pre.safetensors"))
+    line = ["finetune", "--config", str(CONFIGS / "ucf101_finetune.toml"), *words]
+    assert main([*line, "--dry-run"]) == 0
+    assert f"init is not there yet: {tmp_path / 'pre.safetensors'}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(line)  # without it nothing is trained
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_what_training_refuses_and_makes_no_figure_of_nothing(
+    ucf: Path, tmp_path: Path
+) -> None:
+    one = tmp_path / "one.csv"
+    one.write_text("path,label\na.avi,YoYo\nb.avi,YoYo\n")
+    for name in "ab":
+        (tmp_path / f"{name}.avi").write_bytes(b"no video")
+    given = {"data.train": str(one), "data.test": "", "data.root": ""}
+    with pytest.raises(DataError, match="one class only, 'YoYo'"):
+        needs(ucf, tmp_path, **given)
+    one.write_text("path,label\na.avi,YoYo\nb.avi,Archery\n")
+    found = needs(ucf, tmp_path, **given)
+    assert len(found.bad) == 2
+    said = "\n".join(found.lines())
+    assert "cache: unknown, since no video of the sample can be used" in said
+    assert "GiB, filled" not in said
 
 
 def test_a_dry_run_names_what_is_missing_or_bad(

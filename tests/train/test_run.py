@@ -38,6 +38,26 @@ def test_steps_from_the_middle_are_those_of_the_whole_run(start: int) -> None:
     assert [seen(batch) for batch in rest] == steps(0)[start:]
 
 
+def test_a_log_that_has_lost_lines_goes_on_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a loss of power: the state was flushed to disk, and the log was not."""
+    with RunLog(tmp_path, total_steps=3, every=1) as log:
+        for step in range(2):
+            log.add(step, {"loss": 1.0})
+        position = log.position
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(path.read_bytes()[:-4])
+    with RunLog(tmp_path, total_steps=3, every=1, position=position) as log:
+        assert "has lost lines" in capsys.readouterr().err
+        log.add(2, {"loss": 2.0})
+    assert b"\0" not in path.read_bytes()
+    path.unlink()
+    with RunLog(tmp_path, total_steps=3, every=1, position=position) as log:
+        log.add(2, {"loss": 2.0})
+    assert path.read_text().splitlines() == ["step,loss", "3,2"]
+
+
 def test_neither_order_nor_draws_depend_on_the_global_state_of_numpy() -> None:
     np.random.seed(1)
     one = steps(0)

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from clips import moving_square, write_set
 from runs import equal, finetune_config, pretrain_config, state
+from videos import write_video
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
-from ivdr_deploy.errors import CheckpointError, FolderError
+from ivdr_deploy.errors import CheckpointError, FolderError, VideoError
 from train import finetune as finetuning
 from train import loop, run
 from train.__main__ import main
-from train.config import DataConfig
+from train.config import DataConfig, OptimConfig
 from train.finetune import finetune
 from train.pretrain import pretrain
 from train.state import saved_states
@@ -93,6 +95,41 @@ def test_a_run_stopped_after_its_last_step_takes_none_again(
         float(list(csv.DictReader(log.splitlines()))[-1]["loss"]), rel=1e-4
     )
     assert (tmp_path / "metrics.csv").read_text() == log
+
+
+@pytest.mark.parametrize("becomes", ["shorter", "longer", "nothing"])
+def test_a_video_that_is_replaced_or_goes_while_it_is_in_use_ends_the_run_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, becomes: str
+) -> None:
+    listed = write_set(tmp_path / "v", per_class=2)
+    data = DataConfig(train=str(listed), cache_gib=0.0, decode_workers=1)
+    optim = OptimConfig(name="adamw", lr=1e-3, epochs=40, batch_size=4)
+    config = pretrain_config(tmp_path / "run", data, optim=optim)
+    take_step, taken, video = loop.take_step, [], tmp_path / "v" / "up0.mp4"
+
+    def changing(*arguments: object, **options: object) -> None:
+        taken.append(None)
+        take_step(*arguments, **options)  # type: ignore[arg-type]
+        if len(taken) == 2:
+            video.unlink()
+            if becomes != "nothing":
+                write_video(video, moving_square("up", seed=1, num_frames=9 if becomes == "shorter" else 30))
+
+    monkeypatch.setattr(loop, "take_step", changing)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    with pytest.raises(VideoError, match=r"up0\.mp4") as caught:
+        pretrain(config)
+    if becomes != "nothing":
+        assert "is another video than when the run began: it had 16 frames" in caught.value.message
+    assert 2 <= len(taken) < 40
+    kept = [
+        f"state-{step:08d}.pt" for step in (len(taken), len(taken) - 1)
+    ]  # it may be met while features are measured
+    assert saved_states(tmp_path / "run")[0].name in kept
+    page = (tmp_path / "run" / "page.html").read_text()
+    assert "could not go on: " in page
+    assert "up0.mp4" in page
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
 
 
 def test_resume_refuses_to_begin(data: DataConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

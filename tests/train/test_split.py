@@ -107,6 +107,19 @@ def test_written_lists_name_the_same_videos_with_their_groups(tmp_path: Path) ->
     assert not groups[0] & groups[1]
 
 
+def test_the_list_itself_is_never_written_over(tmp_path: Path) -> None:
+    folder = clips(tmp_path / "clips", "ann bea cid dan")
+    names = sorted(folder.rglob("*.mp4"))
+    path = tmp_path / "train.csv"
+    path.write_text("path,label\n" + "".join(f"{name},{name.parent.name}\n" for name in names))
+    before = path.read_text()
+    with pytest.raises(SystemExit) as caught:
+        main(["split", str(path), "-o", str(tmp_path)])
+    assert caught.value.code == 10
+    assert path.read_text() == before
+    assert not (tmp_path / "test.csv").exists()
+
+
 def test_the_command_writes_two_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = clips(tmp_path / "clips", "ann bea cid dan")
     assert main(["split", str(folder), "-o", str(tmp_path / "out"), "--test-share", "0.5"]) == 0

@@ -25,7 +25,7 @@ from train.finetune import _batches, _build_step
 from train.loop import DrawBatch, run_steps
 from train.method import DualConfig
 from train.run import open_state
-from train.state import TrainState, load_newest, saved_states
+from train.state import TrainState, load_newest, run_digest, saved_states
 from train.step import DualStep, MocoStep
 
 CLIP = ClipSpec(num_frames=4, frame_stride=3, short_side=36, crop_size=32)
@@ -189,12 +189,42 @@ def test_state_of_another_run_is_refused(cached: CachedVideos, tmp_path: Path) -
             tmp_path, replace(cached, items=(replace(cached.items[0], label="c"), *cached.items[1:]))
         ),
     ]
+    torch.save(pretraining(tmp_path, cached)[2].state_dict() | {"digest": "x\n" * 9999}, tmp_path / "long.pt")
+    with pytest.raises(FolderError, match="belongs to another run") as caught:
+        others[0][2].load(tmp_path / "long.pt")
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 300
     for _, _, state, _ in others:
         before = {name: value.clone() for name, value in state.module.state_dict().items()}
         with pytest.raises(FolderError, match="belongs to another run"):
             state.load(path)
         assert all(torch.equal(value, before[name]) for name, value in state.module.state_dict().items())
     pretraining(tmp_path / "elsewhere", cached, log_every=5)[2].load(path)  # neither shapes the weights
+
+
+def test_every_setting_that_shapes_the_weights_makes_another_run(
+    cached: CachedVideos, tmp_path: Path
+) -> None:
+    config = pretraining(tmp_path, cached)[0]
+    others = [
+        replace(config, **changed)
+        for changed in (
+            {"seed": 1},
+            {"bf16": True},
+            {"optim": replace(config.optim, epochs=99)},
+            {"augment": replace(config.augment, flip_probability=0.25)},
+            {"dual": replace(config.dual, rank_theta=0.06)},
+            {"model": replace(config.model, head_norm="both")},
+            {"clip": replace(config.clip, frame_stride=2)},
+            {"data": replace(config.data, cache_form="raw")},
+        )
+    ]
+    digests = [run_digest(one, cached) for one in (config, *others)]
+    assert len(set(digests)) == len(digests)
+    same = replace(
+        config, out="elsewhere", log_every=7, on_alarm="stop", data=replace(config.data, decode_workers=5)
+    )
+    assert run_digest(same, cached) == digests[0]
 
 
 def test_weights_that_are_not_finite_never_replace_a_good_state(cached: CachedVideos, tmp_path: Path) -> None:
@@ -239,7 +269,14 @@ def test_damaged_and_hostile_files_are_refused_and_nothing_in_them_runs(
         with pytest.raises(CheckpointError, match="not a readable training state"):
             state.load(path)
         assert not proof.exists(), name
-    for values in ([1, 2], {}, {"format": 1}, {**state.state_dict(), "module": {"x": torch.ones(1)}}):
+    endless = {**state.state_dict(), "step": float("inf")}
+    for values in (
+        [1, 2],
+        {},
+        {"format": 1},
+        endless,
+        {**state.state_dict(), "module": {"x": torch.ones(1)}},
+    ):
         torch.save(values, path)
         with pytest.raises(CheckpointError):
             state.load(path)

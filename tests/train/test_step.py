@@ -324,6 +324,17 @@ def test_swapped_accuracy_counts_truly_shuffled_clips_alone() -> None:
     _, metrics = dual_loss(outputs, order, DualConfig())
     assert metrics["rank_accuracy"] == metrics["rank_accuracy_same"] == 0.5
     assert metrics["swapped_accuracy"] == metrics["swapped_accuracy_same"] == 0.0
+    seen = outputs._replace(shuffled=outputs.first.slots, again=outputs.first)
+    turned = seen.first._replace(slots=seen.first.slots.flip(1))  # type: ignore[union-attr]
+    # By the pair of the same pixels, from 0 at what an encoder scores that sees no order.
+    for exclude, score in ((False, 1.0), (True, 1.0)):
+        config = DualConfig(rank_exclude_identity=exclude)
+        _, metrics = dual_loss(seen._replace(first=turned), order, config)
+        assert (metrics["rank_accuracy"], metrics["rank_accuracy_same"]) == (0.0, 1.0)
+        assert metrics["order_score"] == score
+    for exclude, score in ((False, 0.0), (True, 0.5)):
+        _, metrics = dual_loss(outputs, order, DualConfig(rank_exclude_identity=exclude))
+        assert metrics["order_score"] == score
     unmoved = outputs._replace(shuffled=outputs.first.slots)  # type: ignore[union-attr]
     _, metrics = dual_loss(unmoved, torch.arange(2).repeat(4, 1), DualConfig())
     assert metrics["swapped_accuracy"].isnan()

@@ -123,6 +123,19 @@ def test_rows_of_steps_that_are_taken_again_are_dropped(held: DataConfig, tmp_pa
     assert [row.step for row in read_rows(tmp_path / "a" / VALIDATION_NAME)] == [2]
 
 
+def test_measurements_on_another_list_are_not_mixed(held: DataConfig, tmp_path: Path) -> None:
+    config = finetune_config(tmp_path / "a", held, optim=replace(OPTIM, epochs=2))
+    finetune(config)
+    (tmp_path / "a" / "checkpoint.safetensors").unlink()  # as if it had been stopped before
+    other = Path(held.validation).with_name("shorter.csv")
+    other.write_text("\n".join(Path(held.validation).read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(FolderError, match=r"so far, 6 videos; data.validation is now '.*', 5 videos"):
+        finetune(replace(config, data=replace(held, validation=str(other))))
+    (tmp_path / "a" / VALIDATION_NAME).write_text("step,video_accuracy\n2,high\n")
+    with pytest.raises(FolderError, match="does not hold the measurements of a run any more"):
+        finetune(config)
+
+
 def test_a_list_with_an_unknown_class_is_refused(held: DataConfig, tmp_path: Path) -> None:
     other = rewrite(held.validation, tmp_path / "v.csv", down0="sideways")
     with pytest.raises(DataError, match="unknown to training: sideways"):
