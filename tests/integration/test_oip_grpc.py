@@ -71,12 +71,18 @@ def test_grpc_takes_the_fields_of_a_datatype_too_and_gives_codes(
     tensor.contents.bytes_contents[0] = b"no video"
     said = refused(grpc.StatusCode.INVALID_ARGUMENT)
     assert (said["ivdr-code"], said["ivdr-item"]) == ("unreadable", "0")
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(request, compression=grpc.Compression.Gzip)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED, "what a message unpacks to has no limit"
+    request.outputs.extend([service_pb2.ModelInferRequest.InferRequestedOutputTensor(name="score")] * 2)
+    assert refused(grpc.StatusCode.INVALID_ARGUMENT)["ivdr-code"] == "bad_option"
+    del request.outputs[:]
     request.raw_input_contents.extend([b"", b""])
     assert refused(grpc.StatusCode.INVALID_ARGUMENT)["ivdr-code"] == "bad_request"
     request.model_name = "other"
     assert refused(grpc.StatusCode.NOT_FOUND)["ivdr-code"] == "not_found"
     codes = [line["code"] for line in lines(caplog)]
-    assert codes == ["ok", "queue_full", "unreadable", "bad_request", "not_found"]
+    assert codes == ["ok", "queue_full", "unreadable", "bad_option", "bad_request", "not_found"]
     with pytest.raises(grpc.RpcError) as caught:
         stub.RepositoryIndex(service_pb2.RepositoryIndexRequest())
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED

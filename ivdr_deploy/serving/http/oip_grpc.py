@@ -93,6 +93,8 @@ class GrpcListening:
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", self._settings.service.max_request_bytes),
                 ("grpc.max_send_message_length", -1),  # the answer has a limit of its own
+                # Nothing compressed, as over HTTP: what a message unpacks to has no limit.
+                ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression.value),
             ),
             maximum_concurrent_rpcs=self._settings.max_requests + _BESIDE_VIDEOS,
         )
