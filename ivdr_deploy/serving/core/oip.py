@@ -130,7 +130,9 @@ class TensorService:
                 raise OptionError(
                     f"this model has no output {quoted(name)}", hint=f"it has: {', '.join(self._outputs)}"
                 )
-        if len(set(request.outputs)) < len(request.outputs):  # naming it costs little, and each would be made and sent
+        if len(set(request.outputs)) < len(
+            request.outputs
+        ):  # naming it costs little, and each would be made and sent
             twice = next(name for name in request.outputs if request.outputs.count(name) > 1)
             raise OptionError(f"the output {quoted(twice)} is asked for twice", hint="name each output once")
         if unknown := sorted(set(request.parameters) - set(_PARAMETERS)):
@@ -258,7 +260,8 @@ def _encoded(inputs: Sequence[Tensor]) -> list[bytes]:
     if len(held) == len(inputs) and set(held) == {FRAMES, TIMES}:
         return _packed(held[FRAMES], held[TIMES])
     raise RequestError(
-        f"the request has the inputs {listed([tensor.name for tensor in inputs])}, expected {VIDEO}, or {FRAMES} and {TIMES}",
+        f"the request has the inputs {listed([tensor.name for tensor in inputs])}, expected {VIDEO}, or {FRAMES} "
+        f"and {TIMES}",
         hint=f"one element of {VIDEO} is one encoded video file",
     )
 

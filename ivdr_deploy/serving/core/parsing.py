@@ -69,7 +69,9 @@ def parse_request(parts: Mapping[str, Any], envelope: Envelope) -> PredictReques
             hint="send the file as it is; videos are compressed already",
         )
     if not (found := [name for name in ("body", "video", "data") if name in parts]):
-        raise RequestError(f"the request has the parts {listed(sorted(parts))}, expected a video", hint=_FORMS)
+        raise RequestError(
+            f"the request has the parts {listed(sorted(parts))}, expected a video", hint=_FORMS
+        )
     if len(found) > 1:
         raise RequestError(f"the request has the parts {' and '.join(found)}, expected one", hint=_FORMS)
     url: str | None = None

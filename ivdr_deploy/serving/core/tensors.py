@@ -102,7 +102,9 @@ def from_numbers(name: str, datatype: str, shape: Sequence[int], values: Sequenc
         raise RequestError(
             f"the input {quoted(name)} has {len(values)} numbers, its shape {_shown(shape)} of {kind} needs others"
         )
-    if not {int, float}.issuperset(map(type, values)):  # numpy reads text, true, null and lists of lists as well
+    if not {int, float}.issuperset(
+        map(type, values)
+    ):  # numpy reads text, true, null and lists of lists as well
         wrong = next(value for value in values if type(value) not in (int, float))
         raise RequestError(f"the input {quoted(name)} holds {quoted(wrong)}, which is no number")
     dtype = np.dtype(_DTYPES[kind])

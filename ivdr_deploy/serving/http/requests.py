@@ -143,7 +143,7 @@ async def _read_form(headers: Headers, body: bytes) -> list[tuple[str, Any]]:
 
     charset = re.search(r";\s*charset\s*=\s*\"?([^\";]*)", headers["content-type"], re.IGNORECASE)
     if charset is not None and charset[1].strip().lower() not in ("utf-8", "utf8", "us-ascii"):
-        # Others are refused unread: some raise what nobody expects, and Python remembers each name that it is asked for.
+        # Refused unread: some raise what nobody expects, and Python remembers every name that it is asked for.
         raise RequestError(
             f"the form says that it is in {quoted(charset[1])}, expected UTF-8", hint="leave charset out"
         )

@@ -51,7 +51,7 @@ def test_an_extent_of_nothing_lets_no_other_one_be_endless(shape: tuple[int, ...
 @pytest.mark.parametrize("wrong", ["1", None, True, [1], [[1, 2]], {"a": 1}])
 def test_what_is_no_number_is_refused_by_name_and_not_made_one(wrong: object) -> None:
     for data in ([wrong, 1], [1, wrong], [wrong, wrong]):
-        with pytest.raises(RequestError, match="the input 'timestamps' holds .* is no number"):
+        with pytest.raises(RequestError, match=r"the input 'timestamps' holds .* is no number"):
             from_plain("timestamps", "FP64", (2,), data)
     with pytest.raises(RequestError, match="too large"):
         from_numbers("timestamps", "FP64", (1,), [10**400])

@@ -25,7 +25,7 @@ def parts_of(content_type: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("charset", ["undefined", "punycode", "utf-16", "cp037", "x" * 10_000, '"idna"'])
 def test_a_form_in_another_character_set_is_refused_by_name(charset: str) -> None:
-    with pytest.raises(RequestError, match="the form says that it is in .*, expected UTF-8") as caught:
+    with pytest.raises(RequestError, match=r"the form says that it is in .*, expected UTF-8") as caught:
         parts_of(f"multipart/form-data; boundary=x; CharSet={charset}")
     assert len(str(caught.value)) < 250
 
