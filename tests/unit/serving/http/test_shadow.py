@@ -39,6 +39,12 @@ def test_one_that_does_not_is_refused(change: dict[str, Any], error: type[IvdrEr
         check_replacement(OLD, {**OLD, "version": "2.0", **change})
 
 
+def test_a_version_to_go_back_to_may_lack_what_came_later_and_nothing_else() -> None:
+    check_replacement(OLD, {**OLD, "version": "0.9", "outputs": ["logits"]}, backwards=True)
+    with pytest.raises(ArtifactError, match="of other"):
+        check_replacement(OLD, {**OLD, "version": "0.9", "name": "other"}, backwards=True)
+
+
 def answer(label: str | None, *, score: float = 0.5, code: str = "") -> dict[str, Any]:
     if code:
         return {"status": 422, "body": {"code": code, "message": "", "hint": ""}}
