@@ -71,6 +71,12 @@ def test_what_balances_load_may_ask_for_the_head_alone(client: EndpointClient, p
     assert ask(client, "OPTIONS", path=path)[0] == 405
 
 
+def test_a_path_that_is_nearly_right_is_refused_and_leads_nowhere(client: EndpointClient) -> None:
+    for path in ("/predictions/tiny/", "/ping/", "/v2/"):
+        status, answer, headers = ask(client, "POST", path=path, body=b"x", Host="elsewhere.example")
+        assert (status, answer["code"], "location" in headers) == (404, "not_found", False)
+
+
 def test_what_no_route_takes_is_counted_by_its_code(client: EndpointClient) -> None:
     def counted() -> tuple[float, float]:
         found = client.metrics()

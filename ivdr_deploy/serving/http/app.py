@@ -30,12 +30,16 @@ from ivdr_deploy.serving.http.streaming import answer_in_events, wants_events
 logger = logging.getLogger(__name__)
 
 
+_NOTHING_ELSE: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
+"""Of what FastAPI would add. A redirect would lead to whatever host the request names, without a line in the log."""
+
+
 def inference_app(
     service: InferenceService, settings: HttpSettings, canary: Canary | None, admission: Admission
 ) -> FastAPI:
     """Make the application that clients see: ``/predictions/NAME``, ``/v2``, ``/ping`` and ``/ready``."""
     model = service.model
-    app = FastAPI(title=f"ivdr: {model.name}", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title=f"ivdr: {model.name}", version=__version__, **_NOTHING_ELSE)
 
     async def answer(request: Request) -> schema.Response:
         try:
@@ -105,7 +109,7 @@ class Administered(Protocol):
 
 def admin_app(of: Administered) -> FastAPI:
     """Make the application that only this machine sees: ``/models/NAME`` and ``/metrics``."""
-    app = FastAPI(title="ivdr: management", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="ivdr: management", version=__version__, **_NOTHING_ELSE)
 
     @app.get(f"/models/{of.name}")
     def describe() -> list[dict[str, Any]]:

@@ -113,7 +113,8 @@ async def read_body(request: Request, *, most: int, seconds: float) -> bytes:
 
 def envelope(request: Request) -> Envelope:
     """Return what HTTP says about a request besides its parts."""
-    return Envelope(method=request.method, content_encoding=request.headers.get("content-encoding", ""))
+    encodings = ", ".join(request.headers.getlist("content-encoding"))
+    return Envelope(method=request.method, content_encoding=encodings)
 
 
 async def _read_body(request: Request, most: int) -> bytes:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from ivdr_deploy.errors import RequestError
-from ivdr_deploy.serving.http.requests import read_parts
+from ivdr_deploy.errors import EncodingError, RequestError
+from ivdr_deploy.serving.core.parsing import parse_request
+from ivdr_deploy.serving.http.requests import envelope, read_parts
 
 FORM = b'--x\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n\xff3\r\n--x--\r\n'
 
@@ -33,3 +34,10 @@ def test_a_form_in_another_character_set_is_refused_by_name(charset: str) -> Non
 @pytest.mark.parametrize("said", ["", "; charset=utf-8", '; charset="UTF-8"; x=y', "; charset=us-ascii"])
 def test_a_form_in_utf_8_is_read(said: str) -> None:
     assert list(parts_of(f"multipart/form-data; boundary=x{said}")) == ["top_k"]
+
+
+def test_an_encoding_hides_behind_no_other_header() -> None:
+    headers = [(b"content-encoding", b"identity"), (b"content-encoding", b"gzip")]
+    request = Request({"type": "http", "method": "POST", "headers": headers, "query_string": b""})
+    with pytest.raises(EncodingError, match="identity, gzip"):
+        parse_request({"body": b"x"}, envelope(request))
