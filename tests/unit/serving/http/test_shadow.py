@@ -89,6 +89,7 @@ def test_a_video_that_neither_answers_says_nothing() -> None:
     broken = answer(None, code="decode_failed")
     assert compared([answer("run"), broken], [answer("run"), broken]).passed
     assert not compared([broken], [broken]).passed, "nothing was compared"
+    assert not compared([broken], [broken], min_agreement=0.0).passed, "nothing was compared"
 
 
 def test_a_model_without_labels_has_no_agreement_to_speak_of() -> None:
