@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 QUOTED = 80
@@ -52,3 +53,9 @@ def quoted(value: Any) -> str:
     except ValueError:  # a whole number with more digits than Python writes
         text = f"a very large {type(value).__name__}"
     return as_text(text if len(text) <= QUOTED else f"{text[:QUOTED]}...")
+
+
+def listed(values: Sequence[Any], *, most: int = 5) -> str:
+    """Show the first of some foreign values and say how many more there are; ``none`` where there is none."""
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(quoted, values[:most])) + more or "none"

@@ -109,9 +109,11 @@ def render_endpoint(report: Mapping[str, Any]) -> Table:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """Say in a line what a sweep found; empty where there was none."""
+    """Say in a line what a sweep found, or which load got no answer; empty where there is nothing to say."""
     if "bound_ms" not in report:
-        return ""
+        silent = [step["rate"] for step in report["steps"] if step["ms_p50"] is None]
+        said = ", ".join(f"{rate:.3g} requests/s" for rate in silent)
+        return f"FAIL: no request was answered with a 2xx at {said}" if silent else ""
     bound, rate = f"p99 <= {report['bound_ms']:g} ms", report["holds_requests_per_s"]
     if rate is None:
         return f"does not hold {bound} at any rate that was tried"

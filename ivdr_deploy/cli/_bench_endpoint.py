@@ -69,5 +69,8 @@ def bench_endpoint(
         console.print(render_endpoint(report))
         found = verdict(report)
         done(f"{found}; benchmark -> {path}" if found else f"benchmark -> {path}")
-    if samples.sweep is not None and samples.sweep.holds is None:
+    failed = (
+        not all(step.ok for step in samples.steps) if samples.sweep is None else samples.sweep.holds is None
+    )
+    if failed:
         raise typer.Exit(1)

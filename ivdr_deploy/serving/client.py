@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ServerError
 
 
@@ -86,8 +87,16 @@ class EndpointClient:
         url = f"{self.management_url}/models/{self.model}"
         status, answer = self._fetch(f"{url}?customized=true" if ask_worker else url)
         if status != 200:
-            raise ServerError(f"{url} answered {status}: {answer.decode('utf-8', 'replace').strip()}")
-        described: dict[str, Any] = json.loads(answer)[0]
+            raise ServerError(f"{url} answered {status}: {quoted(answer.decode('utf-8', 'replace').strip())}")
+        try:
+            described: dict[str, Any] = json.loads(answer)[0]
+            for name in ("workers", "minWorkers"):
+                described[name]
+        except (ValueError, RecursionError, TypeError, LookupError) as error:
+            raise ServerError(
+                f"{url} answered with {quoted(answer[:200].decode('utf-8', 'replace'))}, which describes no model",
+                hint="does another server listen there?",
+            ) from error
         return described
 
     def ready(self) -> bool:
@@ -117,8 +126,14 @@ class EndpointClient:
         status, answer = self._fetch(f"{self.metrics_url}/metrics")
         if status != 200:
             raise ServerError(f"{self.metrics_url}/metrics answered {status}")
-        lines = [line for line in answer.decode("utf-8").splitlines() if line and not line.startswith("#")]
-        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+        lines = [line for line in answer.decode("utf-8", "replace").splitlines() if line and line[0] != "#"]
+        try:
+            return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+        except ValueError as error:
+            raise ServerError(
+                f"{self.metrics_url}/metrics answered with what are no metrics",
+                hint="does another server listen there?",
+            ) from error
 
     def _fetch(self, url: str, *, body: bytes | None = None, content_type: str = "") -> tuple[int, bytes]:
         # Not urllib: it sends requests for this machine to a proxy that the environment names, and asks the

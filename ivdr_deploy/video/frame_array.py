@@ -25,6 +25,9 @@ _HINT = (
     "write it with numpy.savez(path, frames=uint8 (T, H, W, 3), timestamps=float64 (T,) in rising seconds)"
 )
 _MEMBERS = ("frames.npy", "timestamps.npy")
+_LEAST_GAP_SECONDS, _MOST_GAP_SECONDS = 1e-9, 1e9
+"""On the average. Beyond them a rate is no number any more."""
+
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -99,8 +102,13 @@ def _problem(frames: np.ndarray, times: np.ndarray) -> str:
         return f"frames has dtype {frames.dtype} and shape {frames.shape}, expected uint8 (T, H, W, 3)"
     if times.shape != (len(frames),):
         return f"timestamps has shape {times.shape}, expected ({len(frames)},), one for each frame"
-    if not np.isfinite(times).all() or not (np.diff(times) > 0).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        gaps = np.diff(times)
+        apart = (times[-1] - times[0]) / max(1, len(gaps))
+    if not np.isfinite(times).all() or not (gaps > 0).all():
         return "timestamps does not rise from each frame to the next"
+    if len(gaps) and not _LEAST_GAP_SECONDS <= apart <= _MOST_GAP_SECONDS:
+        return f"timestamps has frames {apart:g} s apart, expected from {_LEAST_GAP_SECONDS:g} to {_MOST_GAP_SECONDS:g}"
     return ""
 
 

@@ -32,6 +32,7 @@ from ivdr_deploy.serving.http.deployment import Deployment
 from ivdr_deploy.serving.http.server import HttpServer
 from ivdr_deploy.serving.http.settings import HttpSettings
 from ivdr_deploy.serving.http.versions import RESTARTS, WORKERS
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
 pytestmark = pytest.mark.slow
 
@@ -149,6 +150,14 @@ def test_the_proxy_of_torchserve_lets_through_what_the_endpoint_takes() -> None:
     assert int(size) << 20 >= ServiceSettings().max_request_bytes
     assert set(re.findall(r"proxy_pass (\S+);", conf)) == {f"http://127.0.0.1:{PORT}"}
     assert f"127.0.0.1:{re.findall(r'listen ([0-9]+);', conf)[0]}" in str(COMPOSE["torchserve"]["ports"])
+
+
+def test_nothing_on_the_way_gives_up_earlier_than_the_endpoint() -> None:
+    conf = (DEPLOY / "torchserve" / "nginx.conf").read_text()
+    (seconds,) = re.findall(r"proxy_read_timeout (\d+)s;", conf)
+    assert int(seconds) > 2 * EndpointSettings().response_timeout_seconds
+    settings = HttpSettings()
+    assert PODS["kserve"]["timeout"] > settings.receive_seconds + settings.service.slow_seconds
 
 
 def test_the_proxys_tokens_are_told_apart_by_case_and_may_be_long() -> None:

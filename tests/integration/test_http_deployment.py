@@ -18,7 +18,7 @@ from ivdr_deploy.errors import ArtifactError, ServerError
 from ivdr_deploy.serving.http import slot, worker_process
 from ivdr_deploy.serving.http.auth import VARIABLE
 from ivdr_deploy.serving.http.deployment import Deployment
-from ivdr_deploy.serving.http.run_folder import Record, RunFolder
+from ivdr_deploy.serving.http.run_folder import Record, RunFolder, ask_server
 from ivdr_deploy.serving.http.settings import HttpSettings
 
 pytestmark = pytest.mark.slow
@@ -74,6 +74,26 @@ def test_a_bundle_that_an_update_chose_and_that_is_gone_is_named_with_the_reason
     assert f"remove {run / 'serving.json'} to serve {tiny_bundle.resolve()}" in caught.value.hint
     with RunFolder(run) as folder:  # it was left
         assert folder.read() is not None
+
+
+def test_a_rollback_to_what_is_no_replacement_any_more_is_refused(
+    tiny_bundle: Path, tiny_bundle_copy: Path, tmp_path: Path
+) -> None:
+    """After a restart it has to be loaded, and the folder may hold something else by then."""
+    reseal(tiny_bundle_copy, name="other", version="0.9")
+    run, serving = tmp_path / "run", str(tiny_bundle.resolve())
+    with RunFolder(run) as folder:
+        folder.write(Record(started_with=serving, serving=serving, previous=str(tiny_bundle_copy)))
+    settings = HttpSettings(service=SETTINGS.service)
+    with Deployment(tiny_bundle, settings, host="127.0.0.1", port=0, run_dir=run, auth=False) as running:
+        with pytest.raises(ArtifactError, match="the new bundle is of other"):
+            list(ask_server(run, {"do": "rollback"}))
+        assert running.client.describe()["modelName"] == "tiny"
+        assert running.current.ready
+    with RunFolder(run) as folder:
+        record = folder.read()
+    assert record is not None
+    assert record.serving == serving
 
 
 def test_a_worker_that_cannot_be_kept_running_ends_the_server_with_the_reason(

@@ -64,6 +64,36 @@ def test_a_version_has_an_address_too(client: EndpointClient, videos: list[Path]
         assert status == 200 or answer["hint"] == "videos are sent to /predictions/tiny"
 
 
+@pytest.mark.parametrize("path", ["/ping", "/ready", "/v2/health/live", "/v2/health/ready"])
+def test_what_balances_load_may_ask_for_the_head_alone(client: EndpointClient, path: str) -> None:
+    status, body, headers = ask(client, "HEAD", path=path)
+    assert (status, body, headers["content-type"]) == (200, {}, "application/json")
+    assert ask(client, "OPTIONS", path=path)[0] == 405
+
+
+def test_a_path_that_is_nearly_right_is_refused_and_leads_nowhere(client: EndpointClient) -> None:
+    for path in ("/predictions/tiny/", "/ping/", "/v2/"):
+        status, answer, headers = ask(client, "POST", path=path, body=b"x", Host="elsewhere.example")
+        assert (status, answer["code"], "location" in headers) == (404, "not_found", False)
+
+
+def test_what_no_route_takes_is_counted_by_its_code(client: EndpointClient) -> None:
+    def counted() -> tuple[float, float]:
+        found = client.metrics()
+        codes = ("not_found", "bad_method")
+        return tuple(found.get(f'ivdr_requests_total{{outcome="{code}"}}', 0.0) for code in codes)  # type: ignore[return-value]
+
+    before = counted()
+    for method, path in (
+        ("POST", "/predictions/other"),
+        ("GET", "/favicon.ico"),
+        ("GET", "/predictions/tiny"),
+    ):
+        assert ask(client, method, path=path)[0] in (404, 405)
+    assert ask(client, "POST", path="/v2")[1]["error"].startswith("'POST' '/v2': Method Not Allowed")
+    assert counted() == (before[0] + 2, before[1] + 2)
+
+
 def test_every_answer_bears_a_request_id_and_the_callers_own_if_it_can(
     client: EndpointClient, videos: list[Path]
 ) -> None:

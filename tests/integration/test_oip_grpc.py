@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from videos import numbered_video
 
 from ivdr_deploy.errors import ConfigError, QueueFullError, ServerError
 from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
+from ivdr_deploy.serving.http import oip_grpc
 from ivdr_deploy.serving.http.server import HttpServer
 from ivdr_deploy.serving.http.settings import HttpSettings
 
@@ -71,12 +73,19 @@ def test_grpc_takes_the_fields_of_a_datatype_too_and_gives_codes(
     tensor.contents.bytes_contents[0] = b"no video"
     said = refused(grpc.StatusCode.INVALID_ARGUMENT)
     assert (said["ivdr-code"], said["ivdr-item"]) == ("unreadable", "0")
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(request, compression=grpc.Compression.Gzip)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED, "what a message unpacks to has no limit"
+    request.outputs.extend([service_pb2.ModelInferRequest.InferRequestedOutputTensor(name="score")] * 2)
+    assert refused(grpc.StatusCode.INVALID_ARGUMENT)["ivdr-code"] == "bad_option"
+    del request.outputs[:]
     request.raw_input_contents.extend([b"", b""])
     assert refused(grpc.StatusCode.INVALID_ARGUMENT)["ivdr-code"] == "bad_request"
     request.model_name = "other"
     assert refused(grpc.StatusCode.NOT_FOUND)["ivdr-code"] == "not_found"
+    assert oip.client.metrics()['ivdr_requests_total{outcome="not_found"}'] == 1
     codes = [line["code"] for line in lines(caplog)]
-    assert codes == ["ok", "queue_full", "unreadable", "bad_request", "not_found"]
+    assert codes == ["ok", "queue_full", "unreadable", "bad_option", "bad_request", "not_found"]
     with pytest.raises(grpc.RpcError) as caught:
         stub.RepositoryIndex(service_pb2.RepositoryIndexRequest())
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
@@ -151,6 +160,20 @@ def test_a_call_that_is_given_up_counts_until_its_work_is_done(
     wait_for(lambda: oip.client.metrics()[name] == 0)
     wait_for(lambda: "ModelInfer" in caplog.text)
     assert [line["code"] for line in lines(caplog)] == ["ok"], "the work that was done for it is in the log"
+
+
+def test_a_connection_on_which_nothing_is_asked_is_ended(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oip_grpc, "_BESIDE_SECONDS", 0.5)
+    settings = HttpSettings(service=SETTINGS.service, receive_seconds=0.5, canary_seconds=3600.0)
+    with running_http(tiny_bundle, settings, grpc_port=0) as running:
+        host, _, port = str(running.grpc_address).rpartition(":")
+        for sent in (b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5)):  # its preface
+            with socket.create_connection((host, int(port)), timeout=15) as client:
+                client.sendall(sent)
+                while client.recv(1 << 16):
+                    pass
 
 
 def test_who_shows_no_token_learns_no_more_than_whether_it_is_ready(

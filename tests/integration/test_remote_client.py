@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
 import struct
 import threading
@@ -260,6 +261,58 @@ def test_an_answer_that_trickles_ends_at_the_deadline(
         with pytest.raises(ServerError, match="ReadTimeout"):
             predict(url, retry=ivdr.Retry(deadline_seconds=0.5))(videos[0])
         assert time.monotonic() - start < 20
+
+
+def endless(listening: socket.socket) -> None:
+    """Answer without an end."""
+    connection, _ = listening.accept()
+    with connection, suppress(OSError):
+        connection.recv(1 << 16)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        while True:
+            connection.sendall(b" " * (1 << 20))
+
+
+def packed(listening: socket.socket) -> None:
+    """Answer with what unpacks to a thousand times its size."""
+    connection, _ = listening.accept()
+    with connection:
+        head = connection.recv(1 << 16).lower()
+        assert b"accept-encoding: identity" in head
+        body = gzip.compress(bytes(1 << 20))
+        connection.sendall(http_answer(200, body, Content_Encoding="gzip"))
+
+
+@pytest.mark.parametrize(("serve", "words"), [(endless, "more than 32 MiB"), (packed, "packed with 'gzip'")])
+def test_an_answer_without_an_end_or_packed_is_given_up(
+    predict: Callable[..., Predict], serve: Callable[[socket.socket], None], words: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        with pytest.raises(ServerError, match=words):
+            predict(f"http://127.0.0.1:{listening.getsockname()[1]}")(b"video")
+
+
+def test_a_request_that_is_taken_slowly_ends_at_the_deadline(predict: Callable[..., Predict]) -> None:
+    """No single wait takes long."""
+    done = threading.Event()
+
+    def sip(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            while connection.recv(1 << 14) and not done.wait(0.05):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
+        threading.Thread(target=sip, args=(listening,), daemon=True).start()
+        start = time.monotonic()
+        with pytest.raises(ServerError, match=r"(Read|Write)Timeout"):
+            predict(f"http://127.0.0.1:{listening.getsockname()[1]}", retry=ivdr.Retry(deadline_seconds=1.0))(
+                bytes(48 << 20)
+            )
+        assert time.monotonic() - start < 15
+        done.set()
 
 
 def test_it_says_whether_the_endpoint_is_ready(running: HttpServer) -> None:

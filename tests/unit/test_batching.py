@@ -169,3 +169,12 @@ def test_a_batcher_that_cannot_start_its_thread_says_so_and_works_later(
             batcher.submit(clips(1))
     assert batcher.submit(clips(2)).result(20).outputs["logits"][0, 0] == 2
     batcher.close()
+
+
+def test_of_two_videos_that_fail_together_the_sound_one_is_answered() -> None:
+    batcher = ClipBatcher(Network())
+    lucky, unlucky = batcher.submit_together([clips(1), clips(13)])
+    assert lucky.result(20).outputs["feature"].tolist() == [[2.0]]
+    with pytest.raises(InferenceError):
+        unlucky.result(20)
+    batcher.close()

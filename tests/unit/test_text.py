@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ivdr_deploy._console import print_json
-from ivdr_deploy._text import as_text, one_line, quoted
+from ivdr_deploy._text import as_text, listed, one_line, quoted
 from ivdr_deploy.errors import DataError
 from ivdr_deploy.records import to_dict
 
@@ -61,3 +61,9 @@ def test_json_is_one_line_of_utf8_whatever_the_encoding(
         "caf\u00e9": ["\u65e5\u2028\x85\x7f\n", "\\xe9", "\\xed\\xa0\\x80"],
         "n": [1, None],
     }
+
+
+def test_a_list_that_is_cut_short_says_so() -> None:
+    assert listed([]) == "none"
+    assert listed(["a", 1]) == "'a', 1"
+    assert listed(list("abcdef")) == "'a', 'b', 'c', 'd', 'e' and 1 more"

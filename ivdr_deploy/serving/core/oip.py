@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ivdr_deploy import __version__
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import listed, quoted
 from ivdr_deploy.errors import ClipShapeError, IvdrError, OptionError, RequestError
 from ivdr_deploy.results import VideoResult
 from ivdr_deploy.serving.core.answers import MAX_ANSWER_BYTES
@@ -130,6 +130,11 @@ class TensorService:
                 raise OptionError(
                     f"this model has no output {quoted(name)}", hint=f"it has: {', '.join(self._outputs)}"
                 )
+        if len(set(request.outputs)) < len(
+            request.outputs
+        ):  # naming it costs little, and each would be made and sent
+            twice = next(name for name in request.outputs if request.outputs.count(name) > 1)
+            raise OptionError(f"the output {quoted(twice)} is asked for twice", hint="name each output once")
         if unknown := sorted(set(request.parameters) - set(_PARAMETERS)):
             raise OptionError(
                 f"unknown parameter {quoted(unknown[0])}", hint=f"known are {', '.join(_PARAMETERS)}"
@@ -254,9 +259,9 @@ def _encoded(inputs: Sequence[Tensor]) -> list[bytes]:
         return _files(held[VIDEO])
     if len(held) == len(inputs) and set(held) == {FRAMES, TIMES}:
         return _packed(held[FRAMES], held[TIMES])
-    found = ", ".join(quoted(tensor.name) for tensor in inputs[:5])
     raise RequestError(
-        f"the request has the inputs {found or 'none'}, expected {VIDEO}, or {FRAMES} and {TIMES}",
+        f"the request has the inputs {listed([tensor.name for tensor in inputs])}, expected {VIDEO}, or {FRAMES} "
+        f"and {TIMES}",
         hint=f"one element of {VIDEO} is one encoded video file",
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import listed, quoted
 from ivdr_deploy.errors import ConfigError, EncodingError, MethodError, OptionError, RequestError
 from ivdr_deploy.records import from_dict
 from ivdr_deploy.serving.core.schema import METHODS, Envelope, Options, PredictRequest
@@ -69,8 +69,9 @@ def parse_request(parts: Mapping[str, Any], envelope: Envelope) -> PredictReques
             hint="send the file as it is; videos are compressed already",
         )
     if not (found := [name for name in ("body", "video", "data") if name in parts]):
-        names = ", ".join(quoted(name) for name in sorted(parts)[:5])
-        raise RequestError(f"the request has the parts {names or 'none'}, expected a video", hint=_FORMS)
+        raise RequestError(
+            f"the request has the parts {listed(sorted(parts))}, expected a video", hint=_FORMS
+        )
     if len(found) > 1:
         raise RequestError(f"the request has the parts {' and '.join(found)}, expected one", hint=_FORMS)
     url: str | None = None
@@ -173,10 +174,11 @@ def _parse_single(name: str, value: object) -> Any:
         value = value.decode("utf-8", "replace")
     if not isinstance(value, str):
         return value
+    _check_values(value, most_values=_MOST_VALUES, what=f"the option {quoted(name)}", hint=_FORMS)
     if name == "outputs" and not value.startswith("["):
         return value.split(",")
     try:
-        return json.loads(value)
+        return json.loads(value, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return value  # refused by its type
 
@@ -198,14 +200,19 @@ def read_json(text: bytes | bytearray | str, *, most_values: int, what: str, hin
     Raises:
         RequestError: if it is none, holds too many values, or names something twice.
     """
-    marks = (",", "[", "{")
-    count = sum(text.count(mark) if isinstance(text, str) else text.count(mark.encode()) for mark in marks)
-    if count > most_values:
-        raise RequestError(f"{what} holds more than {most_values} values", hint=hint)
+    _check_values(text, most_values=most_values, what=what, hint=hint)
     try:
         return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{what} is not JSON ({str(error)[:100]})", hint=hint) from error
+
+
+def _check_values(text: bytes | bytearray | str, *, most_values: int, what: str, hint: str) -> None:
+    """Count what stands between values, before there are any."""
+    marks = (",", "[", "{")
+    count = sum(text.count(mark) if isinstance(text, str) else text.count(mark.encode()) for mark in marks)
+    if count > most_values:
+        raise RequestError(f"{what} holds more than {most_values} values", hint=hint)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,9 @@ ENDPOINT_LIMITS = VideoLimits(
 )
 """Tighter than for files of one's own: somebody waits for the answer, and the sender may be anybody."""
 
+MAX_SECONDS = 1e6
+"""Of any time in the settings, eleven days."""
+
 REQUEST_OVERHEAD_BYTES = 1 << 20
 """What a request may carry besides the video: options, multipart borders, JSON syntax."""
 
@@ -74,8 +77,8 @@ class ServiceSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, found {value}")
-        if not 0 < self.timeline_seconds < math.inf:
-            raise ConfigError(f"timeline_seconds must be positive, found {self.timeline_seconds}")
+        check_seconds("timeline_seconds", self.timeline_seconds)
+        check_seconds("urls.seconds", self.urls.seconds)
         if not 1 <= self.batch_clips <= MAX_BATCH:
             raise ConfigError(f"batch_clips must be between 1 and {MAX_BATCH}, found {self.batch_clips}")
         if not 1 <= self.max_clips <= MAX_CLIPS:
@@ -119,6 +122,16 @@ class ServiceSettings:
                 hint=f"raise max_clips, or set num_clips to at most {most}",
             )
         return replace(plan, num_clips=num_clips)
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """Refuse a time that is none, or longer than the system can wait: whoever waited for it would end at once.
+
+    Raises:
+        ConfigError: if it is one.
+    """
+    if not 0 < seconds <= MAX_SECONDS:
+        raise ConfigError(f"{name} must be positive and at most {MAX_SECONDS:g}, found {str(seconds)[:20]}")
 
 
 def read_settings(path: Path, kind: type[T]) -> T:

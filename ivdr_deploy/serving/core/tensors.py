@@ -102,11 +102,16 @@ def from_numbers(name: str, datatype: str, shape: Sequence[int], values: Sequenc
         raise RequestError(
             f"the input {quoted(name)} has {len(values)} numbers, its shape {_shown(shape)} of {kind} needs others"
         )
+    if not {int, float}.issuperset(
+        map(type, values)
+    ):  # numpy reads text, true, null and lists of lists as well
+        wrong = next(value for value in values if type(value) not in (int, float))
+        raise RequestError(f"the input {quoted(name)} holds {quoted(wrong)}, which is no number")
     dtype = np.dtype(_DTYPES[kind])
     try:
         found = np.array(values, np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RequestError(f"the input {quoted(name)} holds what is no number") from error
+    except OverflowError as error:
+        raise RequestError(f"the input {quoted(name)} holds a number that is too large") from error
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if not (
@@ -116,7 +121,8 @@ def from_numbers(name: str, datatype: str, shape: Sequence[int], values: Sequenc
             and (found <= limits.max).all()
         ):
             raise RequestError(f"the input {quoted(name)} holds a number that {kind} cannot hold")
-    return Tensor(name, kind, tuple(shape), found.astype(dtype).reshape(shape))
+    with np.errstate(over="ignore"):  # becomes infinite, as it would be in the bytes of such a tensor
+        return Tensor(name, kind, tuple(shape), found.astype(dtype).reshape(shape))
 
 
 def _checked(name: str, datatype: str, shape: Sequence[int]) -> tuple[Datatype, int]:
@@ -132,13 +138,13 @@ def _checked(name: str, datatype: str, shape: Sequence[int]) -> tuple[Datatype, 
         raise RequestError(
             f"the input {quoted(name)} has the shape {_shown(shape)}, expected 1 to 8 extents from 0 on"
         )
-    size = math.prod(shape)
-    if size > (most := _MOST_ELEMENTS.get(kind, _MOST_NUMBERS)):
+    most = _MOST_ELEMENTS.get(kind, _MOST_NUMBERS)
+    if math.prod(extent or 1 for extent in shape) > most:  # an extent of 0 makes nothing of the others
         raise RequestError(
             f"the input {quoted(name)} has the shape {_shown(shape)}, which is more than {most} elements",
             hint="send fewer videos in one request",
         )
-    return kind, size
+    return kind, math.prod(shape)
 
 
 def _elements(name: str, raw: memoryview, size: int) -> list[bytes]:

@@ -18,9 +18,10 @@ from ivdr_deploy._text import quoted
 from ivdr_deploy.serving.core import schema
 from ivdr_deploy.serving.core.answers import refusal
 from ivdr_deploy.serving.core.canary import Canary
+from ivdr_deploy.serving.core.metrics import REQUESTS
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.http.admission import Admission
-from ivdr_deploy.serving.http.oip import TensorEndpoint, add_routes, in_both_forms
+from ivdr_deploy.serving.http.oip import HEALTH_METHODS, TensorEndpoint, add_routes, in_both_forms
 from ivdr_deploy.serving.http.openapi import document
 from ivdr_deploy.serving.http.requests import envelope, log_access, read_parts, request_id
 from ivdr_deploy.serving.http.settings import HttpSettings
@@ -29,12 +30,16 @@ from ivdr_deploy.serving.http.streaming import answer_in_events, wants_events
 logger = logging.getLogger(__name__)
 
 
+_NOTHING_ELSE: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
+"""Of what FastAPI would add. A redirect would lead to whatever host the request names, without a line in the log."""
+
+
 def inference_app(
     service: InferenceService, settings: HttpSettings, canary: Canary | None, admission: Admission
 ) -> FastAPI:
     """Make the application that clients see: ``/predictions/NAME``, ``/v2``, ``/ping`` and ``/ready``."""
     model = service.model
-    app = FastAPI(title=f"ivdr: {model.name}", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title=f"ivdr: {model.name}", version=__version__, **_NOTHING_ELSE)
 
     async def answer(request: Request) -> schema.Response:
         try:
@@ -59,12 +64,12 @@ def inference_app(
     for path in (f"/predictions/{model.name}", f"/predictions/{model.name}/{model.version}"):
         app.add_api_route(path, predict, methods=list(schema.METHODS))
 
-    @app.get("/ping")
+    @app.api_route("/ping", methods=HEALTH_METHODS)
     async def ping() -> dict[str, str]:
         """Say that the process is alive; that says nothing about the model."""
         return {"status": "Healthy"}
 
-    @app.get("/ready")
+    @app.api_route("/ready", methods=HEALTH_METHODS)
     async def ready() -> JSONResponse:
         """Say whether the network answers right: when it was loaded, and a golden clip a while ago."""
         health, reason = canary.said if canary is not None else ("ready", "")
@@ -77,7 +82,13 @@ def inference_app(
     described = document(model)
     app.openapi = lambda: described  # type: ignore[method-assign]
     add_routes(app, TensorEndpoint(service, admission, canary), settings)
-    app.add_exception_handler(HTTPException, _refusing(f"videos are sent to /predictions/{model.name}"))
+
+    def count(code: str) -> None:
+        service.metrics.add(REQUESTS, label=code)
+
+    app.add_exception_handler(
+        HTTPException, _refusing(f"videos are sent to /predictions/{model.name}", count)
+    )
     app.add_exception_handler(Exception, _failed)
     return app
 
@@ -98,7 +109,7 @@ class Administered(Protocol):
 
 def admin_app(of: Administered) -> FastAPI:
     """Make the application that only this machine sees: ``/models/NAME`` and ``/metrics``."""
-    app = FastAPI(title="ivdr: management", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="ivdr: management", version=__version__, **_NOTHING_ELSE)
 
     @app.get(f"/models/{of.name}")
     def describe() -> list[dict[str, Any]]:
@@ -110,7 +121,9 @@ def admin_app(of: Administered) -> FastAPI:
         """Say what was counted, for Prometheus."""
         return PlainTextResponse(of.metrics(), media_type="text/plain; version=0.0.4")
 
-    app.add_exception_handler(HTTPException, _refusing(f"there are /models/{of.name} and /metrics"))
+    app.add_exception_handler(
+        HTTPException, _refusing(f"there are /models/{of.name} and /metrics", lambda code: None)
+    )
     app.add_exception_handler(Exception, _failed)
     return app
 
@@ -148,21 +161,22 @@ class ByPort:
         await self._apps[scope["server"][1]](scope, receive, send)
 
 
-def _refusing(hint: str) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """Make what answers a request that no route takes, in the form of every other error."""
+def _refusing(hint: str, count: Callable[[str], None]) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Make what answers a request that no route takes, in the form of every other error; its code is counted."""
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         codes = {404: "not_found", 405: errors.MethodError.code}
         path = request.scope["path"]
         code = codes.get(error.status_code, "server")
+        count(code)
         log_access(request_id=request_id(request.scope), path=path, status=error.status_code, code=code)
         body = {
             "code": code,
             "message": f"{quoted(request.method)} {quoted(path)}: {error.detail}",
             "hint": hint,
         }
-        if path.startswith("/v2/"):
+        if path.startswith("/v2"):
             body = in_both_forms(body)
         return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
 

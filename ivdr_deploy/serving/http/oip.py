@@ -21,6 +21,9 @@ from ivdr_deploy.serving.http.oip_wire import HEADER_LENGTH, read_tensors, write
 from ivdr_deploy.serving.http.requests import envelope, log_access, read_body, request_id
 from ivdr_deploy.serving.http.settings import HttpSettings
 
+HEALTH_METHODS = ["GET", "HEAD"]
+"""Of questions after health: what balances load asks either way."""
+
 
 class TensorEndpoint:
     """What every form of the protocol asks of a service.
@@ -119,8 +122,8 @@ def add_routes(app: FastAPI, endpoint: TensorEndpoint, settings: HttpSettings) -
         return endpoint.tensors.model_metadata()
 
     app.add_api_route("/v2", server_metadata, methods=["GET"])
-    app.add_api_route("/v2/health/live", live, methods=["GET"])
-    app.add_api_route("/v2/health/ready", ready, methods=["GET"])
+    app.add_api_route("/v2/health/live", live, methods=HEALTH_METHODS)
+    app.add_api_route("/v2/health/ready", ready, methods=HEALTH_METHODS)
     for path in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
         app.add_api_route(path, model_metadata, methods=["GET"])
         app.add_api_route(f"{path}/ready", model_ready, methods=["GET"])

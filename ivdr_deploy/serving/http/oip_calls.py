@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2
 from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import RequestError, RequestTimeoutError
 from ivdr_deploy.serving.core import schema
+from ivdr_deploy.serving.core.metrics import REQUESTS
 from ivdr_deploy.serving.core.oip import TensorAnswer
 from ivdr_deploy.serving.http.auth import no_token, shows
 from ivdr_deploy.serving.http.oip import TensorEndpoint
@@ -173,6 +174,7 @@ class _Calls:
             message = f"there is no model {quoted(name)} of version {quoted(version)}"
             hint = f"there is {quoted(own.name)} of version {quoted(own.version)}"
             body = {"code": "not_found", "message": message, "hint": hint}
+            self._endpoint.service.metrics.add(REQUESTS, label="not_found")
             await call.refuse(schema.Response(status=404, body=body))
 
 

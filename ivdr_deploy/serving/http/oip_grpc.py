@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
@@ -16,6 +17,10 @@ from ivdr_deploy.serving.http.settings import HttpSettings
 
 _BESIDE_VIDEOS = 8
 """Calls that are taken beside those with videos: whoever asks for health must get through."""
+
+
+_BESIDE_SECONDS = 5.0
+"""On top of what a client has for its request, for a connection on which nothing is asked."""
 
 
 class GrpcListening:
@@ -88,11 +93,17 @@ class GrpcListening:
             self._loop.close()
 
     async def _serve(self) -> None:
+        patience_ms = math.ceil((self._settings.receive_seconds + _BESIDE_SECONDS) * 1000)
         server = grpc.aio.server(
             options=(
+                # As over HTTP, a connection that asks nothing is ended: there is room for so many.
+                ("grpc.server_handshake_timeout_ms", patience_ms),
+                ("grpc.max_connection_idle_ms", patience_ms),
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", self._settings.service.max_request_bytes),
                 ("grpc.max_send_message_length", -1),  # the answer has a limit of its own
+                # Nothing compressed, as over HTTP: what a message unpacks to has no limit.
+                ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression.value),
             ),
             maximum_concurrent_rpcs=self._settings.max_requests + _BESIDE_VIDEOS,
         )

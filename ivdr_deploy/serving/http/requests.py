@@ -113,7 +113,8 @@ async def read_body(request: Request, *, most: int, seconds: float) -> bytes:
 
 def envelope(request: Request) -> Envelope:
     """Return what HTTP says about a request besides its parts."""
-    return Envelope(method=request.method, content_encoding=request.headers.get("content-encoding", ""))
+    encodings = ", ".join(request.headers.getlist("content-encoding"))
+    return Envelope(method=request.method, content_encoding=encodings)
 
 
 async def _read_body(request: Request, most: int) -> bytes:
@@ -141,6 +142,12 @@ async def _read_form(headers: Headers, body: bytes) -> list[tuple[str, Any]]:
         yield body
         yield b""
 
+    charset = re.search(r";\s*charset\s*=\s*\"?([^\";]*)", headers["content-type"], re.IGNORECASE)
+    if charset is not None and charset[1].strip().lower() not in ("utf-8", "utf8", "us-ascii"):
+        # Refused unread: some raise what nobody expects, and Python remembers every name that it is asked for.
+        raise RequestError(
+            f"the form says that it is in {quoted(charset[1])}, expected UTF-8", hint="leave charset out"
+        )
     parser = MultiPartParser(headers, stream(), max_files=2, max_fields=_MOST_PARTS, max_part_size=len(body))
     parser.spool_max_size = len(body) + 1
     try:

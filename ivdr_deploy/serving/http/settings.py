@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ivdr_deploy.decoding.pool import GRACE_SECONDS
 from ivdr_deploy.errors import ConfigError
-from ivdr_deploy.serving.core.settings import ServiceSettings
+from ivdr_deploy.serving.core.settings import ServiceSettings, check_seconds
 from ivdr_deploy.timeline import MOST_WAITING
 
 MAX_SECONDS_PER_CLIP = 1.0
@@ -43,8 +43,8 @@ class HttpSettings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {str(getattr(self, name))[:20]}")
         for name in ("startup_seconds", "receive_seconds", "canary_seconds"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be positive, found {str(getattr(self, name))[:20]}")
+            check_seconds(name, getattr(self, name))
+        check_seconds("service.limits.max_decode_seconds", self.service.limits.max_decode_seconds)
 
     @property
     def stop_seconds(self) -> int:

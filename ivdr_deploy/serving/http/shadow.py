@@ -117,12 +117,13 @@ def described(bundle: Path) -> Message:
     }
 
 
-def check_replacement(old: Message, new: Message) -> None:
+def check_replacement(old: Message, new: Message, *, backwards: bool = False) -> None:
     """Refuse a version that gives other answers than callers of the old one can take.
 
     Args:
         old: What ``InferenceService.describe`` says of the one that serves.
         new: The same of the other one.
+        backwards: Whether it is one that has served before, which may lack an output that came later.
 
     Raises:
         ArtifactError: if it has another name, the same version, other labels, or lacks an output.
@@ -150,7 +151,8 @@ def check_replacement(old: Message, new: Message) -> None:
             "not the same in the same order",
             hint="start a server of its own for it, and let callers change over",
         )
-    if missing := [name for name in old["outputs"] if name not in new["outputs"]]:
+    missing = [name for name in old["outputs"] if name not in new["outputs"]]
+    if missing and not backwards:
         raise ArtifactError(
             f"the new bundle lacks {', '.join(missing)}, which the one that serves gives",
             hint="export its heads too, or start a server of its own for it",

@@ -15,7 +15,7 @@ import struct
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from ivdr_deploy.errors import WorkerDiedError
 from ivdr_deploy.serving.core.answers import refusal
@@ -96,13 +96,18 @@ class Standby:
 
     Args:
         most: Connections of which a duplicate is held.
+
+    Raises:
+        OSError: if the system gives no more descriptors or room.
     """
 
     def __init__(self, most: int = MOST_CONNECTIONS) -> None:
-        self.table = tempfile.TemporaryFile()  # noqa: SIM115  # whoever starts the worker closes it
-        self.table.truncate(most)
-        self._states = mmap.mmap(self.table.fileno(), most)
-        self._notes, self.theirs = socket.socketpair()
+        with ExitStack() as made:
+            self.table = made.enter_context(tempfile.TemporaryFile())
+            self.table.truncate(most)
+            self._states = mmap.mmap(self.table.fileno(), most)
+            self._notes, self.theirs = socket.socketpair()
+            made.pop_all()  # whoever starts the worker closes it
         self._held: dict[int, socket.socket] = {}
         self._thread = threading.Thread(target=self._listen, name="standby", daemon=True)
         self._thread.start()

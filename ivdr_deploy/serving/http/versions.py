@@ -107,6 +107,9 @@ class Versions:
             say({"say": f"loading {bundle} beside {self.current.label}"})
             candidate = self._start(bundle)
             try:
+                check_replacement(
+                    self.current.facts, candidate.facts
+                )  # of what was loaded: a folder may change
                 say({"say": f"comparing {candidate.label} with {self.current.label}"})
                 seconds = float(self._launch.settings.stop_seconds)
                 shadow = compare_answers(
@@ -139,6 +142,7 @@ class Versions:
                 say({"say": f"loading {record.previous}"})
                 previous = self._start(Path(record.previous))
             try:
+                check_replacement(self.current.facts, previous.facts, backwards=True)
                 self._switch(previous)
             finally:
                 if previous is not self._current and previous is not self._previous:

@@ -65,8 +65,16 @@ class WorkerProcess:
     """
 
     def __init__(self, launch: Launch, name: str, *, on_news: Callable[[], None]) -> None:
-        ours, theirs = socket.socketpair()
-        self._standby = Standby(launch.kept_connections)
+        try:
+            ours, theirs = socket.socketpair()
+            try:
+                self._standby = Standby(launch.kept_connections)
+            except BaseException:
+                ours.close()
+                theirs.close()
+                raise
+        except OSError as error:  # there are no more descriptors, or the disk is full: it may pass
+            raise ServerError(f"what a worker needs cannot be made ({error.strerror})") from error
         self.unanswered = 0
         """Requests that it had when it was killed, and that were answered in its place."""
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.errors import (
     ConfigError,
     IvdrError,
@@ -50,7 +50,15 @@ def result_of(content: bytes, *, request_id: str) -> RemoteResult:
             request_id=request_id,
             body=body,
         )
-    except (ConfigError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        ConfigError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ServerError(
             f"the answer is none of an ivdr endpoint ({type(error).__name__}: {str(error)[:200]})",
             hint="is the address that of its inference port?",
@@ -69,14 +77,17 @@ def failure_of(status: int, content: bytes) -> IvdrError:
     if not isinstance(body, Mapping):
         text = content.decode("utf-8", "replace").strip()
         body = {"message": text or f"HTTP status {status} without a body"}
-    code, message, hint = (
-        str(body.get(name, ""))[:_MESSAGE_CHARACTERS] for name in ("code", "message", "hint")
-    )
+    code, message, hint = (_text(body.get(name, "")) for name in ("code", "message", "hint"))
     kind = next((kind for kind in _kinds(IvdrError) if kind.code == code), None)
     if kind is None:
         kind = {413: VideoLimitError, 429: QueueFullError}.get(status, ServerError)
         message = f"the endpoint answered {status}: {message or 'no reason is given'}"
     return kind(message, hint=hint)
+
+
+def _text(value: object) -> str:
+    """Return what a server says, as far as a message may hold it."""
+    return one_line(value[:_MESSAGE_CHARACTERS]) if isinstance(value, str) else quoted(value)
 
 
 def _kinds(kind: type[IvdrError]) -> Iterator[type[IvdrError]]:

@@ -18,18 +18,28 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 from ivdr_deploy._optional import require
 from ivdr_deploy._text import quoted
-from ivdr_deploy.errors import ConfigError, IvdrError, ServerError, VideoOpenError
+from ivdr_deploy.errors import IvdrError, ServerError, VideoOpenError
 from ivdr_deploy.results import RemoteResult
 from ivdr_deploy.serving.remote.answers import failure_of, result_of
 from ivdr_deploy.serving.remote.retrying import Retry, Schedule, passes, retry_after
+from ivdr_deploy.serving.remote.sending import (
+    CONNECT_SECONDS,
+    Answer,
+    Arriving,
+    TimeLeft,
+    authorization,
+    check_url,
+    chosen_options,
+    in_pieces,
+    wait_of,
+)
 
 if TYPE_CHECKING:
     import httpx
-
-_CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +56,7 @@ class _Wait:
     seconds: float
 
 
-_Exchange = Generator[_Send | _Wait, "httpx.Response | httpx.TransportError | None", RemoteResult]
+_Exchange = Generator[_Send | _Wait, "Answer | httpx.RequestError | None", RemoteResult]
 """What a client does for one video, step by step; sync and async differ in how a step is taken."""
 
 
@@ -55,18 +65,15 @@ class _Requests:
 
     def __init__(self, url: str, model: str, *, token: str | None, retry: Retry | None) -> None:
         require("httpx", extra="client")
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"the address of an endpoint is {quoted(url)}, expected http:// or https://",
-                hint="for example http://127.0.0.1:8080",
-            )
+        check_url(url)
         self._base = url.rstrip("/")
         self.model = model
         self.retry = retry or Retry()
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        # Not packed: it could unpack to any size.
+        self._headers = {"Accept-Encoding": "identity", **authorization(token)}
 
     def _predict_url(self) -> str:
-        return f"{self._base}/predictions/{self.model}"
+        return f"{self._base}/predictions/{quote(self.model, safe='')}"
 
     def _request(self, video: str | Path | bytes, options: dict[str, Any]) -> dict[str, Any]:
         """Return what httpx is given for a video: the bytes alone, or a form where there are options."""
@@ -98,11 +105,11 @@ class _Requests:
         while True:
             answer = yield _Send(schedule.remaining())
             asked = 0.0
-            if isinstance(answer, httpx.Response):
-                if answer.status_code == 200:
+            if isinstance(answer, Answer):
+                if answer.status == 200:
                     return result_of(answer.content, request_id=answer.headers.get("X-Request-Id", ""))
-                failure: IvdrError = failure_of(answer.status_code, answer.content)
-                if not passes(answer.status_code, failure.message):
+                failure: IvdrError = failure_of(answer.status, answer.content)
+                if not passes(answer.status, failure.message):
                     raise failure
                 asked = retry_after(answer.headers.get("Retry-After"))
             else:
@@ -131,7 +138,7 @@ class Client(_Requests):
 
     Raises:
         MissingDependencyError: if httpx is not installed.
-        ConfigError: if the address is none.
+        ConfigError: if the address is none, or the token cannot be one.
     """
 
     def __init__(self, url: str, model: str, *, token: str | None = None, retry: Retry | None = None) -> None:
@@ -165,11 +172,11 @@ class Client(_Requests):
             QueueFullError: if the endpoint still had no room at the deadline; ``DrainingError``: if it is stopping.
             ServerError: if nobody answers, or what answers is no endpoint of this kind.
         """
-        request = self._request(video, _options(top_k, num_clips, outputs, timings))
+        request = self._request(video, chosen_options(top_k, num_clips, outputs, timings))
         exchange = self._exchange()
         step = next(exchange)
         while True:
-            answer: httpx.Response | httpx.TransportError | None = None
+            answer: Answer | httpx.RequestError | None = None
             if isinstance(step, _Wait):
                 time.sleep(step.seconds)
             else:
@@ -179,20 +186,31 @@ class Client(_Requests):
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
 
-    def _post(self, request: dict[str, Any], seconds: float) -> httpx.Response | httpx.TransportError:
+    def _post(self, request: dict[str, Any], seconds: float) -> Answer | httpx.RequestError:
         import httpx
 
-        end, request = time.monotonic() + seconds, {**request, "timeout": _timeout(seconds)}
+        end = time.monotonic() + seconds
+        sent = self._http.build_request("POST", self._predict_url(), **request)
+        sent = httpx.Request(
+            sent.method,
+            sent.url,
+            headers=sent.headers,
+            content=in_pieces(sent.stream, end),  # type: ignore[arg-type]  # of a client that is not async
+            extensions={"timeout": TimeLeft(end)},
+        )
         try:
-            with self._http.stream("POST", self._predict_url(), **request) as answer:
-                pieces = []
+            answer = self._http.send(sent, stream=True)
+            try:
+                arriving = Arriving(answer)
                 for piece in answer.iter_raw():
-                    pieces.append(piece)
+                    arriving.take(piece)
                     # A server that sends a byte now and then never runs into a timeout of one wait.
                     if time.monotonic() >= end:
-                        raise httpx.ReadTimeout("the answer did not end in time", request=answer.request)
-            return httpx.Response(answer.status_code, headers=answer.headers, content=b"".join(pieces))
-        except httpx.TransportError as error:
+                        raise httpx.ReadTimeout("the answer did not end in time")
+                return arriving.whole()
+            finally:
+                answer.close()
+        except httpx.RequestError as error:
             return error
 
     def ready(self) -> bool:
@@ -200,8 +218,9 @@ class Client(_Requests):
         import httpx
 
         try:
-            return self._http.get(f"{self._base}/ready", timeout=_CONNECT_SECONDS).status_code == 200
-        except httpx.TransportError:
+            with self._http.stream("GET", f"{self._base}/ready", timeout=CONNECT_SECONDS) as answer:
+                return answer.status_code == 200
+        except httpx.RequestError:
             return False
 
     def close(self) -> None:
@@ -236,12 +255,12 @@ class AsyncClient(_Requests):
         """Label one video; see ``Client.predict``."""
         import anyio
 
-        options = _options(top_k, num_clips, outputs, timings)
+        options = chosen_options(top_k, num_clips, outputs, timings)
         request = await anyio.to_thread.run_sync(self._request, video, options)  # it may read a file
         exchange = self._exchange()
         step = next(exchange)
         while True:
-            answer: httpx.Response | httpx.TransportError | None = None
+            answer: Answer | httpx.RequestError | None = None
             if isinstance(step, _Wait):
                 await anyio.sleep(step.seconds)
             else:
@@ -251,16 +270,23 @@ class AsyncClient(_Requests):
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
 
-    async def _post(self, request: dict[str, Any], seconds: float) -> httpx.Response | httpx.TransportError:
+    async def _post(self, request: dict[str, Any], seconds: float) -> Answer | httpx.RequestError:
         import anyio
         import httpx
 
+        timeout = httpx.Timeout(wait_of(seconds), connect=min(seconds, CONNECT_SECONDS))
         try:
             with anyio.fail_after(seconds):
-                return await self._http.post(self._predict_url(), timeout=_timeout(seconds), **request)
+                async with self._http.stream(
+                    "POST", self._predict_url(), timeout=timeout, **request
+                ) as answer:
+                    arriving = Arriving(answer)
+                    async for piece in answer.aiter_raw():
+                        arriving.take(piece)
+                    return arriving.whole()
         except TimeoutError:
             return httpx.ReadTimeout("the answer did not end in time")
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return error
 
     async def ready(self) -> bool:
@@ -268,8 +294,9 @@ class AsyncClient(_Requests):
         import httpx
 
         try:
-            return (await self._http.get(f"{self._base}/ready", timeout=_CONNECT_SECONDS)).status_code == 200
-        except httpx.TransportError:
+            async with self._http.stream("GET", f"{self._base}/ready", timeout=CONNECT_SECONDS) as answer:
+                return answer.status_code == 200
+        except httpx.RequestError:
             return False
 
     async def close(self) -> None:
@@ -281,25 +308,3 @@ class AsyncClient(_Requests):
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
-
-
-def _options(
-    top_k: int | None, num_clips: int | None, outputs: Sequence[str] | None, timings: bool | None
-) -> dict[str, Any]:
-    if isinstance(outputs, str):  # a sequence of letters otherwise
-        raise ConfigError(
-            f"outputs is {quoted(outputs)}, expected a list", hint=f"outputs=[{quoted(outputs)}]"
-        )
-    return {
-        "top_k": top_k,
-        "num_clips": num_clips,
-        "outputs": None if outputs is None else list(outputs),
-        "timings": timings,
-    }
-
-
-def _timeout(seconds: float) -> httpx.Timeout:
-    """Let each wait for the network take what is left of the deadline, connecting less: it is quick or never."""
-    import httpx
-
-    return httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))

@@ -74,7 +74,7 @@ class Schedule:
         """
         if self._tries >= self._retry.attempts:
             return None
-        longest = min(self._retry.most_seconds, self._retry.first_seconds * 2.0 ** (self._tries - 1))
+        longest = min(self._retry.most_seconds, self._retry.first_seconds * 2.0 ** min(self._tries - 1, 60))
         wait = asked + longest * self._chance()
         return wait if self._clock() + wait < self._end else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import socket
@@ -10,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
-from ivdr_deploy._files import atomic_path
+from ivdr_deploy._files import atomic_path, try_lock
 from ivdr_deploy._optional import pip_install, require
 from ivdr_deploy._text import is_utf8, quoted
 from ivdr_deploy.errors import ConfigError, FolderError, MissingDependencyError, ServerError
@@ -209,6 +210,25 @@ def claim_run_folder(folder: Path) -> None:
             hint="give a new or empty folder with --run-dir",
         )
     marker.write_text("Made by `ivdr serve`, which deletes tmp and logs beside this file when it starts.\n")
+
+
+def take_run_folder(folder: Path) -> int:
+    """Claim a run folder and keep other servers out, which would delete what this one needs.
+
+    Returns:
+        A descriptor that holds it until it is closed, or this process has ended.
+
+    Raises:
+        FolderError: as ``claim_run_folder``, and if another server has it.
+    """
+    claim_run_folder(folder)
+    descriptor = os.open(folder / _MARKER, os.O_RDWR)
+    if not try_lock(descriptor):
+        os.close(descriptor)
+        raise FolderError(
+            f"another `ivdr serve` uses the run folder {folder}", hint="choose another one with --run-dir"
+        )
+    return descriptor
 
 
 def _torchserve() -> str:

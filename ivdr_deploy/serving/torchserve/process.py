@@ -19,7 +19,7 @@ from ivdr_deploy.errors import FolderError, ServerError
 from ivdr_deploy.serving.client import EndpointClient
 from ivdr_deploy.serving.torchserve import guard
 from ivdr_deploy.serving.torchserve.archive import build_archive, open_archive
-from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig, claim_run_folder
+from ivdr_deploy.serving.torchserve.config import Ports, ServerConfig, take_run_folder
 from ivdr_deploy.serving.torchserve.guard import POLL_SECONDS, end_group
 from ivdr_deploy.serving.torchserve.logs import front_end_failure, last_words, read_log, worker_failure
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
@@ -44,6 +44,8 @@ class TorchServeProcess:
         self.worker_facts: dict[str, Any] = {}
         """What a worker said about itself when it was ready; see ``InferenceService.describe``."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._held: int | None = None
+        """Keeps other servers out of the run folder."""
 
     @property
     def url(self) -> str:
@@ -81,7 +83,14 @@ class TorchServeProcess:
                 hint=f"stop it with: {config.shell_line(config.stop_command())}",
             )
         config.ports.check()
-        claim_run_folder(config.run_dir)
+        self._held = take_run_folder(config.run_dir)
+        try:
+            self._start(config)
+        except BaseException:
+            self._end_group()
+            raise
+
+    def _start(self, config: ServerConfig) -> None:
         for folder in (config.temporary, config.logs):
             shutil.rmtree(folder, ignore_errors=True)
         config.write()
@@ -98,12 +107,8 @@ class TorchServeProcess:
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C must reach us alone, so that requests can be finished first
             )
-        try:
-            self._wait_until_ready(self._process)
-            self._ask_worker()
-        except BaseException:
-            self._end_group()
-            raise
+        self._wait_until_ready(self._process)
+        self._ask_worker()
 
     def watch(self) -> None:
         """Block while it runs.
@@ -224,16 +229,18 @@ class TorchServeProcess:
 
     def _end_group(self) -> int:
         """End what is left of the process group; return how many processes had to be killed."""
-        process = self._process
-        if process is None:
-            return 0
-        killed = end_group(process.pid)
-        process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
-        self._process = None
-        shutil.rmtree(self.config.temporary, ignore_errors=True)
-        self.config.temporary.mkdir()  # the line for a shell needs it
+        process, killed = self._process, 0
+        if process is not None:
+            killed = end_group(process.pid)
+            process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
+            self._process = None
+            shutil.rmtree(self.config.temporary, ignore_errors=True)
+            self.config.temporary.mkdir()  # the line for a shell needs it
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
         return killed
 
     def _last_words(self) -> str:
@@ -251,12 +258,15 @@ def serve(source: Path, *, run_dir: Path, ports: Ports | None = None) -> TorchSe
     Raises:
         ArtifactError: if the archive or bundle cannot be used.
         ConfigError: if the run folder's path is too long.
-        FolderError: if the run folder holds something else.
+        FolderError: if the run folder holds something else, or a bundle is to be packed into it while a server uses it.
     """
     source, run_dir = source.resolve(), run_dir.resolve()
     if source.is_dir():
-        claim_run_folder(run_dir)
-        archive = build_archive(source, model_store=run_dir / "model_store", settings=EndpointSettings())
+        held = take_run_folder(run_dir)
+        try:
+            archive = build_archive(source, model_store=run_dir / "model_store", settings=EndpointSettings())
+        finally:
+            os.close(held)
     else:
         archive = open_archive(source)
     return TorchServeProcess(ServerConfig(archive=archive, run_dir=run_dir, ports=ports or Ports.unused()))

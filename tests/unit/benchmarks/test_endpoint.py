@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from known_server import known_server
 from rich.console import Console
 
-from ivdr_deploy.benchmarks.endpoint import measure_endpoint, own_limit, sweep, video_requests
+from ivdr_deploy.benchmarks.endpoint import (
+    EndpointSamples,
+    OwnLimit,
+    measure_endpoint,
+    own_limit,
+    sweep,
+    video_requests,
+)
 from ivdr_deploy.benchmarks.endpoint_report import endpoint_report, render_endpoint, verdict
 from ivdr_deploy.benchmarks.http_client import Address
 from ivdr_deploy.benchmarks.load import LoadGenerator, Sample, Step
@@ -109,6 +117,18 @@ def test_what_is_refused_is_seen_in_report_and_table() -> None:
     console = Console(width=160, record=True)
     console.print(render_endpoint(report))
     assert f"503: {step['outcomes']['503']}" in console.export_text()
+
+
+def test_a_rate_at_which_nothing_was_answered_is_a_failure() -> None:
+    step = step_of(5.0, 10.0)
+    refused = replace(step, rate=7.0, samples=(replace(step.samples[0], outcome="503"),))
+    samples = EndpointSamples(
+        url="http://x/y", videos=1, mean_bytes=1.0, own=OwnLimit(requests_per_s=1.0, alone=step), closed=step
+    )
+    samples.steps = [step, refused]
+    assert verdict(endpoint_report(samples, seconds=1.0, p99_ms=1.0)) == (
+        "FAIL: no request was answered with a 2xx at 7 requests/s"
+    )
 
 
 def test_videos_are_sent_as_they_are_where_the_query_is_taken() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from known_server import known_server
 
+from ivdr_deploy.benchmarks.load import LoadGenerator, Step
 from ivdr_deploy.cli import _bench_endpoint
 
 LOAD = ("--seconds", 0.3)
@@ -31,6 +32,24 @@ def test_rates_are_measured_and_reported(ivdr, listed: Path, tmp_path: Path) -> 
     assert report == json.loads(out.read_text())
     assert [step["rate"] for step in report["steps"]] == [60.0, 30.0]
     assert report["steps"][0]["outcomes"] == {"200": report["steps"][0]["requests"]}
+
+
+def test_a_rate_at_which_nothing_was_answered_is_a_failure(
+    ivdr, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(generator: LoadGenerator, rate: float, seconds: float) -> Step:
+        monkeypatch.setattr(
+            generator, "_requests", [generator.address.request(b"refuse", content_type="x/y")]
+        )
+        return open_loop(generator, rate, seconds)
+
+    open_loop = LoadGenerator.open_loop
+    monkeypatch.setattr(LoadGenerator, "open_loop", break_down)
+    with known_server(2.0) as address:
+        url = f"http://127.0.0.1:{address.port}/predictions/known"
+        given = ("--endpoint", url, "--videos", listed, "--rate", 30, *LOAD, "-o", tmp_path / "r.json")
+        code, _, stderr = ivdr("bench", *given)
+    assert (code, "FAIL: no request was answered with a 2xx at 30 requests/s" in stderr) == (1, True)
 
 
 def test_a_bound_that_no_rate_holds_is_a_failure(ivdr, listed: Path, tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def test_uneven_times_decide_which_frames_are_seen() -> None:
         (np.zeros((3, 4, 4, 3), np.uint8), np.arange(4.0), "one for each frame"),
         (np.zeros((3, 4, 4, 3), np.uint8), np.array([0.0, 1.0, 1.0]), "does not rise"),
         (np.zeros((3, 4, 4, 3), np.uint8), np.array([0.0, np.nan, 1.0]), "does not rise"),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.array([-1e308, 1e308]), "frames inf s apart"),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.array([0.0, 5e-324]), "s apart, expected from 1e-09"),
     ],
 )
 def test_something_else_is_refused_by_name(frames: np.ndarray, times: np.ndarray, words: str) -> None:

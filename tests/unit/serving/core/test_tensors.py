@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ivdr_deploy.errors import RequestError
-from ivdr_deploy.serving.core.tensors import from_plain, from_raw
+from ivdr_deploy.serving.core.tensors import from_numbers, from_plain, from_raw
 
 
 def test_more_videos_than_any_server_takes_are_refused_before_they_are_read() -> None:
@@ -34,3 +34,24 @@ def test_a_shape_that_is_too_large_to_be_written_down_is_refused(datatype: str) 
         with pytest.raises(RequestError, match="more than") as caught:
             read()
         assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("shape", [(0, 2**62, 2**62), (0, 10**30), (10**30, 0), (0,) * 7 + (2**33,)])
+def test_an_extent_of_nothing_lets_no_other_one_be_endless(shape: tuple[int, ...]) -> None:
+    for read in (
+        lambda: from_raw("frames", "UINT8", shape, b""),
+        lambda: from_plain("frames", "UINT8", shape, []),
+        lambda: from_raw("video", "BYTES", shape, b""),
+    ):
+        with pytest.raises(RequestError, match="more than"):
+            read()
+    assert from_raw("frames", "UINT8", (0, 5, 4), b"").shape == (0, 5, 4)
+
+
+@pytest.mark.parametrize("wrong", ["1", None, True, [1], [[1, 2]], {"a": 1}])
+def test_what_is_no_number_is_refused_by_name_and_not_made_one(wrong: object) -> None:
+    for data in ([wrong, 1], [1, wrong], [wrong, wrong]):
+        with pytest.raises(RequestError, match=r"the input 'timestamps' holds .* is no number"):
+            from_plain("timestamps", "FP64", (2,), data)
+    with pytest.raises(RequestError, match="too large"):
+        from_numbers("timestamps", "FP64", (1,), [10**400])

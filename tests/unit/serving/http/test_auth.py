@@ -9,7 +9,7 @@ import pytest
 from ivdr_deploy.cli import main
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.serving.http import deployment as deployment_module
-from ivdr_deploy.serving.http.auth import VARIABLE, find_token, is_loopback
+from ivdr_deploy.serving.http.auth import VARIABLE, find_token, is_loopback, shows
 
 
 def test_a_token_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
@@ -72,3 +72,21 @@ def test_the_token_is_asked_for_unless_only_this_machine_can_ask(
     monkeypatch.setattr(deployment_module, "Deployment", deployment)
     with pytest.raises(ChosenError):
         main(["serve", str(tmp_path), "--server", "http", *options])
+
+
+def test_the_token_is_shown_in_one_header_with_its_scheme() -> None:
+    token = "0123456789abcdef"
+    own = token.encode()
+    for right in (b"Bearer " + own, b"bearer  " + own, b"BEARER " + own + b" "):
+        assert shows([right], token)
+    bearer = b"Bearer " + own
+    for wrong in (
+        [],
+        [bearer, bearer],
+        [bearer, b"Basic x"],
+        [b"Basic " + own],
+        [own],
+        [b"Bearer"],
+        [bearer + b"x"],
+    ):
+        assert not shows(wrong, token), wrong

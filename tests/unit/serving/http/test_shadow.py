@@ -39,6 +39,12 @@ def test_one_that_does_not_is_refused(change: dict[str, Any], error: type[IvdrEr
         check_replacement(OLD, {**OLD, "version": "2.0", **change})
 
 
+def test_a_version_to_go_back_to_may_lack_what_came_later_and_nothing_else() -> None:
+    check_replacement(OLD, {**OLD, "version": "0.9", "outputs": ["logits"]}, backwards=True)
+    with pytest.raises(ArtifactError, match="of other"):
+        check_replacement(OLD, {**OLD, "version": "0.9", "name": "other"}, backwards=True)
+
+
 def answer(label: str | None, *, score: float = 0.5, code: str = "") -> dict[str, Any]:
     if code:
         return {"status": 422, "body": {"code": code, "message": "", "hint": ""}}
@@ -83,6 +89,7 @@ def test_a_video_that_neither_answers_says_nothing() -> None:
     broken = answer(None, code="decode_failed")
     assert compared([answer("run"), broken], [answer("run"), broken]).passed
     assert not compared([broken], [broken]).passed, "nothing was compared"
+    assert not compared([broken], [broken], min_agreement=0.0).passed, "nothing was compared"
 
 
 def test_a_model_without_labels_has_no_agreement_to_speak_of() -> None:

@@ -50,6 +50,14 @@ def test_nothing_is_waited_for_that_ends_after_the_deadline() -> None:
     assert schedule.remaining() == 0.0
 
 
+def test_any_number_of_tries_has_a_wait() -> None:
+    schedule = Schedule(
+        Retry(first_seconds=0.001, most_seconds=0.5, attempts=5000), clock=Clock(), chance=lambda: 1.0
+    )
+    waits = [schedule.remaining() and schedule.wait_seconds() for _ in range(2000)]
+    assert waits[-1] == 0.5
+
+
 def test_one_attempt_sends_nothing_again() -> None:
     schedule = Schedule(Retry(attempts=1), clock=Clock())
     schedule.remaining()
@@ -118,8 +126,23 @@ def test_answers_of_others_keep_their_words(
     assert len(found.message) < 1200
 
 
+def test_words_of_a_server_stay_on_a_line() -> None:
+    body = json.dumps({"message": "one\ntwo\x1b[31m", "hint": {"a": ["b" * 5000]}}).encode()
+    found = failure_of(500, body)
+    assert "one\\u000atwo\\u001b[31m" in found.message
+    assert len(found.hint) < 200
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"[]", b"<html>", b'{"video": 1, "view_plan": 2, "model": 3}']
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"<html>",
+        b'{"video": 1, "view_plan": 2, "model": 3}',
+        b'{"predictions": [{"label": "x", "score": 1' + b"0" * 400 + b"}]}",
+    ],
 )
 def test_a_page_of_something_else_is_no_result(content: bytes) -> None:
     with pytest.raises(errors.ServerError, match="none of an ivdr endpoint"):

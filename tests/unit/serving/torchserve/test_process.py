@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -9,10 +14,10 @@ import pytest
 
 from ivdr_deploy.errors import ArtifactError, FolderError, ServerError
 from ivdr_deploy.serving.client import EndpointClient
-from ivdr_deploy.serving.torchserve import guard
+from ivdr_deploy.serving.torchserve import guard, logs
 from ivdr_deploy.serving.torchserve.archive import build_archive
-from ivdr_deploy.serving.torchserve.config import Ports
-from ivdr_deploy.serving.torchserve.logs import front_end_failure, worker_failure
+from ivdr_deploy.serving.torchserve.config import Ports, take_run_folder
+from ivdr_deploy.serving.torchserve.logs import front_end_failure, last_words, read_log, worker_failure
 from ivdr_deploy.serving.torchserve.process import serve
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
@@ -148,3 +153,63 @@ def test_guard_ends_with_its_command() -> None:
     command = [sys.executable, "-P", guard.__file__, sys.executable, "-c", "import sys; sys.exit(7)"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         assert process.wait(30) == 7
+
+
+def test_two_servers_that_start_at_once_do_not_share_a_run_folder(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Until Java has written its process id nothing else tells the second one of the first."""
+    run, theirs = tmp_path / "run", tmp_path / "run" / "tmp" / "unpacked"
+    archive = build_archive(tiny_bundle, model_store=tmp_path / "store", settings=EndpointSettings())
+    held = take_run_folder(run)
+    try:
+        theirs.mkdir(parents=True)
+        with pytest.raises(FolderError, match="another `ivdr serve` uses the run folder"):
+            serve(archive.path, run_dir=run).start()
+        with pytest.raises(FolderError, match="another `ivdr serve` uses the run folder"):
+            serve(tiny_bundle, run_dir=run)
+        assert theirs.is_dir(), "the second one deletes what the first one needs"
+        assert not (run / "model_store").exists()
+    finally:
+        os.close(held)
+    os.close(take_run_folder(run))
+
+
+@contextmanager
+def answering(body: bytes) -> Iterator[EndpointClient]:
+    """A server of something else, that answers everything with 200."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{other.server_port}"
+        yield EndpointClient(model="tiny", inference_url=url, management_url=url, metrics_url=url)
+        other.shutdown()
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>" + b"x" * 100_000, b"[]", b"{}", b"[1]", b'[{"workers": []}]', b"\xff"]
+)
+def test_another_server_in_its_place_is_no_endpoint(body: bytes) -> None:
+    with answering(body) as client:
+        assert not client.ready()
+        with pytest.raises(ServerError, match="describes no model") as caught:
+            client.describe()
+        assert len(str(caught.value)) < 400
+        with pytest.raises(ServerError, match="no metrics"):
+            client.metrics()
+
+
+def test_of_a_log_that_has_grown_a_line_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(worker_failure("ValueError: " + "x" * 100_000)) <= 500
+    assert len(last_words("java.io.IOException: " + "\x1b" * 100_000)) <= 3000
+    monkeypatch.setattr(logs, "_MOST_CHARACTERS", 10)
+    (tmp_path / "x.log").write_text("0123456789abc")
+    assert read_log(tmp_path / "x.log") == "0123456789"
+    assert read_log(tmp_path / "absent.log") == ""
