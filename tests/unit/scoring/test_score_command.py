@@ -173,6 +173,6 @@ def test_a_folder_that_cannot_be_read_costs_no_row_and_is_an_exit_code(
 
 def test_a_root_for_a_place_in_a_store_is_refused(tiny_bundle, tmp_path, capsys):
     said = run(capsys, str(tiny_bundle), "s3://bucket/x", "-o", str(tmp_path / "o"), "--root", "/", code=2)
-    assert "s3://bucket/x is a place of videos; the root / is for list files" in said
+    assert "'s3://bucket/x' is a place of videos; the root / is for list files" in said
     said = run(capsys, str(tiny_bundle), "https://host/list.csv", "-o", str(tmp_path / "o"), code=2)
     assert "'https://host/list.csv' is a place of the web, from which no list is fetched" in said
