@@ -44,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--out", type=Path, default=Path("docs/results"), help="where page and values go at the end"
     )
     given = parser.parse_args(arguments)
+    methods = given.methods.split(";")
+    if unknown := [name for name in methods if name not in METHODS]:
+        parser.error(f"there is no method {', '.join(unknown)}; there are: {'; '.join(METHODS)}")
+    if min(given.at_once, given.seeds) < 1:
+        parser.error("--at-once and --seeds are at least 1")
     let_threads_sleep()
     with exiting("results-training"):
         train_actors, test_actors = given.actors
@@ -60,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "IVDR_TEST_DATA names no actions-mini and actions-dark: real clips are left out",
                 style="yellow",
             )
-        units = units_of(sets, given.methods.split(";"), seeds=given.seeds, work=given.work)
+        units = units_of(sets, methods, seeds=given.seeds, work=given.work)
         run(units, work=given.work, out=given.out, at_once=given.at_once)
 
 

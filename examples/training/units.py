@@ -69,7 +69,7 @@ def _failed(unit: Unit, code: int) -> BaseException:
         if path.is_file()
         else ""
     )
-    return IvdrError(f"{unit.title}: the process {ending(code)}; {path} ends with: {last}")
+    return IvdrError(f"{unit.title}: the process {ending(code)}; {path} ends with: {last[:300]}")
 
 
 def _measure(unit: Unit) -> None:

@@ -34,14 +34,16 @@ class UrlStream:
 
         Raises:
             DataError: if it cannot be listed, or holds no videos.
+            MissingDependencyError: if the package for its scheme is not installed.
         """
         scheme, _, path = self.source.partition("://")
+        system = file_system(scheme)
         bucket, _, key = path.partition("/")
         top = f"{key}/" if key else ""
         found, waiting = False, [top]
         while waiting:
             folder, below = waiting.pop(), []
-            for objects, folders in self._pages(scheme, bucket, folder):
+            for objects, folders in self._pages(system, bucket, folder):
                 below += folders
                 for name, size, changed in objects:
                     uri = name[len(top) :]
@@ -54,20 +56,21 @@ class UrlStream:
                         self._left.add("without the suffix of a video", uri)
             waiting += reversed(below)
         if not found:
-            self._require_place(scheme, path)
+            self._require_place(system, path)
             passed = "; ".join(map(str, self.left_out))
             raise DataError(f"{self.source} holds no videos" + (f" (left out: {passed})" if passed else ""))
 
-    def _pages(self, scheme: str, bucket: str, folder: str) -> Iterator[_Page]:
+    def _pages(self, system: Any, bucket: str, folder: str) -> Iterator[_Page]:
+        scheme = self.source.partition("://")[0]
         try:
-            yield from _PAGES[scheme](file_system(scheme), bucket, folder)
+            yield from _PAGES[scheme](system, bucket, folder)
         except Exception as error:
             raise self._unlisted(f"{scheme}://{bucket}/{folder}".rstrip("/"), error) from error
 
-    def _require_place(self, scheme: str, path: str) -> None:
+    def _require_place(self, system: Any, path: str) -> None:
         """Say what there is where nothing lies below a prefix."""
         try:
-            kind = file_system(scheme).info(path)["type"]
+            kind = system.info(path)["type"]
         except Exception as error:
             raise self._unlisted(self.source, error) from error
         if kind != "directory":

@@ -18,7 +18,7 @@ from videos import numbered_video
 
 from ivdr_deploy.cli import main
 from ivdr_deploy.datasets.remote import UrlStream
-from ivdr_deploy.errors import ConfigError, DataError
+from ivdr_deploy.errors import ConfigError, DataError, MissingDependencyError
 from ivdr_deploy.scoring import read_scores
 from ivdr_deploy.scoring.inputs import InputStream, Selection
 from ivdr_deploy.scoring.store import UrlStore, as_os_error, open_store
@@ -227,6 +227,14 @@ def test_a_store_that_refuses_is_an_error_of_the_system_that_names_it(store):
         UrlStore(absent).write("a", b"a")
     assert caught.value.errno
     assert caught.value.filename == f"{absent}/a"
+
+
+def test_a_store_whose_package_is_absent_is_not_one_that_cannot_be_listed(monkeypatch):
+    file_system.cache_clear()
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(MissingDependencyError, match="s3fs") as caught:
+        list(UrlStream("s3://bucket/x"))
+    assert "ivdr-deploy[s3]" in caught.value.hint
 
 
 def test_only_schemes_that_are_named_are_urls():
