@@ -55,7 +55,7 @@ def quoted(value: Any) -> str:
     return as_text(text if len(text) <= QUOTED else f"{text[:QUOTED]}...")
 
 
-def listed(values: Sequence[Any], *, most: int = 5) -> str:
+def quoted_few(values: Sequence[Any], *, most: int = 5) -> str:
     """Show the first of some foreign values and say how many more there are; ``none`` where there is none."""
     more = f" and {len(values) - most} more" if len(values) > most else ""
     return ", ".join(map(quoted, values[:most])) + more or "none"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ivdr_deploy._console import print_json
-from ivdr_deploy._text import as_text, listed, one_line, quoted
+from ivdr_deploy._text import as_text, one_line, quoted, quoted_few
 from ivdr_deploy.errors import DataError
 from ivdr_deploy.records import to_dict
 
@@ -64,6 +64,6 @@ def test_json_is_one_line_of_utf8_whatever_the_encoding(
 
 
 def test_a_list_that_is_cut_short_says_so() -> None:
-    assert listed([]) == "none"
-    assert listed(["a", 1]) == "'a', 1"
-    assert listed(list("abcdef")) == "'a', 'b', 'c', 'd', 'e' and 1 more"
+    assert quoted_few([]) == "none"
+    assert quoted_few(["a", 1]) == "'a', 1"
+    assert quoted_few(list("abcdef")) == "'a', 'b', 'c', 'd', 'e' and 1 more"

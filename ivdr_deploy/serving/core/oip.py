@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ivdr_deploy import __version__
-from ivdr_deploy._text import listed, quoted
+from ivdr_deploy._text import quoted, quoted_few
 from ivdr_deploy.errors import ClipShapeError, IvdrError, OptionError, RequestError
 from ivdr_deploy.results import VideoResult
 from ivdr_deploy.serving.core.answers import MAX_ANSWER_BYTES
@@ -260,7 +260,7 @@ def _encoded(inputs: Sequence[Tensor]) -> list[bytes]:
     if len(held) == len(inputs) and set(held) == {FRAMES, TIMES}:
         return _packed(held[FRAMES], held[TIMES])
     raise RequestError(
-        f"the request has the inputs {listed([tensor.name for tensor in inputs])}, expected {VIDEO}, or {FRAMES} "
+        f"the request has the inputs {quoted_few([tensor.name for tensor in inputs])}, expected {VIDEO}, or {FRAMES} "
         f"and {TIMES}",
         hint=f"one element of {VIDEO} is one encoded video file",
     )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ivdr_deploy._text import listed, quoted
+from ivdr_deploy._text import quoted, quoted_few
 from ivdr_deploy.errors import ConfigError, EncodingError, MethodError, OptionError, RequestError
 from ivdr_deploy.records import from_dict
 from ivdr_deploy.serving.core.schema import METHODS, Envelope, Options, PredictRequest
@@ -70,7 +70,7 @@ def parse_request(parts: Mapping[str, Any], envelope: Envelope) -> PredictReques
         )
     if not (found := [name for name in ("body", "video", "data") if name in parts]):
         raise RequestError(
-            f"the request has the parts {listed(sorted(parts))}, expected a video", hint=_FORMS
+            f"the request has the parts {quoted_few(sorted(parts))}, expected a video", hint=_FORMS
         )
     if len(found) > 1:
         raise RequestError(f"the request has the parts {' and '.join(found)}, expected one", hint=_FORMS)
