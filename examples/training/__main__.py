@@ -25,7 +25,8 @@ _HOW = (
     "softmax regression on frozen features, penalty 0.01, ten clips a video. *order pairs*: videos of classes that "
     "differ in their order alone, told from the other of their pair by the probe (chance 0.5). *ranking*: segments "
     "matched on unseen people, over all orders, and over truly shuffled ones alone (an order-blind encoder: 0.5 "
-    "and 0 for two slots). `supervised` is trained on the labels, so its probe and R@1 have seen them."
+    "and 0 for two slots). *few labels*: fine-tuned as if only five people of twenty were labelled (30 videos); "
+    "the pre-training has seen all. `supervised` is trained on the labels, so its probe and R@1 have seen them."
 )
 
 

@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from examples.training.methods import METHODS, DataSet, Unit, finetune_config, pretrain_config
+from examples.training.methods import METHODS, DataSet, Unit, few_config, finetune_config, pretrain_config
 from ivdr_deploy._files import atomic_path
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, read_checkpoint_info
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
@@ -34,58 +34,84 @@ from train.run import CHECKPOINT_NAME
 RESULTS = "results.json"
 """What was found, in the folder of a method and seed."""
 
+FEATURES, FINE_TUNE, FEW = "features", "fine-tune", "few labels"
+"""What is measured of a backbone; the first is several protocols that need its frozen features alone."""
+
 PLAN = ViewPlan(num_clips=10)
 _PENALTY = 0.01
 _CALL = 16
 
 
 def measure(unit: Unit) -> None:
-    """Train one backbone and measure it, and keep what was found: by protocol a share from 0 to 1.
+    """Train one backbone, measure what was not measured of it yet, and keep each part as soon as it is found.
 
     Raises:
         FolderError: if a part that was finished before had other settings.
     """
     config = pretrain_config(unit)
+    kept = _kept(unit)
     model, checkpoint = _trained(unit, config)
-    ranks = METHODS[unit.method].kind == "pretrain" and config.dual.ranks
-    found = features_and_order(model, unit.data, config, ranks=ranks)
-    if METHODS[unit.method].kind == "supervised":
-        assert checkpoint is not None
-        tuned = checkpoint
-    else:
-        start = [f"init={checkpoint}"] if checkpoint else []
-        tuned = trained_as(finetune_config(unit, overrides=start))
-    found["fine-tune"] = read_checkpoint_info(tuned).provenance.metrics["video_accuracy"]
-    with atomic_path(unit.folder / RESULTS) as temporary:
-        temporary.write_text(
-            json.dumps({**made_with(unit), "values": found}, indent=2) + "\n", encoding="utf-8"
-        )
-    for part in ("pretrain", "finetune", "supervised"):
+    start = [f"init={checkpoint}"] if checkpoint else []
+    for part, settings in parts_of(unit).items():
+        if part in kept:
+            continue
+        if part == FEATURES:
+            ranks = METHODS[unit.method].kind == "pretrain" and config.dual.ranks
+            values = features_and_order(model, unit.data, config, ranks=ranks)
+        else:
+            values = {part: _accuracy(_tuned(unit, part, start, supervised=checkpoint))}
+        kept[part] = {"made_with": settings, "values": values}
+        with atomic_path(unit.folder / RESULTS) as temporary:
+            temporary.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    for part in ("pretrain", "supervised", "finetune", "few"):
         shutil.rmtree(unit.folder / part, ignore_errors=True)  # some MB each
 
 
 def measured(unit: Unit) -> dict[str, float] | None:
-    """Return what ``measure`` found before, or None.
+    """Return what ``measure`` found before, by protocol a share from 0 to 1; None where a part is missing.
 
     Raises:
-        FolderError: if it had other settings.
+        FolderError: if a part had other settings.
     """
+    kept = _kept(unit)
+    if any(part not in kept for part in parts_of(unit)):
+        return None
+    return {name: value for part in parts_of(unit) for name, value in kept[part]["values"].items()}
+
+
+def parts_of(unit: Unit) -> dict[str, list[str]]:
+    """Return what is measured of a backbone, each part with the settings that it is kept with."""
+    start = [str(unit.data.test), *changed_settings(pretrain_config(unit))]
+    parts = {FEATURES: start, FINE_TUNE: [*start, *changed_settings(finetune_config(unit))]}
+    if (
+        unit.data.few is not None and METHODS[unit.method].kind != "supervised"
+    ):  # that one has seen all labels
+        parts[FEW] = [*start, *changed_settings(few_config(unit))]
+    return parts
+
+
+def _kept(unit: Unit) -> dict[str, Any]:
     path = unit.folder / RESULTS
     if not path.is_file():
-        return None
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    found: dict[str, float] = kept.pop("values")
-    if kept != made_with(unit):
-        raise FolderError(f"{path} was made with other settings", hint="give another --work, or remove it")
-    return found
+        return {}
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for part, settings in parts_of(unit).items():
+        if part in kept and kept[part]["made_with"] != settings:
+            raise FolderError(
+                f"{path}: {part} was made with other settings", hint="give another --work, or remove it"
+            )
+    return kept
 
 
-def made_with(unit: Unit) -> dict[str, list[str]]:
-    """Return the settings that what was found is kept with."""
-    return {
-        "made_with": [str(unit.data.test), *changed_settings(pretrain_config(unit))],
-        "tuned_with": changed_settings(finetune_config(unit)),
-    }
+def _tuned(unit: Unit, part: str, start: list[str], *, supervised: Path | None) -> Path:
+    if METHODS[unit.method].kind == "supervised":
+        assert supervised is not None
+        return supervised
+    return trained_as((few_config if part == FEW else finetune_config)(unit, overrides=start))
+
+
+def _accuracy(path: Path) -> float:
+    return read_checkpoint_info(path).provenance.metrics["video_accuracy"]
 
 
 def _trained(unit: Unit, config: PretrainConfig) -> tuple[VideoModel, Path | None]:

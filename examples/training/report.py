@@ -11,7 +11,7 @@ Values = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Data set -> protocol -> method -> one value per seed."""
 
 FAIR, RECIPE = "clip, norm", "clip-sr-tc (ivdr)"
-_PROTOCOLS = ("R@1", "probe", "order pairs", "fine-tune", "ranking", "ranking, shuffled")
+_PROTOCOLS = ("R@1", "probe", "order pairs", "fine-tune", "few labels", "ranking", "ranking, shuffled")
 _T = (
     12.706,
     4.303,

@@ -9,7 +9,7 @@ import pytest
 from bundles import make_tiny_checkpoint
 
 from examples.training import __main__ as harness
-from examples.training.measure import RESULTS, made_with, measured, trained_as
+from examples.training.measure import FEATURES, FEW, FINE_TUNE, RESULTS, measured, parts_of, trained_as
 from examples.training.methods import METHODS, DataSet, Unit, figures, pretrain_config, real
 from examples.training.report import mean_and_half_width, render
 from examples.training.units import side_by_side
@@ -75,8 +75,11 @@ def test_a_training_that_ended_under_other_settings_is_not_taken(tmp_path: Path)
 def keep(unit: Unit, value: float) -> None:
     """Keep what was found, as ``measure`` does."""
     unit.folder.mkdir(parents=True, exist_ok=True)
-    made = {**made_with(unit), "values": {"probe": value}}
-    (unit.folder / RESULTS).write_text(json.dumps(made))
+    found = {
+        part: {"made_with": settings, "values": {"probe" if part == FEATURES else part: value}}
+        for part, settings in parts_of(unit).items()
+    }
+    (unit.folder / RESULTS).write_text(json.dumps(found))
 
 
 @pytest.fixture
@@ -94,11 +97,11 @@ def test_values_end_before_the_first_that_is_missing_so_that_seeds_stand_in_line
         keep(units[number], number / 10)
     harness.write(units, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "training.json").read_text())
-    assert found == {"x": {"probe": {"clip": [0.0]}}, "y": {"probe": {"clip": [0.4]}}}
+    assert {name: by["probe"] for name, by in found.items()} == {"x": {"clip": [0.0]}, "y": {"clip": [0.4]}}
     keep(units[1], 0.1)
     harness.write(units, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "training.json").read_text())
-    assert found["x"] == {"probe": {"clip": [0.0, 0.2], "clip, norm": [0.1, 0.3]}}
+    assert found["x"]["probe"] == {"clip": [0.0, 0.2], "clip, norm": [0.1, 0.3]}
     page = (tmp_path / "out" / "training.md").read_text()
     assert "Training and test videos: `x` 1 and 1; `y` 1 and 1." in page
 
@@ -107,10 +110,31 @@ def test_what_was_found_under_other_settings_is_not_taken(tmp_path: Path) -> Non
     unit = unit_of(tmp_path, "random")
     assert measured(unit) is None
     keep(unit, 0.5)
-    assert measured(unit) == {"probe": 0.5}
+    assert measured(unit) == {"probe": 0.5, FINE_TUNE: 0.5}
     for data in (replace(unit.data, epochs=7), replace(unit.data, finetune_epochs=3)):
         with pytest.raises(FolderError, match="other settings"):
             measured(replace(unit, data=data))
+
+
+def test_a_part_that_is_new_makes_a_unit_unfinished_and_takes_nothing_from_the_others(tmp_path: Path) -> None:
+    unit = unit_of(tmp_path, "random")
+    keep(unit, 0.5)
+    more = replace(unit, data=replace(unit.data, few=tmp_path / "few.csv", few_epochs=4))
+    assert measured(more) is None
+    keep(more, 0.25)
+    assert measured(more) == {"probe": 0.25, FINE_TUNE: 0.25, FEW: 0.25}
+    with pytest.raises(FolderError, match="few labels was made with other settings"):
+        measured(replace(more, data=replace(more.data, few_epochs=5)))
+    assert FEW not in parts_of(replace(more, method="supervised"))
+
+
+def test_few_labels_are_those_of_some_people_and_of_every_class(tmp_path: Path) -> None:
+    data = figures(tmp_path / "videos", epochs=1, train_actors=6, test_actors=1)
+    assert data.few is not None
+    few, whole = (read_video_list(path) for path in (data.few, data.train))
+    assert (len(few.items), len(whole.items), few.labels) == (30, 36, whole.labels)
+    assert {item.path.resolve() for item in few.items} < {item.path.resolve() for item in whole.items}
+    assert len({item.path.name for item in few.items}) == 5
 
 
 def test_a_unit_that_fails_ends_the_whole_and_says_why(tmp_path: Path) -> None:
@@ -145,7 +169,8 @@ def test_units_are_measured_once_and_what_is_written_is_what_was_found(tmp_path:
     values = json.loads((tmp_path / "out" / "training.json").read_text())["figures"]
     pairs = {"raise_arms or lower_arms", "sit_down or stand_up"}
     assert (
-        values.keys() == {"R@1", "probe", "order pairs", "fine-tune", "ranking", "ranking, shuffled"} | pairs
+        values.keys()
+        == {"R@1", "probe", "order pairs", "fine-tune", "few labels", "ranking", "ranking, shuffled"} | pairs
     )
     assert values["probe"].keys() == set(names)
     assert values["ranking"].keys() == {"clip-sr-tc (ivdr)"}
