@@ -14,6 +14,7 @@ import numpy as np
 from ivdr_deploy._files import atomic_path
 from ivdr_deploy._text import as_text
 from ivdr_deploy.datasets.lists import VideoItem
+from ivdr_deploy.errors import IvdrError
 from ivdr_deploy.evaluation.bootstrap import Estimate, share_estimate
 from ivdr_deploy.evaluation.metrics import Accuracy, per_class_accuracy, video_accuracy
 from ivdr_deploy.results import softmax
@@ -70,29 +71,34 @@ class VideoAnswer:
 
 
 def answer(
-    item: VideoItem, unit: str, target: int, clip_logits: np.ndarray | None, *, clips: int, error: str = ""
+    item: VideoItem, unit: str, target: int, given: np.ndarray | IvdrError, *, clips: int
 ) -> VideoAnswer:
-    """Sum up the logits (clips, K) of a video; None with the reason where there are none.
+    """Sum up the logits (clips, K) of a video, or say why there are none.
 
     Args:
         item: The video.
         unit: See ``VideoAnswer``.
         target: The true class.
-        clip_logits: Of every clip.
+        given: The logits of every clip, or the reason.
         clips: Clips that the plan may take.
-        error: The reason.
     """
-    if clip_logits is None:
+    if isinstance(given, IvdrError):
         return VideoAnswer(
-            item=item, unit=unit, target=target, probabilities=None, clips=clips, clips_right=0, error=error
+            item=item,
+            unit=unit,
+            target=target,
+            probabilities=None,
+            clips=clips,
+            clips_right=0,
+            error=str(given),
         )
     return VideoAnswer(
         item=item,
         unit=unit,
         target=target,
-        probabilities=softmax(clip_logits).mean(axis=0),
-        clips=len(clip_logits),
-        clips_right=int((clip_logits.argmax(axis=-1) == target).sum()),
+        probabilities=softmax(given).mean(axis=0),
+        clips=len(given),
+        clips_right=int((given.argmax(axis=-1) == target).sum()),
     )
 
 

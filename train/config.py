@@ -217,7 +217,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         _paths_at_home(self, "out")
         if as_text(self.out) != self.out:
-            raise ConfigError(f"out is {self.out}, which is no text in UTF-8: TensorBoard cannot write there")
+            raise ConfigError(
+                f"out is {quoted(self.out)}, which is no text in UTF-8: TensorBoard cannot write there"
+            )
         _in_range("seed", self.seed, 0, 2**32 - 1)  # as far as NumPy's own goes
         _in_range("log_every", self.log_every, 1)
         _in_range("keep_states", self.keep_states, 1)
@@ -241,6 +243,12 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
+        for name in ("test", "validation"):
+            if given := getattr(self.data, name):
+                raise ConfigError(
+                    f"pre-training has no part for data.{name}, found {quoted(given)}",
+                    hint="leave it out; `python -m train evaluate` measures on other videos",
+                )
         _require_dual_heads(self)
         if self.dual.form == "moco" and self.dual.queue_length < self.optim.batch_size:
             raise ConfigError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from ivdr_deploy._console import progress, say_left_out
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodeOptions
-from ivdr_deploy.errors import CheckpointError
+from ivdr_deploy.errors import CheckpointError, IvdrError
 from ivdr_deploy.models.network import VideoModel
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.records import to_dict
@@ -17,8 +20,12 @@ from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
 from ivdr_deploy.spec import CheckpointInfo, Device, ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
 from train.answers import answer, units_of
+from train.features import FrozenNetwork, forget, video_outputs
 from train.page import write_evaluation
 from train.report import EvaluationReport, report_on
+
+ANSWERS = "answers"
+"""Folder of what is known so far, while a list is measured."""
 
 PROTOCOLS = {"ten-clip": ViewPlan(num_clips=10)}
 """View plans that papers name."""
@@ -43,7 +50,8 @@ def evaluate(
         plan: Which clips; the plan that the checkpoint records when None.
         limits: What a video may cost.
         device: Where to run.
-        out: Folder for the page, the report and what was said about each video; None: nothing is written.
+        out: Folder for the page, the report and what was said about each video; None: nothing is written. Until they
+            are there it keeps the answers so far, and the same measurement goes on from them.
 
     Raises:
         DataError: if the list is unusable, or has a class that the model does not know.
@@ -53,9 +61,11 @@ def evaluate(
     model = open_model(checkpoint, device=device)
     with model.runtime:
         videos = read_video_list(data, root=root, part="test")
-        report = evaluate_model(model, videos, plan=plan, limits=limits)
-        if out is not None:
+        kept = None if out is None else Path(out) / ANSWERS
+        report = evaluate_model(model, videos, plan=plan, limits=limits, kept=kept)
+        if out is not None and kept is not None:
             write_evaluation(Path(out), report, videos, model, limits=limits or VideoLimits())
+            forget(kept)  # who measures again wants to see it measured
         return report
 
 
@@ -66,6 +76,7 @@ def evaluate_model(
     plan: ViewPlan | None = None,
     limits: VideoLimits | None = None,
     decode: DecodeOptions | None = None,
+    kept: Path | None = None,
 ) -> EvaluationReport:
     """Measure the accuracy of an open model.
 
@@ -75,6 +86,8 @@ def evaluate_model(
         plan: Which clips of each video; the model's own plan when None.
         limits: What a video may cost.
         decode: The decode workers.
+        kept: Folder where the answer to each video is written as soon as it is there, and read where it is there
+            already; None: they are held.
 
     Raises:
         DataError: if labels or files are missing, or a class is unknown.
@@ -89,15 +102,23 @@ def evaluate_model(
     targets = videos.targets(model.labels)
     videos.require_files()
     plan = plan or model.view_plan
+    limits, decode = limits or VideoLimits(), decode or DecodeOptions()
+    given: Iterable[np.ndarray | IvdrError]
+    if kept is None:
+        given = _answers(model, videos, plan, limits, decode)
+    else:
+        network = FrozenNetwork(
+            weights_sha256=f"{model.sha256} {model.variant}",
+            clip=model.clip,
+            view_plan=plan,
+            open=lambda: model,
+            output="logits",
+        )
+        given = video_outputs(videos, network, kept, decode=decode, limits=limits)
     units, said = units_of(videos.items)
-    answers = []
-    with VideoPredictor(model, limits=limits, decode=decode) as predictor:
-        outcomes = predictor.predict_many([item.path for item in videos.items], plan=plan)
-        watched = progress(outcomes, total=len(videos.items), description="evaluating")
-        for item, unit, target, outcome in zip(videos.items, units, targets, watched, strict=True):
-            logits = None if outcome.result is None else outcome.result.clip_logits
-            error = "" if outcome.result is not None else str(outcome.error)
-            answers.append(answer(item, unit, target, logits, clips=plan.max_views, error=error))
+    answers = [
+        answer(*one, clips=plan.max_views) for one in zip(videos.items, units, targets, given, strict=True)
+    ]
     return report_on(
         answers,
         model.labels,
@@ -107,6 +128,20 @@ def evaluate_model(
         plan=plan,
         units=said,
     )
+
+
+def _answers(
+    model: LoadedModel, videos: VideoList, plan: ViewPlan, limits: VideoLimits, decode: DecodeOptions
+) -> Iterator[np.ndarray | IvdrError]:
+    """Yield the logits (clips, K) of every video, or why there are none."""
+    with VideoPredictor(model, limits=limits, decode=decode) as predictor:
+        outcomes = predictor.predict_many([item.path for item in videos.items], plan=plan)
+        for outcome in progress(outcomes, total=len(videos.items), description="evaluating"):
+            if outcome.raw is not None:
+                yield outcome.raw.outputs["logits"]
+            else:
+                assert outcome.error is not None
+                yield outcome.error
 
 
 def open_in_memory(model: VideoModel, info: CheckpointInfo, *, device: Device) -> LoadedModel:

@@ -1,6 +1,6 @@
-"""What a frozen backbone sees in each video, computed once and kept.
+"""What a network gives for each video, computed once and kept: features of a frozen backbone, answers to measure.
 
-Features come through ``VideoPredictor`` like every other answer, on the clips of the view plan, and a file is written
+They come through ``VideoPredictor`` like every other answer, on the clips of the view plan, and a file is written
 for each video as soon as it is there: a run that is stopped loses the video it was at.
 """
 
@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -26,8 +27,8 @@ from train.kept import is_whole, kept_name, open_kept, writing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FrozenBackbone:
-    """A network whose features are kept."""
+class FrozenNetwork:
+    """A network of which one output is kept."""
 
     weights_sha256: str
     """Of the file that its weights are in."""
@@ -35,37 +36,39 @@ class FrozenBackbone:
     clip: ClipSpec
     view_plan: ViewPlan
     open: Callable[[], LoadedModel]
-    """Opens it in fp32; not called where all features are kept already."""
+    """Opens it; not called where all is kept already. Features are always those of fp32."""
+
+    output: Literal["feature", "logits"] = "feature"
 
 
-def video_features(
+def video_outputs(
     videos: VideoList,
-    backbone: FrozenBackbone,
+    network: FrozenNetwork,
     folder: Path,
     *,
     decode: DecodeOptions,
     limits: VideoLimits,
 ) -> list[np.ndarray | IvdrError]:
-    """Return the features of every video of a list, from the files that are kept or from the network.
+    """Return what a network gives for every video of a list, from the files that are kept or from the network.
 
     Args:
         videos: The list; a file that is absent is a video that cannot be used.
-        backbone: The network.
+        network: The network, and which output of it.
         folder: Where they are kept; made when absent.
         decode: The decode workers.
         limits: What a video may cost.
 
     Returns:
-        For every video float32 (clips, F), or why there is none.
+        For every video float32 (clips, F or K), or why there is none.
 
     Raises:
         OSError: if a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made_with = {
-        "feature": backbone.weights_sha256,
-        "contract": backbone.clip.contract_hash,
-        "view_plan": to_dict(backbone.view_plan),
+        network.output: network.weights_sha256,
+        "contract": network.clip.contract_hash,
+        "view_plan": to_dict(network.view_plan),
     }
     errors: dict[int, IvdrError] = {}
     files: dict[int, Path] = {}
@@ -77,22 +80,30 @@ def video_features(
             errors[row] = error
     missing = [row for row, file in files.items() if not is_whole(file)]
     if missing:
-        model = backbone.open()
+        model = network.open()
         with model.runtime, VideoPredictor(model, limits=limits, decode=decode) as predictor:
-            outcomes = predictor.predict_many([sources[row] for row in missing], plan=backbone.view_plan)
-            watched = progress(outcomes, total=len(missing), description="features")
+            outcomes = predictor.predict_many([sources[row] for row in missing], plan=network.view_plan)
+            watched = progress(outcomes, total=len(missing), description=network.output)
             for row, outcome in zip(missing, watched, strict=True):
                 if outcome.raw is None:
                     assert outcome.error is not None
                     errors[row] = outcome.error
                     continue
-                _write(files[row], outcome.raw.outputs["feature"])
+                _write(files[row], outcome.raw.outputs[network.output])
     # Copied: a process may hold no more than some ten thousands of maps.
     return [errors[row] if row in errors else np.array(open_kept(files[row])) for row in range(len(sources))]
 
 
-def _write(file: Path, feature: np.ndarray) -> None:
+def forget(folder: Path) -> None:
+    """Remove what was kept in a folder, and the folder where nothing else is in it."""
+    for file in folder.glob("*.npy"):
+        file.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _write(file: Path, output: np.ndarray) -> None:
     packed = io.BytesIO()
-    np.save(packed, np.ascontiguousarray(feature, np.float32))
+    np.save(packed, np.ascontiguousarray(output, np.float32))
     with writing(file) as write:
         write(packed.getbuffer())

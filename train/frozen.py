@@ -20,7 +20,7 @@ from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
 from train.answers import answer, units_of
-from train.features import FrozenBackbone, video_features
+from train.features import FrozenNetwork, video_outputs
 from train.groups import held_out_parts
 from train.regression import choose_penalty, fit
 from train.report import EvaluationReport, report_on
@@ -146,11 +146,11 @@ def open_frozen(
             one.require_labels()
         second.targets(first.labels)
         plan = plan or ViewPlan(num_clips=10)
-        backbone = FrozenBackbone(
+        backbone = FrozenNetwork(
             weights_sha256=model.sha256, clip=model.clip, view_plan=plan, open=lambda: model
         )
         both = replace(first, items=(*first.items, *second.items))
-        made = video_features(
+        made = video_outputs(
             both, backbone, Path(cache), decode=decode or DecodeOptions(), limits=limits or VideoLimits()
         )
     split = len(first.items)
@@ -221,25 +221,15 @@ def classify(frozen: Frozen, protocol: Protocol) -> EvaluationReport:
         console.print(
             f"penalty {penalty:g}, chosen on held-out groups of the gallery", style="dim", markup=False
         )
-        answered = [
-            None if isinstance(one, IvdrError) else linear.logits(one) for one in frozen.query_features
-        ]
+        classifier = linear.logits
     else:
-        vote = _voter(known, classes, num_classes=len(frozen.labels))
-        answered = [None if isinstance(one, IvdrError) else vote(one) for one in frozen.query_features]
+        classifier = _voter(known, classes, num_classes=len(frozen.labels))
+    given = [one if isinstance(one, IvdrError) else classifier(one) for one in frozen.query_features]
     units, said = units_of(frozen.queries.items)
     clips = frozen.plan.max_views if protocol == "linear-probe" else 1
-    rows = zip(
-        frozen.queries.items,
-        units,
-        frozen.queries.targets(frozen.labels),
-        answered,
-        frozen.query_features,
-        strict=True,
-    )
+    targets = frozen.queries.targets(frozen.labels)
     answers = [
-        answer(item, unit, target, logits, clips=clips, error=str(one) if isinstance(one, IvdrError) else "")
-        for item, unit, target, logits, one in rows
+        answer(*one, clips=clips) for one in zip(frozen.queries.items, units, targets, given, strict=True)
     ]
     return report_on(
         answers,

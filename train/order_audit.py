@@ -125,7 +125,7 @@ def audit_order(
         watched = progress(decoded, total=len(videos.items), description="order audit")
         for item, unit, target, clips in zip(videos.items, units, targets, watched, strict=True):
             if isinstance(clips, VideoError):
-                tally.failed(answer(item, unit, target, None, clips=plan.max_views, error=str(clips)))
+                tally.failed(answer(item, unit, target, clips, clips=plan.max_views))
             else:
                 tally.add(item, unit, target, clips.video, model)
     return OrderAudit(

@@ -31,7 +31,7 @@ from train.cache import say_skipped, usable
 from train.config import FinetuneConfig
 from train.data import golden_rows
 from train.evaluate import open_in_memory
-from train.features import FrozenBackbone, video_features
+from train.features import FrozenNetwork, video_outputs
 from train.init import checkpoint_of, transfer
 from train.regression import Linear, choose_penalty, fit
 from train.report import EvaluationReport, report_on, say_measured
@@ -48,7 +48,7 @@ class Probe:
     before: CheckpointInfo
     """Of the checkpoint that the backbone is from."""
 
-    backbone: FrozenBackbone
+    backbone: FrozenNetwork
     items: tuple[VideoItem, ...]
     """The usable training videos."""
 
@@ -157,7 +157,7 @@ def train_probe(
 def _measure(
     config: FinetuneConfig,
     linear: Linear,
-    backbone: FrozenBackbone,
+    backbone: FrozenNetwork,
     test: VideoList,
     labels: tuple[str, ...],
 ) -> EvaluationReport:
@@ -166,9 +166,7 @@ def _measure(
     made = _features(config, test, backbone)
     clips = config.view_plan.max_views
     answers = [
-        answer(item, unit, target, None, clips=clips, error=str(one))
-        if isinstance(one, IvdrError)
-        else answer(item, unit, target, linear.logits(one), clips=clips)
+        answer(item, unit, target, one if isinstance(one, IvdrError) else linear.logits(one), clips=clips)
         for item, unit, target, one in zip(test.items, units, test.targets(labels), made, strict=True)
     ]
     return report_on(
@@ -183,9 +181,9 @@ def _measure(
 
 
 def _features(
-    config: FinetuneConfig, videos: VideoList, backbone: FrozenBackbone
+    config: FinetuneConfig, videos: VideoList, backbone: FrozenNetwork
 ) -> list[np.ndarray | IvdrError]:
-    return video_features(
+    return video_outputs(
         videos,
         backbone,
         config.cache_dir,
@@ -194,7 +192,7 @@ def _features(
     )
 
 
-def _frozen(config: FinetuneConfig, path: Path, model: VideoModel, before: CheckpointInfo) -> FrozenBackbone:
+def _frozen(config: FinetuneConfig, path: Path, model: VideoModel, before: CheckpointInfo) -> FrozenNetwork:
     """Describe the backbone; ONNX Runtime runs it where a bundle has it so, in fp32 for this contract, else torch."""
     fast = None
     if path.is_dir():
@@ -207,7 +205,7 @@ def _frozen(config: FinetuneConfig, path: Path, model: VideoModel, before: Check
         ]
         fast = fitting[0] if fitting else None
     info = replace(before, clip=config.clip, view_plan=config.view_plan)
-    return FrozenBackbone(
+    return FrozenNetwork(
         weights_sha256=sha256_file(checkpoint_of(path)),
         clip=config.clip,
         view_plan=config.view_plan,

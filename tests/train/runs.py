@@ -20,6 +20,7 @@ HEADS = ("clip_head", "series_head", "classifier")
 
 def pretrain_config(out: Path, data: DataConfig, **fields: object) -> PretrainConfig:
     optim = OptimConfig(name="adamw", lr=1e-3, epochs=2, batch_size=8, schedule="cosine")
+    data = replace(data, test="", validation="")  # has no part in it
     base = PretrainConfig(
         out=str(out), data=data, clip=CLIP, view_plan=PLAN, model=MODEL, optim=optim, log_every=1
     )

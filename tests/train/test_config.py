@@ -157,6 +157,13 @@ def test_probe_and_joint_training_exclude_each_other(minimal: Path) -> None:
         load_config(FinetuneConfig, minimal, ["linear_probe=true", "init=a.safetensors", "dual_weight=0.1"])
 
 
+@pytest.mark.parametrize("name", ["test", "validation"])
+def test_pretraining_has_no_part_for_other_lists_and_says_so(minimal: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"no part for data.{name}, found 'more.csv'"):
+        load_config(PretrainConfig, minimal, [f"data.{name}=more.csv"])
+    assert load_config(FinetuneConfig, minimal, [f"data.{name}=more.csv"]).data
+
+
 def test_ranking_needs_two_slots_unless_it_is_off(minimal: Path) -> None:
     with pytest.raises(ConfigError, match="num_slots must be at least 2"):
         load_config(PretrainConfig, minimal, ["model.num_slots=1"])

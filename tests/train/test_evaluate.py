@@ -1,20 +1,28 @@
 """Evaluation, and the commands one after the other."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import finetune_config, rewrite
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import CheckpointError
 from ivdr_deploy.export.bundle_export import export_bundle
+from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.records import to_dict
+from ivdr_deploy.results import Outcome
+from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.spec import ViewPlan
+from ivdr_deploy.video import Source
 from train.__main__ import main
 from train.config import DataConfig
-from train.evaluate import evaluate
+from train.evaluate import ANSWERS, evaluate, evaluate_model
+from train.features import forget
 from train.finetune import finetune
 
 
@@ -38,6 +46,57 @@ def test_bad_test_video_is_reported_and_counts_as_wrong(data: DataConfig, tmp_pa
     assert report.per_class["up"] == without.per_class["up"].with_wrong(1)
     assert report.per_class["down"] == without.per_class["down"]
     assert report.to_dict()["failed"][0]["uri"] == "broken.mp4"
+
+
+def test_a_measurement_that_was_stopped_goes_on_from_its_answers(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = finetune(finetune_config(tmp_path / "run", replace(data, test="")))
+    asked: list[int] = []
+    whole = VideoPredictor.predict_many
+
+    def stopped(self: VideoPredictor, sources: Sequence[Source], **given: Any) -> Iterator[Outcome]:
+        asked.append(len(sources))
+        for count, outcome in enumerate(whole(self, sources, **given)):
+            if count == 2 and len(asked) == 1:
+                raise KeyboardInterrupt
+            yield outcome
+
+    monkeypatch.setattr(VideoPredictor, "predict_many", stopped)
+    out = tmp_path / "measured"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(path, data.test, out=out)
+    assert len(list((out / ANSWERS).iterdir())) == 2
+    again = evaluate(path, data.test, out=out)
+    assert asked == [6, 4]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "page.html",
+        "report.json",
+        "videos.csv",
+        "videos.jsonl",
+    ]
+    alone = evaluate(path, data.test)
+    assert asked == [6, 4, 6]  # what was measured is measured anew
+    assert again.to_dict() == alone.to_dict()
+
+
+def test_answers_of_another_network_are_not_taken(data: DataConfig, tmp_path: Path) -> None:
+    one, other = (
+        finetune(replace(finetune_config(tmp_path / name, replace(data, test="")), seed=seed))
+        for name, seed in (("one", 1), ("other", 2))
+    )
+    kept = tmp_path / "kept"
+    reports = []
+    for path in (one, other):
+        with (model := open_model(path)).runtime:
+            reports.append(evaluate_model(model, read_video_list(data.test), kept=kept))
+    assert len(list(kept.iterdir())) == 12
+    assert [found.of_truth for found in reports[1].answers] == pytest.approx(
+        [found.of_truth for found in evaluate(other, data.test).answers]
+    )
+    (kept / "mine.txt").write_text("not of an evaluation")
+    forget(kept)
+    assert [file.name for file in kept.iterdir()] == ["mine.txt"]
 
 
 def test_checkpoint_and_card_say_how_many_test_videos_failed(

@@ -16,6 +16,7 @@ import pytest
 from runs import CLIP, finetune_config, rewrite
 
 from ivdr_deploy.datasets.lists import VideoItem, read_video_list
+from ivdr_deploy.errors import DataError
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video import VideoLimits
 from train.__main__ import main
@@ -70,8 +71,8 @@ def outline(path: Path) -> _Outline:
 
 def told(label: str, logits: list[list[float]] | None, *, target: int, unit: str = "") -> VideoAnswer:
     item = VideoItem(Path(label), label, label)
-    made = None if logits is None else np.array(logits)
-    return answer(item, unit or label, target, made, clips=2, error="" if logits else "broken: <b>")
+    made = DataError("broken: <b>") if logits is None else np.array(logits)
+    return answer(item, unit or label, target, made, clips=2)
 
 
 def report(labels: tuple[str, ...], answers: list[VideoAnswer]) -> EvaluationReport:

@@ -190,7 +190,7 @@ def test_activations_grow_with_the_clip_and_with_the_batch(ucf: Path, tmp_path: 
 
 
 def test_a_step_of_pretraining_encodes_four_clips_a_video(ucf: Path, tmp_path: Path) -> None:
-    words = settings(**ucf_lists(ucf), out=str(tmp_path / "run"))
+    words = settings(**ucf_lists(ucf) | {"data.test": ""}, out=str(tmp_path / "run"))
     found = dry_run(load_config(PretrainConfig, CONFIGS / "ucf101_pretrain.toml", words))
     assert (found.videos_per_step, found.clips_per_step) == (4, 16)
 
