@@ -96,6 +96,11 @@ def print_line(text: str) -> None:
     print(one_line(text), flush=True)
 
 
+def print_text(text: str, *, style: str | None = None) -> None:
+    """Write one line for people on stderr; what stands in it comes from files, and is shown as ``print_line`` does."""
+    console.print(one_line(text), style=style, markup=False)
+
+
 def print_json(value: Any) -> None:
     """Write one JSON object as one line on stdout: valid UTF-8, whatever the locale and the names in it."""
     utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-") in {"utf-8", "utf8"}
@@ -114,7 +119,7 @@ def _valid(value: Any) -> Any:
 def say_left_out(left_out: Iterable[object]) -> None:
     """Tell a person what the listing of a folder or list file passed over; see ``VideoList.left_out``."""
     for entry in left_out:
-        console.print(f"left out: {entry}", markup=False)
+        print_text(f"left out: {entry}")
 
 
 class Track(Protocol):
@@ -233,9 +238,9 @@ def _progress_lines(items: Iterable[T], total: int, description: str) -> Iterato
 
 def done(what: str, *, next_command: Sequence[str | Path] = ()) -> None:
     """Print the final line of a command: what was written, and the words of what to run next, as a shell takes them."""
-    console.print(what, markup=False)
+    print_text(what)
     if next_command:
-        console.print(f"next: {shlex.join(map(str, next_command))}", style="dim", markup=False)
+        print_text(f"next: {shlex.join(map(str, next_command))}", style="dim")
 
 
 def exit_code(error: errors.IvdrError) -> int:

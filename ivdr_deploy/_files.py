@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,6 +36,26 @@ def sha256_file(path: Path) -> str:
     """Return the hex SHA-256 of a file, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Read a file that somebody else wrote and that should be small.
+
+    Args:
+        path: The file; a pipe or a device, which may have no end, is none.
+        most: Bytes that it may hold.
+
+    Raises:
+        OSError: if it cannot be read, or is no file.
+        ValueError: if it holds more.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:  # a pipe would be waited for
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it holds more than {most:,} bytes")
+    return content
 
 
 def fsync_directory(path: Path) -> None:

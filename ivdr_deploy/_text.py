@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,9 @@ QUOTED = 80
 
 _REPR = reprlib.Repr()  # looks no deeper and no further than it shows
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 4 * QUOTED
+
+NAMED = 255
+"""Characters that a name in a foreign file may have: of a variant, a version, a provider."""
 
 _CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 """Line ends and other control characters, as JSON spells them, so that a line of JSON stays JSON."""
@@ -44,6 +48,25 @@ def is_utf8(path: os.PathLike[str]) -> bool:
 def one_line(value: str | os.PathLike[str]) -> str:
     """Return ``as_text``, with line ends and other control characters spelled: a name may hold those too."""
     return as_text(value).translate(_CONTROLS)
+
+
+def is_plain(name: str, *, most: int = NAMED) -> bool:
+    """Say whether a name from a foreign file can stand in a message or a table as it is: one line, and not too long."""
+    return 0 < len(name) <= most and one_line(name) == name
+
+
+def as_file_name(name: str) -> str:
+    """Return a name from a foreign file as a part of the name of a file: it leads to no other folder."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100].lstrip(".") or "_"
+
+
+def reason_of(error: BaseException, *, most: int = 200) -> str:
+    """Return the first line of what somebody else's error says, cut short; its type where it says nothing.
+
+    A library quotes the file that it could not read, with whatever stands in it.
+    """
+    said = next((line for line in str(error)[: 100 * most].splitlines() if line.strip()), "")
+    return one_line(said.strip()[:most]) or type(error).__name__
 
 
 def quoted(value: Any) -> str:

@@ -13,10 +13,13 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from ivdr_deploy._text import QUOTED, as_text, quoted
+from ivdr_deploy._text import NAMED, QUOTED, as_text, is_plain, quoted
 from ivdr_deploy.errors import ConfigError
 
 T = TypeVar("T")
+
+_MOST_NAMES = 100
+"""That one field of a foreign file may hold."""
 
 
 def to_dict(record: Any) -> Any:
@@ -65,6 +68,20 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         return cls(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
+
+
+def require_plain(what: str, *names: str, most: int = NAMED) -> None:
+    """Refuse names that cannot stand in a message, a log or a table as they are: people judge by what they read there.
+
+    Raises:
+        ConfigError: if one is empty, longer than ``most``, or holds line ends or other control characters; or there are
+            more than anybody would read.
+    """
+    if len(names) > _MOST_NAMES:
+        raise ConfigError(f"there are {len(names)} of the {what}, expected at most {_MOST_NAMES}")
+    for name in names:
+        if not is_plain(name, most=most):
+            raise ConfigError(f"the {what} is {quoted(name)}, expected one line of 1 to {most} characters")
 
 
 def json_schema(cls: type) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NoReturn, cast
 
 from ivdr_deploy._files import NO_SPACE, scratch_folder, sha256_file
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.errors import ArtifactError
 
 BUNDLE_FOLDER = "bundle"
@@ -65,7 +65,7 @@ def opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise
         raise ArtifactError(
-            f"{path} cannot be read as an archive ({str(error)[:100]})", hint=PACK_AGAIN
+            f"{path} cannot be read as an archive ({reason_of(error, most=100)})", hint=PACK_AGAIN
         ) from error
 
 
@@ -107,7 +107,7 @@ def check_unpacked(folder: Path) -> None:
     _compare(str(folder), {name for name in listed if not name.endswith("/")}, found - {LIST_FILE})
     for name in found - {LIST_FILE}:
         if not name.startswith(f"{BUNDLE_FOLDER}/") and sha256_file(folder / name) != listed[name]:
-            _refuse(str(folder), f"{name} was changed")
+            _refuse(str(folder), f"{quoted(name)} was changed")
 
 
 def _check(path: Path, archive: zipfile.ZipFile) -> None:
@@ -124,7 +124,7 @@ def _check(path: Path, archive: zipfile.ZipFile) -> None:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             _refuse(str(path), f"{quoted(name)} would lie outside the folder that it is unpacked into")
         if _digest(archive, members[name]) != digest:
-            _refuse(str(path), f"{name} was changed: its SHA-256 is not the one in {LIST_FILE}")
+            _refuse(str(path), f"{quoted(name)} was changed: its SHA-256 is not the one in {LIST_FILE}")
 
 
 def _check_layout(path: Path, archive: zipfile.ZipFile) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from ivdr_deploy._files import atomic_directory, locked, sha256_file
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import as_text, quoted, quoted_few
 from ivdr_deploy.artifacts.golden import GOLDEN_FILE, Golden, read_golden
 from ivdr_deploy.artifacts.manifest import (
     EXPORT_AGAIN,
@@ -24,7 +24,7 @@ from ivdr_deploy.artifacts.manifest import (
     FileKind,
     Variant,
     file_entry,
-    read_manifest,
+    load_manifest,
     write_manifest,
 )
 from ivdr_deploy.artifacts.model_card import MODEL_CARD_FILE, render_model_card
@@ -119,7 +119,7 @@ def open_bundle(path: str | Path) -> Bundle:
         raise ArtifactError(
             f"{path} is not a bundle: it is {what}", hint="`ivdr export CHECKPOINT -o BUNDLE` makes one"
         )
-    manifest = read_manifest(source.read_bytes(), where=str(source))
+    manifest = load_manifest(source)
     for entry in manifest.files:
         _check_file(path, entry)
     return Bundle(path=path, manifest=manifest)
@@ -196,7 +196,8 @@ def new_bundle(out: Path, manifest: ArtifactManifest) -> Iterator[Draft]:
         draft = Draft(folder=folder, manifest=replace(manifest, files=(), variants=()))
         yield draft
         draft.finish()
-        swapping.enter_context(locked(out))
+        swapping.enter_context(locked(out))  # until the two have changed places
+        check_replaceable(out)  # again: the work took minutes, in which somebody may have put something there
 
 
 @contextmanager
@@ -239,7 +240,7 @@ def check_replaceable(out: Path) -> None:
     if not found:
         return
     try:
-        manifest = read_manifest((out / MANIFEST_FILE).read_bytes(), where=str(out / MANIFEST_FILE))
+        manifest = load_manifest(out / MANIFEST_FILE)
     except (OSError, ArtifactError) as error:
         raise FolderError(f"{out} exists and is not a bundle", hint=hint) from error
     if foreign := sorted(found - {MANIFEST_FILE, *(entry.path for entry in manifest.files)}):
@@ -249,13 +250,12 @@ def check_replaceable(out: Path) -> None:
 def _require_unchanged(bundle: Bundle) -> None:
     """Refuse to go on from a bundle that is no longer the one that was opened."""
     source = bundle.path / MANIFEST_FILE
-    if not source.is_file() or read_manifest(source.read_bytes(), where=str(source)) != bundle.manifest:
+    if not source.is_file() or load_manifest(source) != bundle.manifest:
         raise FolderError(f"{bundle.path} was changed by another process", hint="run the same command again")
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(name[:60] for name in names[:3]) + more
+    return quoted_few([as_text(name) for name in names], most=3)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -274,7 +274,7 @@ def _check_file(folder: Path, entry: FileEntry) -> None:
             f"{folder / MANIFEST_FILE} lists {quoted(entry.path)}, which lies outside the bundle"
         )
     path = folder / relative
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, no OSError for a name that is too long
         raise ArtifactError(f"{path} is listed in the manifest, but missing", hint=EXPORT_AGAIN)
     size = path.stat().st_size
     if size != entry.size_bytes:

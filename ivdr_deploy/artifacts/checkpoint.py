@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ivdr_deploy._files import atomic_path
-from ivdr_deploy._text import is_utf8
+from ivdr_deploy._text import is_utf8, one_line, quoted, reason_of
 from ivdr_deploy.artifacts import former
 from ivdr_deploy.errors import CheckpointError, ClipShapeError, ConfigError, ContractMismatchError
 from ivdr_deploy.records import from_dict, to_dict
@@ -83,7 +83,8 @@ def read_checkpoint_info(path: str | Path) -> CheckpointInfo:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is not a readable .safetensors file ({error})", hint="copy it again, or train again"
+            f"{path} is not a readable .safetensors file ({reason_of(error)})",
+            hint="copy it again, or train again",
         ) from error
     if _METADATA_KEY not in metadata:
         raise CheckpointError(
@@ -100,7 +101,7 @@ def read_checkpoint_info(path: str | Path) -> CheckpointInfo:
         return from_dict(CheckpointInfo, values, where=str(path))
     except (ValueError, RecursionError, ConfigError) as error:
         raise CheckpointError(
-            f"{path} describes itself wrongly ({str(error)[:300]})", hint="train again"
+            f"{path} describes itself wrongly ({reason_of(error, most=300)})", hint="train again"
         ) from error
 
 
@@ -146,7 +147,9 @@ def load_checkpoint(path: str | Path, *, expected_clip: ClipSpec | None = None) 
     except KeyError as error:
         raise CheckpointError(f"{path} has no golden clips", hint="train again") from error
     except (SafetensorError, OSError, ConfigError, ClipShapeError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(
+            " ".join(str(error)[:3000].split())[:300]
+        )  # torch says what is wrong in several lines
         raise CheckpointError(
             f"{path} does not fit its own description ({reason})", hint="train again"
         ) from error
@@ -162,7 +165,7 @@ def _check_weights(model: VideoModel, weights: Mapping[str, Any]) -> None:
     expected = model.state_dict()
     if differing := sorted(expected.keys() ^ weights.keys()):
         what = "missing" if differing[0] in expected else "unexpected"
-        raise RuntimeError(f"{len(differing)} weights differ, {differing[0][:60]} is {what}")
+        raise RuntimeError(f"{len(differing)} weights differ, {quoted(differing[0])} is {what}")
     for name, value in expected.items():
         found = weights[name]
         if (found.shape, found.dtype) != (value.shape, value.dtype):

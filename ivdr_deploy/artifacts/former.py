@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError, IvdrError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.spec import FORMAT_VERSION, ClipSpec, ViewPlan, canonical_json
@@ -51,7 +52,7 @@ def check_version(version: object, *, where: str, error: type[IvdrError]) -> int
     """Return a format version that can be read, or raise ``error``."""
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
         raise error(
-            f"{where} has format version {str(version)[:40]}, this ivdr reads 1 to {FORMAT_VERSION}",
+            f"{where} has format version {quoted(version)}, this ivdr reads 1 to {FORMAT_VERSION}",
             hint="use the version of ivdr_deploy that wrote it, or a later one",
         )
     return version
@@ -133,7 +134,9 @@ def _variant(entry: _FileV1, lists: _ListsV1) -> dict[str, Any]:
 def _check_hash(found: object, contract: Mapping[str, Any]) -> None:
     """Compare with the hash of a contract of version 1, which was taken over all that is written in it."""
     if found != hashlib.sha256(canonical_json(contract).encode()).hexdigest():
-        raise ConfigError(f"the contract hash {str(found)[:12]} is not that of the contract of format 1")
+        raise ConfigError(
+            f"the contract hash {quoted(str(found)[:12])} is not that of the contract of format 1"
+        )
 
 
 def _table(values: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ivdr_deploy._text import quoted, quoted_few, reason_of
 from ivdr_deploy.artifacts.manifest import EXPORT_AGAIN, OutputSpec
 from ivdr_deploy.errors import ArtifactError
 from ivdr_deploy.spec import INPUT_NAME, ClipSpec, ViewPlan
@@ -77,7 +78,9 @@ def read_golden(folder: Path, *, clip: ClipSpec, outputs: Sequence[OutputSpec]) 
     if not arrays:
         return Golden(clips=clips)
     if sorted(arrays) != expected:
-        raise ArtifactError(f"{path} holds {sorted(arrays)}, expected {expected}"[:300], hint=EXPORT_AGAIN)
+        raise ArtifactError(
+            f"{path} holds {quoted_few(sorted(arrays))}, expected {quoted_few(expected)}", hint=EXPORT_AGAIN
+        )
     video = arrays.pop(INPUT_NAME)
     count = max(1, video.shape[0] if video.ndim else 1)
     _check_clips(path, INPUT_NAME, video, (count, *clip.clip_shape))
@@ -95,7 +98,7 @@ def read_golden(folder: Path, *, clip: ClipSpec, outputs: Sequence[OutputSpec]) 
 def _check_clips(path: Path, name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
     if value.dtype != np.uint8 or value.shape != shape:
         raise ArtifactError(
-            f"{path}: {name[:60]} has dtype {value.dtype} and shape {value.shape}, expected uint8 {shape}",
+            f"{path}: {quoted(name)} has dtype {value.dtype} and shape {value.shape}, expected uint8 {shape}",
             hint=EXPORT_AGAIN,
         )
 
@@ -118,8 +121,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     except ArtifactError:
         raise
     except Exception as error:  # numpy, zipfile and zlib raise what they like on damaged files
-        reason = f"{type(error).__name__}: {error}"[:100]
-        raise ArtifactError(f"{path} cannot be read ({reason})", hint=EXPORT_AGAIN) from error
+        raise ArtifactError(
+            f"{path} cannot be read ({type(error).__name__}: {reason_of(error)})", hint=EXPORT_AGAIN
+        ) from error
 
 
 def _array_bytes(archive: zipfile.ZipFile, name: str) -> int:

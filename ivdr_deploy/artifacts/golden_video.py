@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import ClipShapeError, ExportError, VideoError
 from ivdr_deploy.video import open_video
 
@@ -180,7 +181,7 @@ def _write(path: Path, frames: np.ndarray, recipe: _Recipe) -> None:
         raise
     except (av.FFmpegError, ValueError) as error:  # ValueError: an encoder that this build lacks
         raise ExportError(
-            f"the golden video {path.name} cannot be encoded with {recipe.codec}: {error}",
+            f"the golden video {path.name} cannot be encoded with {recipe.codec}: {reason_of(error)}",
             hint="install PyAV from its wheel: pip install --force-reinstall av",
         ) from error
 

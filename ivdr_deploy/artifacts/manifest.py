@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ivdr_deploy._files import atomic_path, sha256_file
-from ivdr_deploy._text import quoted
+from ivdr_deploy._files import atomic_path, read_bounded, sha256_file
+from ivdr_deploy._text import quoted, quoted_few, reason_of
 from ivdr_deploy.artifacts import former
 from ivdr_deploy.artifacts.speed import Speed
 from ivdr_deploy.artifacts.verification import Verification
 from ivdr_deploy.errors import ArtifactError, ConfigError
-from ivdr_deploy.records import from_dict, to_dict
+from ivdr_deploy.records import from_dict, require_plain, to_dict
 from ivdr_deploy.spec import (
     FORMAT_VERSION,
     ClipSpec,
@@ -36,6 +36,12 @@ MANIFEST_FILE = "manifest.json"
 DIGEST_KEY = "manifest_sha256"
 EXPORT_AGAIN = "copy the bundle again, or make it again with `ivdr export`"
 
+MOST_BYTES = 64 << 20
+"""Of a manifest, as of any file of settings: the labels of a thousand classes take some 20 KB."""
+
+_PATH = 1000
+"""Characters of a file's path inside a bundle."""
+
 FileKind = Literal["model", "golden", "sidecar", "document", "record"]
 
 
@@ -49,6 +55,9 @@ class FileEntry:
     sha256: str
     size_bytes: int
     kind: FileKind
+
+    def __post_init__(self) -> None:
+        require_plain("path of a file", self.path, most=_PATH)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +94,10 @@ class Target:
     threads: int | None = None
     """The number of threads it was compiled for."""
 
+    def __post_init__(self) -> None:
+        require_plain("instruction set", *filter(None, [self.instruction_set]))
+        require_plain("compute capability", *self.compute_capabilities)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
@@ -116,6 +129,11 @@ class Variant:
 
     speed: Speed | None = None
     """What `ivdr bench --speeds` measured last, on which machine; None where it never timed these files."""
+
+    def __post_init__(self) -> None:
+        origin = [] if self.derived_from is None else [self.derived_from]
+        require_plain("id of a variant", self.id, *origin)
+        require_plain("provider", *filter(None, [self.provider]))
 
     @property
     def verified(self) -> bool:
@@ -174,6 +192,9 @@ class ArtifactManifest:
     """Version of ivdr_deploy that wrote the bundle."""
 
     def __post_init__(self) -> None:
+        require_plain("name", self.name)
+        require_plain("version", self.version, self.ivdr_version)
+        require_plain("name of an output", *self.output_names)
         if self.contract_hash != self.clip.contract_hash:
             raise ConfigError(
                 f"the contract hash {self.contract_hash[:12]} is not that of the contract "
@@ -182,16 +203,16 @@ class ArtifactManifest:
             )
         ids = [variant.id for variant in self.variants]
         if len(set(ids)) != len(ids):
-            raise ConfigError(f"two variants have the same id; found {', '.join(ids)[:100]}")
+            raise ConfigError(f"two variants have the same id; found {quoted_few(ids)}")
         if len(first := [variant.id for variant in self.variants if variant.derived_from is None]) > 1:
-            raise ConfigError(f"there is one reference, and {', '.join(first)[:100]} all claim to be it")
+            raise ConfigError(f"there is one reference, and {quoted_few(first)} all claim to be it")
         if empty := [variant.id for variant in self.variants if not variant.files]:
             raise ConfigError(f"the variant {quoted(empty[0])} has no files")
         absent = {name for variant in self.variants for name in variant.files} - {
             entry.path for entry in self.files
         }
         if absent:
-            raise ConfigError(f"a variant names files that are not listed: {', '.join(sorted(absent))[:100]}")
+            raise ConfigError(f"a variant names files that are not listed: {quoted_few(sorted(absent))}")
         for variant in self.variants:
             recorded = variant.verification
             if recorded is not None and recorded.variant_sha256 != self.variant_sha256(variant):
@@ -255,6 +276,20 @@ def write_manifest(folder: Path, manifest: ArtifactManifest) -> None:
         )
 
 
+def load_manifest(path: Path) -> ArtifactManifest:
+    """Read a ``manifest.json``; see ``read_manifest``.
+
+    Raises:
+        ArtifactError: as ``read_manifest``, and if the file is too large to be one.
+        OSError: if it cannot be read.
+    """
+    try:
+        content = read_bounded(path, MOST_BYTES)
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not the manifest of a bundle: {error}", hint=EXPORT_AGAIN) from error
+    return read_manifest(content, where=str(path))
+
+
 def read_manifest(content: str | bytes, *, where: str) -> ArtifactManifest:
     """Parse and check the text of a ``manifest.json``, of this format or a former one.
 
@@ -283,7 +318,9 @@ def read_manifest(content: str | bytes, *, where: str) -> ArtifactManifest:
         raise ArtifactError(error.message, hint=error.hint or EXPORT_AGAIN) from error
     except (ValueError, RecursionError) as error:
         # No JSON, or too deep, or with a text or a number that cannot be written back.
-        raise ArtifactError(f"{where} is not readable JSON ({error})"[:300], hint=EXPORT_AGAIN) from error
+        raise ArtifactError(
+            f"{where} is not readable JSON ({reason_of(error)})", hint=EXPORT_AGAIN
+        ) from error
 
 
 def _digest(values: Mapping[str, Any]) -> str:

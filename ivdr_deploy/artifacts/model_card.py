@@ -51,7 +51,7 @@ def _head(manifest: ArtifactManifest) -> str:
     backbone = f"Backbone `{manifest.model.backbone}`, exported" if manifest.model else "Exported"
     return f"""# {manifest.name} {manifest.version}
 
-{backbone} {created} by ivdr_deploy {manifest.ivdr_version}.
+{backbone} {one_line(created)} by ivdr_deploy {manifest.ivdr_version}.
 
 ## Input
 
@@ -163,9 +163,9 @@ def _training(manifest: ArtifactManifest) -> str:
         *(f"- {name} {version}" for name, version in provenance.packages.items()),
     ]
     if not provenance.config:
-        return "## Training\n\nNot trained here.\n\n" + "\n".join(lines)
+        return "## Training\n\nNot trained here.\n\n" + "\n".join(map(one_line, lines))
     config = json.dumps(to_dict(provenance.config), indent=2, ensure_ascii=False)
-    return "## Training\n\n" + "\n".join(lines) + f"\n\n```json\n{config}\n```"
+    return "## Training\n\n" + "\n".join(map(one_line, lines)) + f"\n\n```json\n{config}\n```"
 
 
 def _limits(manifest: ArtifactManifest) -> str:

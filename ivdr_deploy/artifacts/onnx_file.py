@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from pathlib import Path
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import ArtifactError
 
 _MESSAGES: dict[str, dict[int, str]] = {
@@ -38,7 +39,7 @@ def require_self_contained(path: Path) -> None:
                 outside = _refers_outside(data, 0, len(data), "model", 0)
         except (ValueError, IndexError) as error:  # an empty file, or no messages
             raise ArtifactError(
-                f"{path} is not a readable ONNX file ({str(error)[:60]})", hint=hint
+                f"{path} is not a readable ONNX file ({reason_of(error)})", hint=hint
             ) from error
     if outside:
         raise ArtifactError(f"{path} refers to weights in another file", hint=hint)

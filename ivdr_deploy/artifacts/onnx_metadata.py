@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.artifacts import former
 from ivdr_deploy.errors import ArtifactError, ConfigError
-from ivdr_deploy.records import from_dict, to_dict
+from ivdr_deploy.records import from_dict, require_plain, to_dict
 from ivdr_deploy.spec import FORMAT_VERSION, ClipSpec, Precision, ViewPlan, canonical_json
 
 _PREFIX = "ivdr."
@@ -33,6 +34,12 @@ class OnnxMetadata:
     """Of the CPU that it needs to compute exactly; see ``manifest.Target``."""
 
     ivdr_version: str
+
+    def __post_init__(self) -> None:
+        require_plain("name", self.name)
+        require_plain("version", self.version, self.ivdr_version)
+        require_plain("name of an output", *self.outputs)
+        require_plain("instruction set", *filter(None, [self.instruction_set]))
 
     def to_props(self) -> dict[str, str]:
         """Return the key-value pairs to attach: texts as they are, everything else as canonical JSON."""
@@ -68,7 +75,9 @@ class OnnxMetadata:
                 values = former.upgrade_onnx_metadata(values, where=where)
             metadata = from_dict(cls, values, where=where)
         except (ConfigError, ValueError, RecursionError) as error:
-            raise ArtifactError(f"the metadata of {where} cannot be read ({error})", hint=hint) from error
+            raise ArtifactError(
+                f"the metadata of {where} cannot be read ({reason_of(error)})", hint=hint
+            ) from error
         if metadata.contract_hash != metadata.contract.contract_hash:
             raise ArtifactError(f"the contract in {where} is not the one of its hash", hint=hint)
         return metadata

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ivdr_deploy._files import atomic_path
+from ivdr_deploy._files import atomic_path, read_bounded
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.artifacts import former
+from ivdr_deploy.artifacts.manifest import MOST_BYTES
 from ivdr_deploy.errors import ArtifactError, ConfigError
-from ivdr_deploy.records import from_dict, to_dict
+from ivdr_deploy.records import from_dict, require_plain, to_dict
 from ivdr_deploy.spec import FORMAT_VERSION, Precision
 
 Provider = Literal["tensorrt", "tensorrt_rtx"]
@@ -57,6 +59,12 @@ class EngineInfo:
 
     build_seconds: float
 
+    def __post_init__(self) -> None:
+        require_plain("version of the provider", self.provider_version)
+        require_plain("compute capability", *self.compute_capabilities)
+        require_plain("hash", self.contract_hash, self.onnx_sha256)
+        require_plain("name of an output", *self.outputs)
+
 
 def sidecar_path(engine: Path) -> Path:
     """Return where the sidecar of an engine lies."""
@@ -80,9 +88,9 @@ def read_sidecar(engine: Path) -> EngineInfo:
     if not path.is_file():
         raise ArtifactError(f"{path} is missing", hint=hint)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bounded(path, MOST_BYTES))
         if isinstance(values, dict):
             former.check_version(values.get("format_version"), where=str(path), error=ArtifactError)
         return from_dict(EngineInfo, values, where=str(path))
     except (OSError, ValueError, RecursionError, ConfigError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error})", hint=hint) from error
+        raise ArtifactError(f"{path} cannot be read ({reason_of(error)})", hint=hint) from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ivdr_deploy._text import QUOTED, one_line
 from ivdr_deploy.environment import cpu_model, engine_threads, gpus, instruction_sets
 from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.records import require_plain
 from ivdr_deploy.spec import Device
 
 
@@ -69,6 +70,8 @@ class Speed:
     """UTC time, ISO 8601."""
 
     def __post_init__(self) -> None:
+        require_plain("runtime", self.runtime)
+        require_plain("time", self.measured_at)
         figures = (self.low, self.over_reference, self.high, self.ms_per_clip)
         if not all(0 < value < math.inf for value in figures) or not (
             self.low <= self.over_reference <= self.high

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ivdr_deploy._text import QUOTED, one_line
+from ivdr_deploy.records import require_plain
 
 FIGURES: dict[str, str] = {
     "max_relative_diff": "largest difference, by size",
@@ -32,6 +33,10 @@ FIGURES: dict[str, str] = {
     "sensitivity": "a real change moves the outputs by this many parity errors",
 }
 """Name -> meaning of what ``Verification.figures`` may hold. What does not apply, or is infinite, is left out."""
+
+
+_NAMED = 12
+"""Checks that are named when they failed: all that there are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,11 +71,17 @@ class Verification:
     figures: dict[str, float] = field(default_factory=dict)
     """See ``FIGURES``. Shares and probabilities are in 0..1."""
 
+    def __post_init__(self) -> None:
+        require_plain("record of a verification", self.record)
+        require_plain("runtime", self.runtime)
+        require_plain("time", self.measured_at)
+
     def __str__(self) -> str:
         over = f"{self.videos} videos of {one_line(self.data[:QUOTED])}"
         if self.bad_videos:
             over += f" ({self.bad_videos} more could not be used)"
-        failed = one_line(", ".join(self.failed)[:QUOTED])
+        more = f" and {len(self.failed) - _NAMED} more" if len(self.failed) > _NAMED else ""
+        failed = one_line(", ".join(name[:QUOTED] for name in self.failed[:_NAMED])) + more
         return f"PASS over {over}" if self.passed else f"FAIL ({failed}) over {over}"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE, Kind, identify
 from ivdr_deploy.artifacts.manifest import ArtifactManifest
@@ -170,7 +171,9 @@ def _shard(path: Path) -> Description:
             shape = {"rows": parquet.metadata.num_rows, "columns": parquet.schema_arrow.names}
         values = None if metadata is None else {**shape, **json.loads(metadata)}
     except Exception as error:  # a damaged file makes the reader raise whatever it meets
-        raise ArtifactError(f"{path} is not a readable Parquet file ({str(error)[:100]})") from error
+        raise ArtifactError(
+            f"{path} is not a readable Parquet file ({reason_of(error, most=100)})"
+        ) from error
     if values is None:
         raise ArtifactError(f"{path} carries no metadata of ivdr", hint="`ivdr score` writes tables that do")
     rows = [

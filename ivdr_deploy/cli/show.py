@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ivdr_deploy._console import PlainConsole, done, print_json, print_line
+from ivdr_deploy._text import one_line
 from ivdr_deploy.cli._options import JsonOption
 
 
@@ -36,7 +37,7 @@ def show(
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for name, text in description.rows:
-            table.add_row(name, text)
+            table.add_row(one_line(name), one_line(text))
         out.print(table, soft_wrap=False)
     else:  # a pipe gets every value on one line, with no blanks behind it
         width = max(len(name) for name, _ in description.rows)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ivdr_deploy._text import one_line
 from ivdr_deploy.datasets.lists import VideoList
 from ivdr_deploy.decoding import DecodePool
 from ivdr_deploy.errors import DataError, VideoError
@@ -67,7 +68,7 @@ def calibration_clips(calibration: Calibration, clip: ClipSpec) -> np.ndarray:
     why = ""
     if unusable:
         why = f"{len(unusable)} of {tried} videos cannot be used, the first: {unusable[0].message}"
-        _log.warning("calibration: %s", why)
+        _log.warning("calibration: %s", one_line(why))
     if len(found) < _LEAST_CLIPS:
         raise DataError(
             f"{calibration.videos.source} gives {len(found)} clips, and calibration needs {_LEAST_CLIPS}"

@@ -13,7 +13,7 @@ from torch import nn
 
 from ivdr_deploy._files import at_home, sha256_file
 from ivdr_deploy._optional import require
-from ivdr_deploy._text import one_line, quoted
+from ivdr_deploy._text import one_line, quoted, quoted_few, reason_of
 from ivdr_deploy.errors import CheckpointError, ConfigError
 from ivdr_deploy.export.hf_files import processor_file, read_json, shapes_in, weights_files
 from ivdr_deploy.export.importing import Imported, assign_weights
@@ -257,14 +257,14 @@ def _load(transformers: Any, found: Architecture, folder: Path) -> nn.Module:
         )
     except Exception as error:  # transformers raises what it likes on damaged files
         raise CheckpointError(
-            f"the weights in {one_line(folder)} cannot be loaded ({quoted(str(error).splitlines()[0])})",
+            f"the weights in {one_line(folder)} cannot be loaded ({quoted(reason_of(error))})",
             hint="a file is cut short or belongs to another model: fetch the folder again",
         ) from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if names := sorted(map(str, said.get(what) or ())):
             raise CheckpointError(
                 f"the weights in {one_line(folder)} do not fit its configuration: {what.replace('_', ' ')} "
-                f"{', '.join(quoted(name) for name in names[:3])}",
+                f"{quoted_few(names, most=3)}",
                 hint="weights are taken whole or not at all; give the folder as it was published",
             )
     return network  # type: ignore[no-any-return]

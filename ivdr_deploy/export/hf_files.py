@@ -9,7 +9,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ivdr_deploy._files import read_bounded
 from ivdr_deploy._text import one_line, quoted
+from ivdr_deploy.artifacts.manifest import MOST_BYTES
 from ivdr_deploy.errors import CheckpointError
 from ivdr_deploy.spec import canonical_json
 
@@ -92,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if it cannot be read, or holds something else.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_bounded(path, MOST_BYTES))
         canonical_json(values)  # refuses NaN and infinity, which a manifest cannot hold
     except OSError as error:
         raise CheckpointError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ivdr_deploy._files import naming_full_disk
+from ivdr_deploy._files import naming_full_disk, read_bounded
 from ivdr_deploy._text import QUOTED, one_line, quoted
 from ivdr_deploy.artifacts.bundle import Bundle
 from ivdr_deploy.artifacts.checkpoint import save_checkpoint
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ivdr_deploy.models.network import VideoModel
+
+_MOST_BYTES = 4 << 30
+"""Of a weights file, which is read whole; the largest of those that are known has 137 MB."""
 
 SOURCES = {"i3d-k400": "from_i3d", "torchvision": "from_torchvision", "hf": "from_hf"}
 """Sources by the part of their name before the colon, and the modules that read them: ``read(name, weights)``."""
@@ -181,10 +184,11 @@ def read_file(path: Path) -> bytes:
         CheckpointError: if it is absent or unreadable.
     """
     try:
-        return path.read_bytes()
-    except OSError as error:
+        return read_bounded(path, _MOST_BYTES)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
-            f"the weights file {one_line(path)} cannot be read ({error.strerror})", hint="check --weights"
+            f"the weights file {one_line(path)} cannot be read ({reason})", hint="check --weights"
         ) from error
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.bundle import Draft
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputParity, Target, Variant
@@ -258,5 +259,5 @@ def _prove(
         path, clip=metadata.contract, output_names=metadata.outputs, precision=precision
     ) as found:
         if found.metadata != metadata:
-            raise ExportError(f"the metadata of {path.name} did not survive: {found.metadata}"[:300])
+            raise ExportError(f"the metadata of {path.name} did not survive: {quoted(str(found.metadata))}")
         return check_parity(golden_of(draft), found)

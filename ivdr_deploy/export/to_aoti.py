@@ -11,6 +11,7 @@ import torch
 from torch._inductor.utils import fresh_cache
 
 from ivdr_deploy._files import NO_SPACE
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import ExportError
 from ivdr_deploy.models.network import ExportNetwork, VideoModel
 from ivdr_deploy.spec import MAX_BATCH, ClipSpec, Device
@@ -63,7 +64,7 @@ def compile_package(
     except Exception as error:  # torch, its code generator and the C++ compiler raise what they like
         if (full := _full_disk(error)) is not None:
             raise full from error
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        reason = f"{type(error).__name__}: {reason_of(error)}"
         raise ExportError(
             f"the network {model.spec.backbone} cannot be compiled ({reason})",
             hint="AOTInductor needs a C++ compiler (g++) on a CPU, and a GPU that Triton knows; see `ivdr doctor`",

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.errors import ExportError
 from ivdr_deploy.export.layers import LAYER_KEY
@@ -50,9 +50,8 @@ def export_onnx(model: VideoModel, path: Path, *, clip: ClipSpec, metadata: Onnx
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error).splitlines()[0]
         raise ExportError(
-            f"the network {quoted(model.spec.backbone)} cannot be exported to ONNX ({reason})"
+            f"the network {quoted(model.spec.backbone)} cannot be exported to ONNX ({reason_of(error)})"
         ) from error
     if program is None:
         raise ExportError("torch.onnx.export returned no program")

@@ -19,7 +19,7 @@ import torch
 
 from ivdr_deploy._files import atomic_path, sha256_file
 from ivdr_deploy._optional import pip_install
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, quoted_few, reason_of
 from ivdr_deploy.artifacts.manifest import labels_sha256
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.artifacts.sidecar import EXTRAS, BatchProfile, EngineInfo, Provider, write_sidecar
@@ -47,7 +47,7 @@ def choose_provider() -> tuple[Provider, ModuleType]:
         try:
             modules[name] = importlib.import_module(name)
         except ImportError as error:
-            reasons.append(str(error))
+            reasons.append(reason_of(error))
     if "tensorrt" in modules and torch.cuda.is_available():
         return "tensorrt", modules["tensorrt"]
     if "tensorrt_rtx" in modules:
@@ -198,7 +198,7 @@ def _parse(trt: Any, builder: Any, onnx_path: Path) -> Any:
     parser = trt.OnnxParser(network, logger_of(trt))
     if not parser.parse(onnx_path.read_bytes()):
         reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise ExportError(f"TensorRT cannot parse {onnx_path.name} ({'; '.join(reasons)})")
+        raise ExportError(f"TensorRT cannot parse {onnx_path.name} ({quoted_few(reasons, most=3)})")
     return network
 
 

@@ -61,6 +61,15 @@ def foreign_name(content: bytes) -> str:
     return ""
 
 
+def is_packed(content: bytes) -> bool:
+    """Say whether an archive unpacks to more bytes than it has; torch packs nothing, and would unpack any amount."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return sum(info.file_size for info in archive.infolist()) > len(content)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return False
+
+
 def damaged_member(content: bytes) -> str:
     """Name the first part of an archive whose checksum is wrong, which torch does not look at.
 

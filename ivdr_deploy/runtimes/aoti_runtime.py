@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ivdr_deploy._text import QUOTED, one_line
+from ivdr_deploy._text import QUOTED, one_line, reason_of
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.errors import ArtifactError, ClosedError, EngineIncompatibleError
 from ivdr_deploy.runtimes.base import OpenRequest, Runtime, check_batch, check_labels_digest, clips_per_call
@@ -64,8 +64,8 @@ class AotiRuntime(Runtime):
             with _own_word_on_instructions():
                 self._package: Any = torch._inductor.aoti_load_package(str(path))
         except Exception as error:  # the loader raises what it likes on a file that is no package
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise ArtifactError(f"{path} cannot be loaded by torch ({reason})", hint=_HINT) from error
+            said = f"{type(error).__name__}: {reason_of(error)}"
+            raise ArtifactError(f"{path} cannot be loaded by torch ({said})", hint=_HINT) from error
         self.name = "aoti"
         self.precision = precision
         self.output_names = tuple(output_names)

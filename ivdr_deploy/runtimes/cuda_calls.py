@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ivdr_deploy._text import reason_of
+
 GRAPHS = 8
 """Sizes that get a graph, first come, first served: each keeps the memory of its activations. Others run without."""
 
@@ -96,7 +98,7 @@ class CudaCalls:
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = [output.float() for output in self._network(video)]
         except RuntimeError as error:
-            self.no_graphs = " ".join(str(error).split())[:200]
+            self.no_graphs = reason_of(error)
             _log.warning("no CUDA graph can be captured, each operator is launched: %s", self.no_graphs)
             return None
         self._sizes[clips] = _Size(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ivdr_deploy._files import sha256_file
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.artifacts.archive import unpacked_bundle
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.kinds import Kind, identify
@@ -162,7 +162,7 @@ def _open_from_bundle(
             opened.close()
         if isinstance(error, IvdrError) or not isinstance(error, Exception):
             raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        reason = f"{type(error).__name__}: {reason_of(error)}"
         raise GoldenMismatchError(
             f"{bundle.path}: {opened.description} fails on the golden clips ({reason})",
             hint="this variant must not be used here; export it again on this machine, or see `ivdr doctor`",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ivdr_deploy._optional import import_onnxruntime, pip_install
-from ivdr_deploy._text import is_utf8, quoted
+from ivdr_deploy._text import is_utf8, one_line, quoted, quoted_few, reason_of
 from ivdr_deploy.artifacts.manifest import EXPORT_AGAIN, Variant
 from ivdr_deploy.artifacts.onnx_file import require_self_contained
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
@@ -123,12 +123,12 @@ class OrtRuntime(Runtime):
         self.output_names = tuple(held if output_names is None else output_names)
         if not set(self.output_names) <= set(held):
             raise ArtifactError(
-                f"{path} has the outputs {quoted(held)}, expected {', '.join(self.output_names)}"
+                f"{path} has the outputs {quoted_few(held)}, expected {', '.join(self.output_names)}"
             )
         for output in session.get_outputs():
             if output.name == "logits" and output.shape[1:] != [len(self.metadata.labels)]:
                 raise ArtifactError(
-                    f"{path} has {len(self.metadata.labels)} labels for logits of shape {output.shape}",
+                    f"{path} has {len(self.metadata.labels)} labels for logits of shape {quoted(output.shape)}",
                     hint="take the file that `ivdr export` wrote",
                 )
         self.description = f"onnxruntime {ort.__version__}, {provider}, {self.precision}"
@@ -170,7 +170,7 @@ def _start(path: Path, providers: list[Any], device: Device, threads: int | None
             options = session_options(device, threads, strict=False)
             session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
             if elsewhere := operators_on_cpu(session):
-                types = ", ".join(elsewhere)[:100]
+                types = one_line(", ".join(elsewhere)[:100])
                 raise DeviceError(
                     f"{path}: {device} was asked for, but ONNX Runtime would run {types} on the CPU",
                     hint=_NO_FALLBACK,
@@ -179,7 +179,7 @@ def _start(path: Path, providers: list[Any], device: Device, threads: int | None
     except DeviceError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0][:300]
+        reason = reason_of(error, most=300)
         raise ArtifactError(f"{path} cannot be loaded by ONNX Runtime ({reason})") from error
 
 

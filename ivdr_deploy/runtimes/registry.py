@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from ivdr_deploy._optional import pip_install
-from ivdr_deploy._text import QUOTED, one_line, quoted
+from ivdr_deploy._text import QUOTED, one_line, quoted, reason_of
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.environment import instruction_sets, let_threads_sleep
 from ivdr_deploy.errors import MissingDependencyError
@@ -66,7 +66,7 @@ def load_runtime(name: RuntimeName) -> RuntimeModule:
         return cast(RuntimeModule, importlib.import_module(entry.module))
     except ImportError as error:
         raise MissingDependencyError(
-            f"the runtime {quoted(name)} cannot be loaded ({error})",
+            f"the runtime {quoted(name)} cannot be loaded ({reason_of(error)})",
             hint=f"install what it needs: {pip_install(entry.extra)}",
         ) from error
 

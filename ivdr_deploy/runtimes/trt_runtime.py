@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ivdr_deploy._optional import require
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.artifacts.sidecar import EXTRAS, EngineInfo, read_sidecar, sidecar_path
 from ivdr_deploy.errors import (
@@ -27,6 +27,9 @@ from ivdr_deploy.runtimes.cuda_calls import CudaCalls
 from ivdr_deploy.spec import INPUT_NAME, ClipSpec, Device
 
 _log = logging.getLogger(__name__)
+
+_SAID, _LINE = 500, 10_000
+"""Characters of what TensorRT says that a message and the builder's log take: it names layers, tensors and files."""
 
 _REBUILD = "build it again here: `ivdr export CHECKPOINT -o BUNDLE --trt`"
 
@@ -204,6 +207,11 @@ def _check_machine(path: Path, info: EngineInfo, installed: str) -> None:
         )
 
 
+def _joined(message: str) -> str:
+    """Return what a library says as one line."""
+    return one_line(" ".join(message.split()))
+
+
 @functools.cache
 def logger_of(trt: Any) -> Any:
     """Return the one logger of ``tensorrt`` or ``tensorrt_rtx``: the library goes on using the first it was given.
@@ -227,9 +235,10 @@ def logger_of(trt: Any) -> Any:
             # An error is raised, with this text, by whoever made the failing call; as a warning it would be
             # said twice.
             if severity in errors:
-                self.last_error = " ".join(message.split())
+                self.last_error = _joined(message[:_SAID])
             if self.lines is not None and severity != trt.ILogger.VERBOSE:
-                self.lines.append(f"{severity.name}: {message.strip()}")
-            _log.log(logging.WARNING if severity == trt.ILogger.WARNING else logging.DEBUG, "%s", message)
+                self.lines.append(f"{severity.name}: {_joined(message[:_LINE])}")
+            level = logging.WARNING if severity == trt.ILogger.WARNING else logging.DEBUG
+            _log.log(level, "%s", _joined(message[:_SAID]))
 
     return Logger()

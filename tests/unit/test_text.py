@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ivdr_deploy._console import print_json
+from ivdr_deploy._console import done, print_json, print_text
 from ivdr_deploy._text import as_text, one_line, quoted, quoted_few
 from ivdr_deploy.errors import DataError
 from ivdr_deploy.records import to_dict
@@ -31,6 +31,14 @@ def test_text_that_goes_out_is_valid_unicode(value: str, text: str) -> None:
 
 def test_a_path_gives_the_text_of_its_bytes() -> None:
     assert as_text(Path(os.fsdecode(b"caf\xe9/\xc3\xa9"))) == "caf\\xe9/\u00e9"
+
+
+def test_a_line_for_people_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_text("not used: a\nPASS\x1b[2J [red]b.mp4")
+    done("PASS\n: x", next_command=("ivdr", "show", "a\x1bb"))
+    assert capsys.readouterr().err == (
+        "not used: a\\u000aPASS\\u001b[2J [red]b.mp4\nPASS\\u000a: x\nnext: ivdr show 'a\\u001bb'\n"
+    )
 
 
 def test_errors_and_records_hold_valid_text() -> None:

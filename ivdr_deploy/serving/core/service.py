@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ivdr_deploy import __version__
-from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, read_manifest
+from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, load_manifest
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.errors import ArtifactError, DrainingError, OptionError, VideoOpenError
 from ivdr_deploy.pipeline import VideoPredictor
@@ -92,7 +92,7 @@ class InferenceService:
         """
         source = bundle / MANIFEST_FILE
         if source.is_file():
-            _check_version(read_manifest(source.read_bytes(), where=str(source)).ivdr_version)
+            _check_version(load_manifest(source).ivdr_version)
         model = open_model(bundle, variant=settings.variant, device=settings.device, threads=settings.threads)
         try:
             service = cls(model, settings, metrics=metrics)

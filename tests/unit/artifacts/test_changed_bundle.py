@@ -180,7 +180,7 @@ def test_files_of_somebody_else_are_never_lost(tiny_bundle_copy: Path) -> None:
             (tiny_bundle_copy / "notes.txt").write_text("mine")
 
     for _ in range(2):  # while the work is done, and before it begins
-        with pytest.raises(FolderError, match=r"not the bundle's: notes\.txt"):
+        with pytest.raises(FolderError, match=r"not the bundle's: 'notes\.txt'"):
             notes_appear()
         assert (tiny_bundle_copy / "notes.txt").read_text() == "mine"
     assert open_bundle(tiny_bundle_copy).manifest == bundle.manifest
@@ -232,6 +232,24 @@ def test_a_new_bundle_takes_the_place_of_the_old_one_or_of_nothing(
             add(draft, "x.bin")
         assert set(content(out)) == {"x.bin", "manifest.json", "MODEL_CARD.md"}
         assert open_bundle(out).manifest.version == "2.0"
+
+
+def test_what_somebody_puts_there_while_a_bundle_is_made_is_not_lost(
+    tiny_bundle_copy: Path, tmp_path: Path
+) -> None:
+    manifest = open_bundle(tiny_bundle_copy).manifest
+
+    def disturbed(out: Path) -> None:
+        with new_bundle(out, manifest) as draft:
+            add(draft, "x.bin")
+            out.mkdir(exist_ok=True)
+            (out / "notes.txt").write_text("mine")
+
+    for out in (tiny_bundle_copy, tmp_path / "new"):
+        with pytest.raises(FolderError):
+            disturbed(out)
+        assert (out / "notes.txt").read_text() == "mine"
+        assert not (out / "x.bin").exists()
 
 
 def test_a_file_that_was_announced_and_never_written_spoils_the_draft(tiny_bundle_copy: Path) -> None:

@@ -68,8 +68,8 @@ def put(name: str, value: Any) -> Callable[[Arrays], object]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda stored: stored.pop("intra"), "expected ['intra', 'logits', 'video']"),
-        (lambda stored: stored.pop("video"), "expected ['intra', 'logits', 'video']"),
+        (lambda stored: stored.pop("intra"), "expected 'intra', 'logits', 'video'"),
+        (lambda stored: stored.pop("video"), "expected 'intra', 'logits', 'video'"),
         (put("more", np.zeros(1)), "more"),
         (put("video", np.zeros((5, *SHAPE), np.float32)), "dtype float32"),
         (put("video", np.zeros((5, 2, *SHAPE[1:]), np.uint8)), "shape (5, 2, 32, 32, 3)"),
@@ -82,7 +82,7 @@ def put(name: str, value: Any) -> Callable[[Arrays], object]:
         (put("logits", np.full((5, 3), "a")), "dtype <U1"),
         (put("logits", np.full((5, 3), np.nan, np.float32)), "expected finite"),
         (put("intra", np.full((5, 2, 4), -np.inf, np.float32)), "intra has"),
-        (put("clips:a.mp4", np.zeros((1, *SHAPE), np.uint8)), "clips:a.mp4 has dtype uint8 and shape (1,"),
+        (put("clips:a.mp4", np.zeros((1, *SHAPE), np.uint8)), "'clips:a.mp4' has dtype uint8 and shape (1,"),
         (put("clips:a.mp4", np.zeros((2, *SHAPE), np.int8)), "dtype int8"),
         (put("logits", np.array([object()])), "cannot be read"),  # it is not unpickled
     ],
@@ -162,7 +162,7 @@ def test_clips_of_videos_and_videos_belong_together(tiny_bundle_copy: Path) -> N
     golden = open_bundle(tiny_bundle_copy).golden()
     (tiny_bundle_copy / "golden_mpeg4.avi").unlink()
     reseal(tiny_bundle_copy)
-    with pytest.raises(ArtifactError, match=r"clips without their video: golden_mpeg4\.avi"):
+    with pytest.raises(ArtifactError, match=r"clips without their video: 'golden_mpeg4\.avi'"):
         open_bundle(tiny_bundle_copy).golden()
     write_golden(tiny_bundle_copy, Golden(clips={"../secret.mp4": golden.clips["golden_h264.mp4"]}))
     reseal(tiny_bundle_copy)

@@ -140,7 +140,7 @@ def sealed(values: dict) -> str:
     [
         (
             lambda values: values.update(contract_hash="0" * 64),
-            "hash 000000000000 is not that of the contract",
+            "hash '000000000000' is not that of the contract",
         ),
         (lambda values: values.update(contract_hash=CLIP.contract_hash), "is not that of the contract"),
         (lambda values: values["clip"].update(num_clips=4), "is not that of the contract"),

@@ -158,7 +158,7 @@ def test_what_is_not_a_bundle_is_never_replaced(checkpoint: Path, bundle: Path, 
     for name, reason in [
         ("file", "exists and is a file"),
         ("folder", "exists and is not a bundle"),
-        ("bundle", r"files that are not the bundle's: notes\.txt"),
+        ("bundle", r"files that are not the bundle's: 'notes\.txt'"),
     ]:
         with pytest.raises(FolderError, match=reason):
             export_bundle(checkpoint, tmp_path / name)

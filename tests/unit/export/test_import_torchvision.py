@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,19 @@ def test_a_changed_bit_in_the_weights_is_found(weights: Path, tmp_path: Path) ->
     assert torch.load(tmp_path / "changed.pth", weights_only=True)
     with pytest.raises(CheckpointError, match=r"is damaged: '.*data/\d+' in it does not have its checksum"):
         from_torchvision.read("mc3_18", tmp_path / "changed.pth")
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(
+    weights: Path, tmp_path: Path
+) -> None:
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(weights) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(name, content if name.endswith(".pkl") else bytes(len(content)))
+    assert packed.stat().st_size < weights.stat().st_size / 100
+    with pytest.raises(CheckpointError, match="unpacks to more than it holds"):
+        from_torchvision.read("mc3_18", packed)
 
 
 def test_two_tensors_for_one_place_are_refused(weights: Path, tmp_path: Path) -> None:
