@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ivdr_deploy._console import console, done, print_json, progress
+from ivdr_deploy._console import console, done, print_json, print_text, progress
 from ivdr_deploy._text import one_line
 from ivdr_deploy.cli._options import (
     VIDEOS_HELP,
@@ -106,7 +106,7 @@ def verify(
         left_out = [asdict(entry) for entry in listed.left_out] if listed is not None else []
         print_json({**report.to_dict(), "left_out": left_out})
     else:
-        _print_report(report)
+        _print_report(report, rechecked=recheck)
     if keeping:
         keep_records(bundle, report.variants)
     if not as_json:
@@ -156,12 +156,16 @@ def _seen(report: VerifyReport) -> str:
     )
 
 
-def _print_report(report: VerifyReport) -> None:
+def _print_report(report: VerifyReport, *, rechecked: bool) -> None:
     golden = [(variant.id, entry) for variant in report.variants for entry in variant.golden]
     if golden:
         console.print(parity_table(golden, "golden clips: difference from the recorded outputs"))
+    elif not rechecked:
+        print_text("the bundle holds no golden clips: none were replayed")
     for name, difference in report.decode_mean_diff.items():
-        console.print(f"golden video {name}: decoded within {difference:.2f} levels", markup=False)
+        print_text(f"golden video {name}: decoded within {difference:.2f} levels")
+    if not report.decode_mean_diff and not rechecked:
+        print_text("the bundle holds no golden videos: that frames are decoded right here was not looked at")
     if report.videos:
         rows = [(variant.id, entry) for variant in report.variants for entry in variant.parity]
         console.print(parity_table(rows, f"{_seen(report)}: difference from the reference"))
@@ -170,17 +174,17 @@ def _print_report(report: VerifyReport) -> None:
     for variant in report.variants:
         _print_variant(variant)
     for video in report.bad_videos:
-        console.print(f"not used: {video.uri}: {video.message}", markup=False)
+        print_text(f"not used: {video.uri}: {video.message}")
     _print_skew(report)
 
 
 def _print_variant(variant: VariantReport) -> None:
     """Print what a table has no room for: failed checks, flips, and what company and change of the input do."""
     if variant.not_run:
-        console.print(f"not run: {variant.id}: {variant.not_run}", markup=False)
+        print_text(f"not run: {variant.id}: {variant.not_run}")
     for check in variant.checks:
         if check.name in ("batch", "sensitivity") and check.passed:
-            console.print(f"{variant.id}: {check.name}: {check.text}", markup=False)
+            print_text(f"{variant.id}: {check.name}: {check.text}")
     _print_some(
         [
             f"flip: {flip.uri}: the reference says {flip.expected}, {variant.id} says"
@@ -197,7 +201,7 @@ def _print_variant(variant: VariantReport) -> None:
             ]
         )
     for check in variant.failures:
-        console.print(f"FAIL {variant.id}: {check.name}: {check.text}", markup=False)
+        print_text(f"FAIL {variant.id}: {check.name}: {check.text}")
 
 
 def _print_skew(report: VerifyReport) -> None:
@@ -206,10 +210,9 @@ def _print_skew(report: VerifyReport) -> None:
     known = [video for video in report.skew if video.mean_diff is not None]
     flips = [video for video in known if video.expected != video.found]
     largest = max((video.mean_diff for video in known if video.mean_diff is not None), default=0.0)
-    console.print(
+    print_text(
         f"PyAV and OpenCV: {len(known)} videos within {largest:.2f} levels, {len(flips)} with another label, "
         f"{len(report.skew) - len(known)} not compared",
-        markup=False,
     )
     _print_some(
         [f"decoder flip: {video.uri}: {video.expected} by PyAV, {video.found} by OpenCV" for video in flips]
@@ -219,9 +222,9 @@ def _print_skew(report: VerifyReport) -> None:
 
 def _print_some(lines: Sequence[str]) -> None:
     for line in lines[:_SHOWN]:
-        console.print(line, markup=False)
+        print_text(line)
     if len(lines) > _SHOWN:
-        console.print(f"and {len(lines) - _SHOWN} more; --json has all", markup=False)
+        print_text(f"and {len(lines) - _SHOWN} more; --json has all")
 
 
 def _label_table(report: VerifyReport) -> Table:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivdr_deploy import __version__
+from ivdr_deploy._files import read_bounded
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.artifacts.bundle import Bundle, changed_bundle, open_bundle
 from ivdr_deploy.artifacts.manifest import OutputParity, Variant
 from ivdr_deploy.artifacts.verification import Verification
@@ -23,6 +25,9 @@ from ivdr_deploy.spec import Precision
 
 if TYPE_CHECKING:
     from ivdr_deploy.evaluation.verify_report import VariantReport
+
+_MOST_BYTES = 1 << 30
+"""Of a record: some 200 for each video."""
 
 _HINT = "verify the bundle again: `ivdr verify BUNDLE --videos LIST`"
 
@@ -55,6 +60,14 @@ class VideoColumns:
         columns = (getattr(self, column.name) for column in fields(self))
         if any(len(column) not in (0, len(self.uris)) for column in columns):
             raise ConfigError(f"columns of different lengths for {len(self.uris)} videos")
+        for together in (
+            ("expected", "found", "margins", "expected_confidence", "confidence"),
+            ("expected_hits", "hits"),
+        ):
+            if len({bool(getattr(self, name)) for name in together}) > 1:
+                raise ConfigError(
+                    f"of the columns {', '.join(together)} some are empty, so nothing can be compared"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,12 +152,12 @@ def read_record(bundle: Bundle, variant: Variant) -> VariantRecord:
         raise ArtifactError(f"{bundle.path} holds no record of a verification of {variant.id}", hint=_HINT)
     path = bundle.path / held.record
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_bounded(path, _MOST_BYTES))
         _restore(values)
         record = from_dict(VariantRecord, values, where=str(path))
     except (ConfigError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(
-            f"{path} is not the record of a verification ({error})"[:300], hint=_HINT
+            f"{path} is not the record of a verification ({reason_of(error, most=300)})", hint=_HINT
         ) from error
     if (record.variant, record.variant_sha256) != (variant.id, held.variant_sha256):
         raise ArtifactError(f"{path} belongs to another variant than {variant.id}", hint=_HINT)

@@ -111,7 +111,7 @@ class Tally:
                 "expected_confidence": _rounded(expected[rows, old]),
                 "confidence": _rounded(found[rows, new]),
             }
-        if truth and len(self._features) > 1:
+        if len(self._features) > 1 and len(set(truth)) > 1:  # of one class, any neighbour would be right
             values |= {"expected_hits": reference._hits(truth), "hits": self._hits(truth)}
         return VideoColumns(uris=columns.uris, truth=truth, **values)
 

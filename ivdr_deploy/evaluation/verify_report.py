@@ -187,8 +187,8 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every variant that was to be judged ran and passed."""
-        return all(variant.passed for variant in self.variants)
+        """Whether every variant that was to be judged, at least one, ran and passed."""
+        return bool(self.variants) and all(variant.passed for variant in self.variants)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON can hold it, with ``passed`` added for the whole and for each variant.

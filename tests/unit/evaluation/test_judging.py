@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -13,8 +15,8 @@ from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.evaluation.invariance import BatchInvariance, Sensitivity
 from ivdr_deploy.evaluation.judging import judge
 from ivdr_deploy.evaluation.records import VariantRecord, VideoColumns
-from ivdr_deploy.evaluation.thresholds import THRESHOLDS, parse_thresholds, thresholds_for
-from ivdr_deploy.evaluation.verify_report import VariantReport
+from ivdr_deploy.evaluation.thresholds import THRESHOLDS, Thresholds, parse_thresholds, thresholds_for
+from ivdr_deploy.evaluation.verify_report import VariantReport, VerifyReport
 from ivdr_deploy.spec import Precision
 
 VIDEOS = 100
@@ -113,6 +115,23 @@ def test_what_is_wrong_fails_by_its_name(changes: dict[str, Any], names: set[str
     assert failed(record(**changes)) == names
 
 
+def test_one_output_of_several_is_enough_to_fail() -> None:
+    """The first, the last and the one between: none is excused by the others."""
+    names = ("logits", "feature", "inter")
+    for wrong in names:
+        moved = tuple(
+            Sensitivity(output=name, moved=0.0 if name == wrong else 1.0, error=1e-6) for name in names
+        )
+        turned = tuple(
+            replace(parity(cosine=0.5 if name == wrong else 1.0)[0], output=name) for name in names
+        )
+        off = tuple(replace(parity(1e-3 if name == wrong else 0.0)[0], output=name) for name in names)
+        assert failed(record(sensitivity=moved)) == {"sensitivity"}
+        assert failed(record(outputs=turned)) == {"cosine"}
+        assert failed(record(outputs=off)) == {"outputs"}
+        assert failed(record(golden=off)) == {"golden"}
+
+
 def test_the_share_of_flips_is_judged_by_precision() -> None:
     allowed = {"fp32": 0, "fp16": 1, "bf16": 1, "int8": 3}
     assert set(allowed) == set(get_args(Precision))
@@ -171,6 +190,29 @@ def test_figures_hold_what_was_measured_and_only_finite_numbers() -> None:
     assert "max_relative_diff" not in broken
 
 
+@pytest.mark.parametrize(
+    "column", ["expected", "found", "margins", "expected_confidence", "confidence", "hits"]
+)
+def test_a_record_without_a_column_compares_nothing_and_is_refused(column: str) -> None:
+    """Without margins, for example, no flip would be found."""
+    with pytest.raises(ConfigError, match="some are empty, so nothing can be compared"):
+        columns(flips=50, margin=0.5, **{column: ()})
+
+
+def test_a_bundle_of_which_nothing_was_judged_has_not_passed() -> None:
+    known = {
+        "bundle": "b",
+        "name": "n",
+        "version": "1",
+        "contract_hash": "0",
+        "view_plan": "2 clips",
+        "data": None,
+    }
+    sound = judge(record(), thresholds_for("fp32"))
+    assert VerifyReport(videos=VIDEOS, variants=(sound,), **known).passed  # type: ignore[arg-type]
+    assert not VerifyReport(videos=0, variants=(), **known).passed  # type: ignore[arg-type]
+
+
 def test_settings_of_thresholds_are_read_strictly() -> None:
     assert parse_thresholds(["abstain=0.7", "min_agreement = 1"]) == {"abstain": 0.7, "min_agreement": 1.0}
     for wrong in ("abstain", "abstain=x", "abstain=-1", "abstain=nan", "abstain=inf", "fp32=1", "=1"):
@@ -181,6 +223,26 @@ def test_settings_of_thresholds_are_read_strictly() -> None:
 
 def test_a_report_without_a_run_has_not_passed() -> None:
     assert not VariantReport(id="trt", not_run="no GPU").passed
+
+
+def test_every_threshold_is_the_one_that_the_page_promises() -> None:
+    """A bound that was loosened would still be a bound, and every other test would pass."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
+    table = page.split("## What `ivdr verify` judges", 1)[1].split("\n## ", 1)[0]
+    number = r"\d[\d.e-]*"
+    promised = {
+        name: [float(value) for value in values.split(", ")]
+        for name, values in re.findall(rf"`(\w+)` ({number}(?:, {number}){{3}})", table)
+    }
+    promised["tie_margin"] = [float(re.findall(rf"`tie_margin` ({number})", table)[0])] * 4
+    promised["abstain"] = [float(re.findall(rf"`abstain` \(({number})\)", table)[0])] * 4
+    found = {
+        field.name: [
+            getattr(THRESHOLDS[precision], field.name) for precision in ("fp32", "fp16", "bf16", "int8")
+        ]
+        for field in fields(Thresholds)
+    }
+    assert promised == found
 
 
 def test_every_precision_has_thresholds_and_fewer_bits_looser_ones() -> None:

@@ -64,6 +64,22 @@ def test_thousands_of_videos_need_little_memory_and_a_small_record(tiny_bundle: 
     assert report.recall_change.total == videos
 
 
+def test_of_one_class_no_retrieval_is_counted(tiny_bundle: Path) -> None:
+    """Whatever the features, the nearest other video would be of the right class."""
+    manifest = open_bundle(tiny_bundle).manifest
+    for truth, asked in ((manifest.labels[:1] * 4, 0), (manifest.labels[:2] * 2, 4)):
+        first, second = (Tally(variant, Network(), Golden()) for variant in manifest.variants)
+        for number, label in enumerate(truth):
+            outputs = {"feature": np.full((1, 1), number, np.float32)}
+            for tally in (first, second):
+                tally.add(
+                    VideoItem(path=Path(f"{number}.mp4"), uri=f"{number}.mp4", label=label), outputs, outputs
+                )
+        record = second.record(first, manifest, FACTS)
+        assert (len(record.videos.hits), len(record.videos.expected_hits)) == (asked, asked)
+        assert (judge(record, thresholds_for("fp32")).recall is None) == (not asked)
+
+
 def test_runtimes_side_by_side_keep_their_outputs_apart_and_a_few_clips() -> None:
     together = SideBySide([Network(), Network(2.0)])
     clips = np.arange(6, dtype=np.uint8)[:, None, None, None, None] * np.ones((1, 2, 2, 2, 3), np.uint8)
