@@ -8,7 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from ivdr_deploy._text import one_line
 from ivdr_deploy.benchmarks.endpoint import EndpointSamples
 from ivdr_deploy.benchmarks.load import SEED, STAGES, Step
 from ivdr_deploy.benchmarks.timing import percentile, summarise
@@ -88,8 +90,10 @@ def render_endpoint(report: Mapping[str, Any]) -> Table:
     """Lay a report out for people."""
     facts = report["environment"]
     table = Table(
-        title=f"{report['endpoint']}: {report['videos']} videos of {report['mean_bytes'] / 1024:.0f} KiB, "
-        f"{report['seconds_per_step']:g} s each",
+        title=Text(
+            f"{one_line(report['endpoint'])}: {report['videos']} videos of {report['mean_bytes'] / 1024:.0f} KiB, "
+            f"{report['seconds_per_step']:g} s each"
+        ),
         caption=f"{facts['cpu']}, {facts['cores']} cores, load {facts['load_average']}; nearest rank; the generator "
         f"itself: {report['own_requests_per_s']:.0f} requests/s, p50 {report['own_ms_p50']:.1f} ms",
         title_justify="left",

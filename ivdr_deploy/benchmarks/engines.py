@@ -34,7 +34,7 @@ from ivdr_deploy.spec import Device
 
 TURNS = 9
 TURN_SECONDS = 0.5
-_LAST_LINES = 3
+_LAST_LINES, _LAST_BYTES = 3, 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +153,8 @@ class EngineProcess:
 
     def _died(self) -> InferenceError:
         code = self._process.wait()
-        self._printed.seek(0)
+        end = self._printed.seek(0, 2)
+        self._printed.seek(max(0, end - _LAST_BYTES))
         lines = self._printed.read().decode("utf-8", "replace").splitlines()[-_LAST_LINES:]
         said = f"; its last lines: {one_line(' | '.join(lines))[-300:]}" if lines else ""
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
@@ -202,7 +203,7 @@ def timed_variants(
             chosen.append(variant)
     if not chosen or (names and reasons):
         found = "; ".join(f"{name}: {why}" for name, why in reasons.items()) or "there is only the reference"
-        raise EngineIncompatibleError(f"{bundle.path}: nothing to time on {device} ({found})"[:1000])
+        raise EngineIncompatibleError(f"{bundle.path}: nothing to time on {device} ({found})")
     return chosen, reasons
 
 

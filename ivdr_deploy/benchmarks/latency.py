@@ -19,7 +19,7 @@ from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.errors import ConfigError, DataError, ParityError, VideoError
 from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.runtimes.base import LoadedModel, infer_all
-from ivdr_deploy.runtimes.compare import compare_outputs, describe_failures
+from ivdr_deploy.runtimes.compare import TOLERANCE, compare_outputs, describe_failures
 
 
 @dataclass(kw_only=True, slots=True)
@@ -115,7 +115,9 @@ def _warm_up(
     found = infer_all(runtime, clips.video)
     if reference is None:
         return
-    parity = compare_outputs(infer_all(reference.runtime, clips.video), found, precision=runtime.precision)
+    # The other one may be the coarser of the two.
+    coarser = max(runtime.precision, reference.runtime.precision, key=lambda precision: TOLERANCE[precision])
+    parity = compare_outputs(infer_all(reference.runtime, clips.video), found, precision=coarser)
     if failures := describe_failures(parity):
         raise ParityError(
             f"{item.uri}: {runtime.description} does not compute what {reference.runtime.description} computes: "

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from ivdr_deploy._files import atomic_path
+from ivdr_deploy._text import one_line
 from ivdr_deploy.benchmarks.latency import Samples
 from ivdr_deploy.benchmarks.timing import speedup, summarise
 from ivdr_deploy.environment import environment_facts
@@ -91,9 +93,13 @@ def render_report(report: Mapping[str, Any]) -> Table:
     """Lay a report out for people."""
     facts = report["environment"]
     table = Table(
-        title=f"{report['model']} {report['model_version']}: {report['videos']} videos of "
-        f"{report['view_plan']}, {report['rounds']} rounds",
-        caption=f"{facts['cpu']}, {facts['cores']} cores, load {facts['load_average']}; nearest rank",
+        title=Text(
+            f"{report['model']} {report['model_version']}: {report['videos']} videos of "
+            f"{report['view_plan']}, {report['rounds']} rounds"
+        ),
+        caption=Text(
+            one_line(f"{facts['cpu']}, {facts['cores']} cores, load {facts['load_average']}; nearest rank")
+        ),
         title_justify="left",
         caption_justify="left",
     )
@@ -105,7 +111,7 @@ def render_report(report: Mapping[str, Any]) -> Table:
         names["reference_infer"] = f"infer, {report['reference']}"
     for stage, name in names.items():
         cells = (f"{report[f'{stage}_ms_{column}']:.1f}" for column in ("p50", "p95", "p99", "mean"))
-        table.add_row(name, *cells, end_section=stage in ("total", "reference_infer"))
+        table.add_row(Text(one_line(name)), *cells, end_section=stage in ("total", "reference_infer"))
     per_second = {
         "videos/s, decoding ahead": report["videos_per_s"],
         "videos/s, one after the other": report["videos_per_s_serial"],

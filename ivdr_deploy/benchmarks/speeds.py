@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from ivdr_deploy._text import one_line
 from ivdr_deploy.artifacts.bundle import Bundle, changed_bundle
 from ivdr_deploy.artifacts.speed import Speed, this_machine
 from ivdr_deploy.benchmarks.engines import Timing
@@ -94,16 +96,20 @@ def render_speeds(report: Mapping[str, Any]) -> Table:
     _, first = speeds[0]
     threads = f", {first['machine']['threads']} threads" if first["machine"]["threads"] else ""
     table = Table(
-        title=f"{report['model']} {report['model_version']}: {first['turns']} turns each, calls of {first['batch']} "
-        f"clip{'s' * (first['batch'] != 1)} of {'x'.join(map(str, first['clip_shape']))}",
-        caption=f"{first['machine']['processor']}{threads}, load {facts['load_average']} before",
+        title=Text(
+            f"{report['model']} {report['model_version']}: {first['turns']} turns each, calls of {first['batch']} "
+            f"clip{'s' * (first['batch'] != 1)} of {'x'.join(map(str, first['clip_shape']))}"
+        ),
+        caption=Text(
+            one_line(f"{first['machine']['processor']}{threads}, load {facts['load_average']} before")
+        ),
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("variant")
     for name in (f"times as fast as {first['reference']}", "95 %", "ms per clip"):
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     for name, speed in speeds:
         interval = f"{speed['low']:.2f} to {speed['high']:.2f}"
-        table.add_row(name, f"{speed['over_reference']:.2f}", interval, f"{speed['ms_per_clip']:.1f}")
+        table.add_row(Text(name), f"{speed['over_reference']:.2f}", interval, f"{speed['ms_per_clip']:.1f}")
     return table

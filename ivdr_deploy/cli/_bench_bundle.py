@@ -8,7 +8,8 @@ from pathlib import Path
 
 import typer
 
-from ivdr_deploy._console import console, done, print_json, progress
+from ivdr_deploy._console import console, done, print_json, print_text, progress
+from ivdr_deploy._text import as_file_name, quoted
 from ivdr_deploy.cli._options import decode_options, read_list, video_limits
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import DecoderName, Device
@@ -48,6 +49,11 @@ def bench_videos(
     with ExitStack() as stack:
         stack.enter_context(engine.runtime)
         other, missing = against or reference_id(artifact), ""
+        if against == engine.variant:
+            raise ConfigError(
+                f"{quoted(engine.variant)} would be compared with itself",
+                hint="name another one with --against, or leave it out to compare with the reference",
+            )
         reference = None
         if other and other != engine.variant:
             try:
@@ -57,22 +63,26 @@ def bench_videos(
                 if against:
                     raise
                 missing = f"not compared with {other}: {error}"
+        else:
+            missing = (
+                f"not compared: {engine.variant} is the reference" if other else "not compared: no reference"
+            )
         decode = decode_options(1, "process")
         predictor = stack.enter_context(VideoPredictor(engine, limits=limits, decoder=decoder, decode=decode))
         samples = measure(
             predictor, reference, listed, rounds=3 if rounds is None else rounds, track=progress
         )
         report = build_report(samples, engine=engine, reference=reference, threads=threads)
-    path = out or Path("build/bench") / f"{engine.name}-{engine.variant}.json"
+    path = out or Path("build/bench") / f"{as_file_name(engine.name)}-{as_file_name(engine.variant)}.json"
     write_report(report, path)
     if as_json:
         print_json(report)
     else:
         console.print(render_report(report))
         if missing:
-            console.print(missing, markup=False)
+            print_text(missing)
         for uri, code in samples.failed.items():
-            console.print(f"not timed: {uri} ({code})", markup=False)
+            print_text(f"not timed: {uri} ({code})")
         done(f"benchmark -> {path}", next_command=("ivdr", "show", artifact))
     if samples.failed:
         raise typer.Exit(1)
@@ -110,14 +120,14 @@ def bench_speeds(
     )
     kept = keep_speeds(bundle, timing, load_average=facts["load_average"])
     report = speed_report(bundle, timing, kept, left_out, facts)
-    written = out or Path("build/bench") / f"{bundle.manifest.name}-speeds.json"
+    written = out or Path("build/bench") / f"{as_file_name(bundle.manifest.name)}-speeds.json"
     write_report(report, written)
     if as_json:
         print_json(report)
         return
     console.print(render_speeds(report))
     for name, reason in left_out.items():
-        console.print(f"not timed: {name}: {reason}", markup=False)
+        print_text(f"not timed: {name}: {reason}")
     if facts["load_average"] > facts["cores"] / 2:
         console.print(
             f"other processes were running (load {facts['load_average']} on {facts['cores']} cores)"

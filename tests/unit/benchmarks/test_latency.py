@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bundles import make_tiny_checkpoint
+from bundles import make_tiny_checkpoint, reseal
 from videos import numbered_video
 
 from ivdr_deploy.benchmarks.latency import measure
@@ -113,6 +113,21 @@ def test_different_answers_are_not_timed(engine, videos, tmp_path):
     assert order == ["engine"]
 
 
+def test_the_coarser_of_two_variants_says_how_far_they_may_be_apart(
+    engine, torch, predictor, videos, monkeypatch
+):
+    """An fp32 variant differs from an int8 one by what 8 bits cost, whichever of the two is timed against the other."""
+    exact = torch.runtime.infer
+    monkeypatch.setattr(
+        torch.runtime, "infer", lambda video: {name: value * 1.05 for name, value in exact(video).items()}
+    )
+    monkeypatch.setattr(torch.runtime, "precision", "int8")
+    assert measure(predictor, torch, videos, rounds=1).videos == 2
+    monkeypatch.setattr(torch.runtime, "precision", "fp32")
+    with pytest.raises(ParityError):
+        measure(predictor, torch, videos, rounds=1)
+
+
 def test_a_list_without_a_usable_video_is_refused(predictor, torch, tmp_path):
     (tmp_path / "b.mp4").write_bytes(b"not a video at all")
 
@@ -137,6 +152,34 @@ def test_the_command_writes_a_report_and_prints_a_table(tiny_bundle, folder, tmp
     assert "not timed: b.mp4 (unreadable)" in shown
     assert "speed-up over the reference" in shown
     assert (report["videos"], report["videos_failed"], report["threads"]) == (2, 1, 1)
+
+
+def test_a_variant_is_not_compared_with_itself_and_a_bundle_does_not_say_where_to_write(
+    tiny_bundle_copy, folder, tmp_path, monkeypatch, capsys
+):
+    reseal(tiny_bundle_copy, name="../../../elsewhere")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    words = [
+        "bench",
+        str(tiny_bundle_copy),
+        "--data",
+        str(folder),
+        "--rounds",
+        "1",
+        "--variant",
+        "torch-fp32",
+    ]
+
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--against", "torch-fp32"])
+    assert caught.value.code == 2
+    assert "'torch-fp32' would be compared with itself" in capsys.readouterr().err
+
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "not compared: torch-fp32 is the reference" in capsys.readouterr().err
+    assert [path.name for path in Path("build/bench").iterdir()] == ["_.._.._elsewhere-torch-fp32.json"]
 
 
 def test_the_command_can_write_elsewhere_and_speak_json(tiny_bundle, folder, tmp_path, capsys):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from ivdr_deploy.benchmarks.latency import Samples
 from ivdr_deploy.benchmarks.report import build_report, render_report, write_report
+from ivdr_deploy.benchmarks.speeds import render_speeds
 from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.runtimes.loading import open_model
 
@@ -38,6 +40,27 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedModel]:
 @pytest.fixture
 def report(model: LoadedModel) -> dict:
     return build_report(SAMPLES, engine=model, reference=model, threads=2)
+
+
+NAME = "[/bold]m[red][a1::b2]"
+
+
+def test_names_in_reports_are_no_markup_to_the_tables(report):
+    """They come from manifests and addresses; rich raises for a tag that closes nothing, and swallows others."""
+    strange = {**report, "model": NAME, "view_plan": NAME, "reference": f"{NAME} x"}
+    machine = {"processor": NAME, "threads": 2}
+    speed = {"machine": machine, "turns": 9, "batch": 1, "clip_shape": (8, 8, 8, 3), "reference": NAME}
+    speed |= {"over_reference": 2.0, "low": 1.9, "high": 2.1, "ms_per_clip": 3.0}
+    speeds = {
+        "model": NAME,
+        "model_version": NAME,
+        "speeds": {NAME: speed},
+        "environment": report["environment"],
+    }
+    for table in (render_report(strange), render_speeds(speeds)):
+        console = Console(width=300, record=True, file=io.StringIO())
+        console.print(table)
+        assert console.export_text().count(NAME) >= 3
 
 
 def test_figures_follow_from_the_samples(report):
