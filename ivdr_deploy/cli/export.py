@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ivdr_deploy._console import console, done, print_json
+from ivdr_deploy._console import console, done, print_json, print_text
 from ivdr_deploy.cli._options import (
     VIDEOS_HELP,
     AllowContainerOption,
@@ -88,11 +89,12 @@ def export(
         compute_capabilities=compute_capability,
     )
     pairs = [(one, each) for one in engines or ["onnx"] for each in precision or ["fp32"]] if asked else []
-    steps = requests(pairs)
+    steps, left_out = requests(pairs), dict[str, str]()
     if everything:
         steps, reasons = buildable_steps(options)
-        for (one, each), reason in reasons.items():
-            console.print(f"left out: {one} {each}: {reason}", markup=False)
+        left_out = {f"{one} {each}": reason for (one, each), reason in reasons.items()}
+        for request, reason in left_out.items():
+            print_text(f"left out: {request}: {reason}")
     with console.status("exporting and comparing with the trained network"):
         if out is None:
             bundle = add_variants(source, steps, options)
@@ -106,7 +108,7 @@ def export(
                 steps=steps,
                 options=options,
             )
-    _report(bundle, out or source, as_json=as_json)
+    _report(bundle, out or source, left_out, as_json=as_json)
 
 
 def _check_target(source: Path, out: Path | None, *, asked: bool) -> None:
@@ -123,7 +125,7 @@ def _check_target(source: Path, out: Path | None, *, asked: bool) -> None:
         raise ConfigError("there is no folder to write the bundle to", hint="give one with -o BUNDLE")
 
 
-def _report(bundle: Bundle, path: Path, *, as_json: bool) -> None:
+def _report(bundle: Bundle, path: Path, left_out: Mapping[str, str], *, as_json: bool) -> None:
     """Say what was made and how far it is from the trained network, and what the bundle holds besides."""
     manifest = bundle.manifest
     made = [variant for variant in manifest.variants if variant.id in bundle.made]
@@ -135,6 +137,7 @@ def _report(bundle: Bundle, path: Path, *, as_json: bool) -> None:
                 "name": manifest.name,
                 "variants": [variant.id for variant in manifest.variants],
                 "made": [variant.id for variant in made],
+                "left_out": dict(left_out),
                 "unverified": [variant.id for variant in manifest.variants if not variant.verified],
             }
         )

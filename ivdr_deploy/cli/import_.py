@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ivdr_deploy._console import console, done, print_json
+from ivdr_deploy._console import console, done, print_json, print_text
 from ivdr_deploy.cli._options import JsonOption
 from ivdr_deploy.cli._tables import parity_table
 
@@ -56,9 +56,9 @@ def import_(
     console.print(parity_table(rows, "golden clips: difference from the imported network"))
     numbers = sum(math.prod(tensor.shape) for tensor in imported.tensors)
     console.print(f"{len(imported.tensors)} tensors, {numbers:,} numbers: all used, every shape as expected")
-    console.print(f"one clip: {describe_clip(manifest.clip)}; of a video: {manifest.view_plan}", markup=False)
+    print_text(f"one clip: {describe_clip(manifest.clip)}; of a video: {manifest.view_plan}")
     for what, text in manifest.provenance.origin.items():
-        console.print(f"{what}: {text}", style="dim", markup=False)
+        print_text(f"{what}: {text}", style="dim")
     judged = [variant.id for variant in manifest.variants if variant.parity]
     done(
         f"PASS: {', '.join(judged)}; {manifest.name} {manifest.version} with {len(manifest.labels)} labels -> {out}",

@@ -84,7 +84,7 @@ def test_precisions_are_added_to_a_bundle_in_place(
     ids = said["variants"]
     assert ids[:3] == ["torch-fp32", "onnx-fp32", "onnx-fp16"]
     assert ids[3] in ("onnx-int8-cpu", "onnx-int8-cpu-vnni")
-    assert (said["made"], said["unverified"]) == (ids[2:], [])
+    assert (said["made"], said["unverified"], said["left_out"]) == (ids[2:], [], {})
     code, _, stderr = ivdr("export", folder, "--precision", "fp16")
     assert code == 0, stderr
     # What was not run now is not passed now.
@@ -105,9 +105,12 @@ def test_precisions_are_added_to_a_bundle_in_place(
 @pytest.mark.exhaustive
 def test_all_says_what_it_leaves_out(ivdr, tiny_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    code, _, stderr = ivdr("export", folder, "--all", "--compute-capability", "8.6")
+    code, stdout, stderr = ivdr("export", folder, "--all", "--compute-capability", "8.6", "--json")
     assert code == 0, stderr
     assert "left out: onnx int8: int8 needs real videos" in stderr
+    left_out = json.loads(stdout)["left_out"]
+    assert left_out["onnx int8"] == "int8 needs real videos to calibrate with"
+    assert all(f"left out: {request}: {reason}" in stderr for request, reason in left_out.items())
     ids = [variant.id for variant in open_bundle(folder).manifest.variants]
     assert ids[-2:] == ["trt-fp32-sm86", "trt-fp16-sm86"] or "trt-fp16-sm86" in ids
 
