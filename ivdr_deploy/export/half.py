@@ -39,7 +39,8 @@ class HalfGraph:
     def __init__(self, half: onnx.ModelProto, full: onnx.ModelProto) -> None:
         self._half = onnx.shape_inference.infer_shapes(half)
         pairs = [[node for node in one.graph.node if node.op_type != "Cast"] for one in (half, full)]
-        if [node.op_type for node in pairs[0]] != [node.op_type for node in pairs[1]]:
+        kinds = [[(node.op_type, len(node.input)) for node in nodes] for nodes in pairs]
+        if kinds[0] != kinds[1]:
             raise UnlikeGraphsError("the exporter made another graph in half precision than in fp32")
         held = {tensor.name: tensor for tensor in half.graph.initializer}
         known = {tensor.name: tensor for tensor in full.graph.initializer}

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
@@ -17,7 +17,7 @@ from ivdr_deploy.errors import ParityError
 from ivdr_deploy.export import layers, onnx_steps
 from ivdr_deploy.export.bundle_export import add_variants, export_bundle
 from ivdr_deploy.export.calibration import Calibration
-from ivdr_deploy.export.half import HalfGraph
+from ivdr_deploy.export.half import HalfGraph, UnlikeGraphsError
 from ivdr_deploy.export.layers import fewest
 from ivdr_deploy.export.steps import StepOptions
 from ivdr_deploy.models.network import VideoModel
@@ -79,6 +79,56 @@ def test_a_layer_that_overflows_fp16_is_kept_in_fp32_and_named(
     assert convolutions.count(TensorProto.FLOAT16) == len(convolutions) - 2
     with open_model(folder, variant="onnx-fp16").runtime as runtime:
         assert runtime.precision == "fp16"
+
+
+def two_products(factor: float, kind: int) -> onnx.ModelProto:
+    """A graph that multiplies pixels by ``factor``, and that by a small number."""
+    nodes = [
+        helper.make_node("Cast", ["video"], ["pixels"], name="cast", to=kind),
+        helper.make_node("Mul", ["pixels", "factor"], ["large"], name="first"),
+        helper.make_node("Mul", ["large", "small"], ["product"], name="second"),
+        helper.make_node("Cast", ["product"], ["logits"], name="back", to=TensorProto.FLOAT),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(value, helper.tensor_dtype_to_np_dtype(kind)), name)
+        for name, value in (("factor", factor), ("small", 1e-3))
+    ]
+    video = helper.make_tensor_value_info("video", TensorProto.UINT8, ["batch", 1, 1, 1, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1, 1, 1, 3])
+    graph = helper.make_graph(nodes, "two products", [video], [logits], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("pixel", "factor", "kept"),
+    [
+        (255, 100.0, set()),
+        (255, 150.0, {"first", "second"}),  # 38250, more than half of what fp16 holds: other clips give more
+        (255, float("nan"), {"first", "second"}),
+        (0, 30000.0, set()),
+        (0, 40000.0, {"first"}),  # the constant alone
+    ],
+)
+def test_a_node_stays_in_fp32_for_what_it_makes_for_what_it_reads_and_for_its_constants(
+    pixel: int, factor: float, kept: set[str]
+) -> None:
+    graph = HalfGraph(two_products(factor, TensorProto.FLOAT16), two_products(factor, TensorProto.FLOAT))
+    assert graph.nodes == ["first", "second"]
+    assert graph.overflowing(np.full((2, 1, 1, 1, 3), pixel, np.uint8)) == kept
+
+
+def test_graphs_of_other_nodes_or_inputs_are_not_taken_for_one_network() -> None:
+    half, full = (two_products(100.0, kind) for kind in (TensorProto.FLOAT16, TensorProto.FLOAT))
+    for graph in (half, full):
+        graph.graph.node[2].op_type = "Max"
+    assert HalfGraph(half, full).nodes == ["first", "second"]
+    half.graph.node[2].input.append("factor")
+    with pytest.raises(UnlikeGraphsError):
+        HalfGraph(half, full)
+    full.graph.node[2].input.append("factor")
+    full.graph.node[1].op_type = "Add"
+    with pytest.raises(UnlikeGraphsError):
+        HalfGraph(half, full)
 
 
 def test_a_network_that_fits_fp16_keeps_no_layer(bundle: Path, tmp_path: Path) -> None:

@@ -209,6 +209,24 @@ def test_others_take_the_place_of_videos_that_cannot_calibrate(
     assert "calibration: " in caplog.text
 
 
+def test_clips_to_calibrate_on_come_from_the_end_of_a_list_as_from_its_beginning(
+    bundle: Path, videos: Path, tmp_path: Path
+) -> None:
+    """Lists are often in the order of their classes."""
+    for number in range(120):
+        shutil.copyfile(videos / f"{number // 60}.mp4", tmp_path / f"{number:03}.mp4")
+    clips = calibration_clips(calibration(tmp_path).calibration, open_bundle(bundle).manifest.clip)
+    alike = (clips == clips[0]).all(axis=(1, 2, 3, 4))
+    assert len(clips) == 48
+    assert 22 <= alike.sum() <= 26
+
+
+def test_a_list_without_end_of_what_cannot_be_used_is_given_up(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\n" + "\n".join(f"{number}.mp4" for number in range(2000)) + "\n")
+    with pytest.raises(DataError, match=r"gives 0 clips, .* \(480 of 480 videos cannot be used"):
+        calibration_clips(calibration(tmp_path / "list.csv").calibration, open_bundle(bundle).manifest.clip)
+
+
 def test_the_instruction_sets_of_this_processor_are_those_of_the_system() -> None:
     flags = Path("/proc/cpuinfo")
     if not flags.exists():

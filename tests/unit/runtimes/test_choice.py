@@ -200,6 +200,9 @@ def test_a_speed_of_another_machine_or_number_of_threads_is_not_used(bundle: Bun
     slow, fast = (timed(bundle, name, over, here) for name, over in (("onnx-fp32", 1.0), ("torch-fp32", 9.0)))
     assert chosen(bundle, slow, fast, threads=here.threads + 1)[0] == "onnx-fp32"
     assert chosen(bundle, slow, fast, threads=here.threads)[0] == "torch-fp32"
+    # Nor one of calls with more clips, which tell more of how busy a processor is kept than of how fast it is.
+    assert fast.speed is not None
+    assert chosen(bundle, slow, replace(fast, speed=replace(fast.speed, batch=8)))[0] == "onnx-fp32"
     # Where the first in the order was never timed there is nothing to compare with.
     assert chosen(bundle, replace(slow, speed=None), fast)[0] == "onnx-fp32"
 

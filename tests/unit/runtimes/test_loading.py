@@ -7,13 +7,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from bundles import TINY_CLIP, TINY_LABELS, TINY_PLAN, make_tiny_checkpoint
+from bundles import TINY_CLIP, TINY_LABELS, TINY_PLAN, make_tiny_checkpoint, reseal
 from requirements import missing
 
 from ivdr_deploy._files import sha256_file
 from ivdr_deploy._optional import import_onnxruntime
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
 from ivdr_deploy.errors import (
     ArtifactError,
+    CheckpointError,
     ClipShapeError,
     ClosedError,
     ConfigError,
@@ -210,6 +212,31 @@ def test_onnx_without_our_metadata_is_refused(tiny_bundle: Path, tmp_path: Path)
 def test_an_onnx_file_of_another_contract_is_refused_by_name(tiny_bundle: Path) -> None:
     with pytest.raises(ContractMismatchError, match="mean:"):
         OrtRuntime(tiny_bundle / "model.onnx", clip=replace(TINY_CLIP, mean=(0.5, 0.5, 0.5)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_file_under_the_manifest_of_another_model_is_refused_by_every_runtime(
+    tiny_bundle_copy: Path, variant: str
+) -> None:
+    """Outputs that agree to the last bit would have the wrong names, or come of the wrong pixels."""
+    reseal(tiny_bundle_copy, labels=tuple(reversed(TINY_LABELS)))
+    with pytest.raises(ArtifactError, match="not the same in this order: number 0 is"):
+        open_model(tiny_bundle_copy, variant=variant)
+    other = replace(TINY_CLIP, mean=(0.5, 0.5, 0.5))
+    reseal(tiny_bundle_copy, labels=TINY_LABELS, clip=other, contract_hash=other.contract_hash)
+    with pytest.raises(ContractMismatchError, match="mean:"):
+        open_model(tiny_bundle_copy, variant=variant)
+
+
+def test_a_checkpoint_that_gives_no_numbers_is_refused_by_name(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(make_tiny_checkpoint(tmp_path / "tiny.safetensors"))
+    with torch.no_grad():
+        checkpoint.model.classifier.linear.weight[0, 0] = float("nan")
+    save_checkpoint(
+        tmp_path / "nan.safetensors", model=checkpoint.model, info=checkpoint.info, golden=checkpoint.golden
+    )
+    with pytest.raises(CheckpointError, match="gives NaN or infinity in logits on its golden clips"):
+        open_model(tmp_path / "nan.safetensors")
 
 
 def test_a_missing_output_is_refused(tiny_bundle: Path) -> None:
