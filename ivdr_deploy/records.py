@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -82,6 +83,21 @@ def require_plain(what: str, *names: str, most: int = NAMED) -> None:
     for name in names:
         if not is_plain(name, most=most):
             raise ConfigError(f"the {what} is {quoted(name)}, expected one line of 1 to {most} characters")
+
+
+def require_servable(name: str, version: str) -> None:
+    """Refuse a name or version that cannot be a part of a URL, or would lead a file to another folder.
+
+    Raises:
+        ConfigError: names which of the two.
+    """
+    for what, value, option in (("name", name, "--name"), ("version", version, "--model-version")):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
+            raise ConfigError(
+                f"the model's {what} {quoted(value)} cannot be served under a URL",
+                hint="use letters, digits, '_', '-' and '.', beginning with a letter or digit; give it with "
+                + option,
+            )
 
 
 def json_schema(cls: type) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,6 @@ from pathlib import Path
 
 from ivdr_deploy import __version__
 from ivdr_deploy._files import try_beside
-from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.bundle import (
     Bundle,
     Draft,
@@ -29,9 +27,9 @@ from ivdr_deploy.artifacts.checkpoint import Checkpoint, load_checkpoint
 from ivdr_deploy.artifacts.golden import GOLDEN_FILE, GOLDEN_PLAN, Golden, write_golden
 from ivdr_deploy.artifacts.golden_video import make_golden_videos
 from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputSpec, Variant
-from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, REFERENCE_ID
 from ivdr_deploy.export.steps import STEPS, Request, StepOptions, plan_steps
+from ivdr_deploy.records import require_servable
 from ivdr_deploy.runtimes.compare import reference_outputs
 from ivdr_deploy.spec import OUTPUT_NAMES, CheckpointInfo, Provenance
 from ivdr_deploy.video.clips import load_clips
@@ -106,8 +104,7 @@ def prepare_export(out: Path, *, name: str | None, version: str) -> str:
         OSError: if it cannot be written.
     """
     name = name or out.name
-    _check_name("name", name)
-    _check_name("version", version)
+    require_servable(name, version)
     check_replaceable(out)
     if out.parent.is_dir():
         try_beside(out)
@@ -200,12 +197,3 @@ def _with_export_versions(provenance: Provenance) -> Provenance:
 
 def _installed(name: str) -> str:
     return str(importlib.import_module(name).__version__)
-
-
-def _check_name(what: str, value: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
-        raise ConfigError(
-            f"the model's {what} {quoted(value)} cannot be served under a URL",
-            hint="use letters, digits, '_', '-' and '.', beginning with a letter or digit; give it with "
-            + ("--name" if what == "name" else "--model-version"),
-        )

@@ -15,6 +15,7 @@ from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, load_manifest
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.errors import ArtifactError, DrainingError, OptionError, VideoOpenError
 from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.records import require_servable
 from ivdr_deploy.results import Outcome, VideoResult
 from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.runtimes.loading import open_model
@@ -87,12 +88,14 @@ class InferenceService:
         Raises:
             ArtifactError: if the bundle is damaged, was exported by an incompatible ``ivdr_deploy``, or its golden
                 clips or videos do not agree.
-            ConfigError: if the settings do not fit the bundle.
+            ConfigError: if the settings do not fit the bundle, or its name or version cannot be served.
             VideoError: if the decode workers do not work.
         """
         source = bundle / MANIFEST_FILE
         if source.is_file():
-            _check_version(load_manifest(source).ivdr_version)
+            manifest = load_manifest(source)
+            _check_version(manifest.ivdr_version)
+            require_servable(manifest.name, manifest.version)
         model = open_model(bundle, variant=settings.variant, device=settings.device, threads=settings.threads)
         try:
             service = cls(model, settings, metrics=metrics)

@@ -23,6 +23,7 @@ from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, ArtifactManifest, read_manifest
 from ivdr_deploy.environment import engine_threads
 from ivdr_deploy.errors import ArtifactError, MissingDependencyError
+from ivdr_deploy.records import require_servable
 from ivdr_deploy.runtimes.registry import REGISTRY
 from ivdr_deploy.runtimes.variants import choose_variant
 from ivdr_deploy.serving.torchserve.settings import (
@@ -78,7 +79,7 @@ def build_archive(
         ArtifactError: if the bundle is damaged or lacks the variant, the variant is not verified, or the archive holds
             something else.
         EngineIncompatibleError: if the settings leave the variant open and no verified one runs here.
-        ConfigError: if the bundle's view plan takes more clips than a request may cost.
+        ConfigError: if its name or version cannot be served, or its view plan takes more clips than a request may cost.
         MissingDependencyError: if a package of the extra ``torchserve`` is not installed.
         OSError: if a file cannot be written; a full disk is named by its folder, the system's temporary one included.
     """
@@ -89,6 +90,7 @@ def build_archive(
         )
     opened = open_bundle(bundle)
     name, service = opened.manifest.name, settings.service
+    require_servable(name, opened.manifest.version)
     service.view_plan(opened.manifest.view_plan)  # refused here, not by every worker
     variant, device, reason = choose_variant(
         opened,

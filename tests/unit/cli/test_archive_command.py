@@ -6,10 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bundles import reseal
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.manifest import write_manifest
 from ivdr_deploy.cli import main
+from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.serving.core.service import InferenceService
+from ivdr_deploy.serving.core.settings import ServiceSettings
 from ivdr_deploy.serving.torchserve.archive import open_archive
 
 Run = Callable[..., tuple[int, str, str]]
@@ -57,6 +61,21 @@ def test_variant_that_is_not_there_is_one_line(ivdr: Run, tiny_bundle: Path, tmp
     assert code == 5
     assert "no variant 'onnx-int8'" in stderr
     assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": "../../elsewhere"}, {"name": "{path}"}, {"version": "1/../../x"}]
+)
+def test_a_bundle_does_not_say_where_its_archive_lies_or_what_else_answers(
+    ivdr: Run, tiny_bundle_copy: Path, tmp_path: Path, change: dict[str, str]
+) -> None:
+    reseal(tiny_bundle_copy, **change)
+    store = tmp_path / "a" / "b" / "store"
+    code, _, stderr = ivdr("archive", tiny_bundle_copy, "--model-store", store)
+    assert (code, "cannot be served under a URL" in stderr) == (2, True)
+    assert not list(tmp_path.rglob("*.mar"))
+    with pytest.raises(ConfigError, match="cannot be served under a URL"):
+        InferenceService.open(tiny_bundle_copy, ServiceSettings())
 
 
 def test_variant_that_is_not_verified_is_packed_on_request_only(
