@@ -152,6 +152,26 @@ def test_a_decoder_that_gives_other_pictures_is_refused(
     open_model(tiny_bundle, decoder=other).runtime.close()
 
 
+@pytest.mark.parametrize(("levels", "taken"), [(2, True), (3, False)])
+def test_a_decoder_is_refused_for_little_more_than_sound_ones_differ_by(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, levels: int, taken: bool
+) -> None:
+    """Sound decoders differ by 1.6 levels at most; one pixel aside is 3.0, another colour matrix 3.7."""
+    to_rgb = READERS["pyav"].to_rgb
+
+    def brighter(self: VideoReader, frame: Any, size: tuple[int, int]) -> np.ndarray:
+        return np.clip(to_rgb(self, frame, size).astype(int) + levels, 0, 255).astype(np.uint8)
+
+    monkeypatch.setattr(READERS["pyav"], "to_rgb", brighter)
+    if taken:
+        assert all(1.9 < value <= 2.0 for value in open_model(tiny_bundle).decode_mean_diff.values())
+        return
+    with pytest.raises(
+        GoldenMismatchError, match=r"golden_h264\.mp4 by 3\.0, golden_mpeg4\.avi by 3\.0 \(tolerance 2\.5\)"
+    ):
+        open_model(tiny_bundle)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a video", None], ids=["empty", "text", "another"])
 def test_golden_videos_that_do_not_belong_are_no_bad_video(
     tiny_bundle_copy: Path, content: bytes | None
