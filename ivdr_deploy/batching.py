@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ivdr_deploy._text import said
 from ivdr_deploy.errors import ClosedError, InferenceError, IvdrError, ResourceError
 from ivdr_deploy.spec import MAX_BATCH
 
@@ -189,7 +190,9 @@ class ClipBatcher:
             outputs = self._call(video)
         except Exception as error:  # noqa: BLE001  # whatever a runtime raises belongs to whoever waits
             if len(taken) > 1:
-                _log.warning("a call with %d videos failed (%s); each is run alone", len(taken), error)
+                _log.warning(
+                    "a call with %d videos failed (%s); each is run alone", len(taken), said(error, most=200)
+                )
                 for item in taken:
                     self._answer([item])
             else:
@@ -220,5 +223,6 @@ def _as_ours(error: Exception) -> IvdrError:
     if isinstance(error, IvdrError):
         return error
     _log.error("the network failed", exc_info=error)
-    reason = " ".join(str(error).split())[:200]
-    return InferenceError(f"the network failed on this video ({type(error).__name__}: {reason})")
+    return InferenceError(
+        f"the network failed on this video ({type(error).__name__}: {said(error, most=200)})"
+    )

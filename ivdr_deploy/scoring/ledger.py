@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, said
 from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE as LEDGER_FILE
 from ivdr_deploy.errors import ConfigError, DataError, FolderError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.scoring.index import INDEX_FILE
-from ivdr_deploy.scoring.plan import TABLE_VERSION, RunPlan
+from ivdr_deploy.scoring.plan import TABLE_VERSION, RunPlan, name_differences
 from ivdr_deploy.scoring.shard import shard_names, shard_plan
 from ivdr_deploy.scoring.store import Store, damaged
 
@@ -43,7 +43,7 @@ def claim_run(store: Store, plan: RunPlan) -> None:
         try:
             differences = from_dict(RunPlan, theirs, where="plan").differences(plan)
         except (ConfigError, RecursionError) as error:
-            raise damaged(where, f"it does not say what its rows are of: {str(error)[:200]}") from error
+            raise damaged(where, f"it does not say what its rows are of: {said(error, most=200)}") from error
         raise _another_run(store, differences)
     if not shards:
         store.remove(INDEX_FILE)  # of another run, or of nobody knows which
@@ -53,9 +53,8 @@ def claim_run(store: Store, plan: RunPlan) -> None:
 
 
 def _another_run(store: Store, differences: Mapping[str, str]) -> FolderError:
-    named = "; ".join(f"{name}: {values}" for name, values in differences.items())
     return FolderError(
-        f"{store} holds the scores of another run ({named})",
+        f"{store} holds the scores of another run ({name_differences(differences)})",
         hint="choose another folder with -o, or delete this one if its scores are not needed",
     )
 
@@ -73,7 +72,7 @@ def read_ledger(store: Store) -> Ledger:
         ledger = from_dict(Ledger, values, where=path)
         run_id = ledger.plan.run_id
     except (ValueError, RecursionError, ConfigError) as error:
-        raise DataError(f"the ledger {path} is damaged ({str(error)[:300]})", hint=hint) from error
+        raise DataError(f"the ledger {path} is damaged ({said(error, most=300)})", hint=hint) from error
     if ledger.run_id != run_id:
         raise DataError(
             f"{path} was changed: it names run {quoted(ledger.run_id)}, expected {run_id}",

@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import cut, one_line, quoted
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import ViewPlan, canonical_json
 
 TABLE_VERSION = 5
 """Raised whenever the columns, their meaning or what a shard says about itself change; 5: keys spell size and time."""
+
+_NAMED = 50
+"""Settings that a message names, more than a plan has."""
 
 VECTOR_OUTPUTS = ("feature", "inter", "intra")
 """Outputs that can be stored beside the labels."""
@@ -98,6 +101,13 @@ class RunPlan:
         }
 
 
+def name_differences(differences: Mapping[str, str]) -> str:
+    """Name the settings of ``RunPlan.differences`` on one line; a file that somebody made may have any number."""
+    named = [f"{cut(name, 60)}: {values}" for name, values in differences.items()]
+    more = f"; and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return one_line("; ".join(named[:_NAMED])) + more
+
+
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Spell nested tables with dots."""
     flat: dict[str, Any] = {}
@@ -113,4 +123,4 @@ def _short(value: Any) -> str:
     text = str(value) if value not in ("", ()) else "none"
     if re.fullmatch("[0-9a-f]{64}", text):
         return text[:12]
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return one_line(cut(text, 60))

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from ivdr_deploy.errors import DeviceError
 from ivdr_deploy.scoring.attempts import Journal
-from ivdr_deploy.scoring.plan import RunPlan
+from ivdr_deploy.scoring.plan import RunPlan, name_differences
 from ivdr_deploy.scoring.shard import Shard
 from ivdr_deploy.scoring.stage import Row
 from ivdr_deploy.scoring.supervisor import Supervisor
@@ -71,9 +71,7 @@ class Several:
             if differ := self.plan.differences(engine.plan):
                 self.close()
                 raise DeviceError(
-                    "the devices differ ("
-                    + "; ".join(f"{name}: {values}" for name, values in differ.items())
-                    + ")",
+                    f"the devices differ ({name_differences(differ)})",
                     hint="one table holds the rows of one kind of device: score on each kind into a folder of its own, "
                     "with --shard",
                 )

@@ -18,6 +18,7 @@ from ivdr_deploy.decoding import GRACE_SECONDS
 from ivdr_deploy.errors import FolderError, ResourceError, VideoCrashError, VideoTimeoutError
 from ivdr_deploy.scoring.attempts import ALONE_ENDS, UNSEEN_ENDS, Journal
 from ivdr_deploy.scoring.inputs import Input
+from ivdr_deploy.scoring.plan import name_differences
 from ivdr_deploy.scoring.process import Worker
 from ivdr_deploy.scoring.shard import Shard
 from ivdr_deploy.scoring.stage import Group, Row, failed_row
@@ -247,8 +248,6 @@ class Supervisor:
         self._worker = Worker(self._task)
         if differ := self.plan.differences(self._worker.opened.plan):
             raise FolderError(
-                f"{self._task.artifact} was changed while it was scored with ("
-                + "; ".join(f"{name}: {values}" for name, values in differ.items())
-                + ")",
+                f"{self._task.artifact} was changed while it was scored with ({name_differences(differ)})",
                 hint="one table holds the rows of one model: put the former one back, or score into another folder",
             )

@@ -32,7 +32,7 @@ class Network:
         self.entered.set()
         assert self.released.wait(20)
         if 13 in values:
-            raise RuntimeError("unlucky " + "x" * 1000)
+            raise RuntimeError("unlucky \x1b[31m\r" + "x" * 1000)
         if 99 in values:
             raise EngineIncompatibleError("gone")
         return {"logits": np.stack([values, -values], axis=1), "feature": values[:, None] * 2}
@@ -97,6 +97,7 @@ def test_a_failing_call_is_run_again_video_by_video() -> None:
     assert futures[3].result().outputs["feature"].tolist() == [[8.0]]
     assert network.calls == [[1], [2, 13, 4], [2], [13], [4]]
     assert "RuntimeError: unlucky" in str(errors[2])
+    assert str(errors[2]).isprintable()
     assert len(str(errors[2])) < 400
 
 

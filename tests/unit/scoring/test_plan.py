@@ -6,7 +6,7 @@ import pytest
 import run_plans
 
 from ivdr_deploy.errors import ConfigError
-from ivdr_deploy.scoring.plan import ScoreOptions
+from ivdr_deploy.scoring.plan import ScoreOptions, name_differences
 from ivdr_deploy.spec import ViewPlan
 
 PLAN = replace(run_plans.PLAN, top_k=5, limits={"max_bytes": 100})
@@ -53,6 +53,16 @@ def test_a_difference_is_short_and_names_the_setting():
         "runtime": f"{PLAN.runtime}, not {'x' * 60}...",
         "limits.max_bytes": "100, not 99",
     }
+
+
+def test_a_ledger_that_somebody_made_does_not_fill_a_message():
+    made = replace(PLAN, runtime="a\x1b[31m\nb", limits={"x" * 200 + str(i): 1 for i in range(500)})
+    found = PLAN.differences(made)
+    assert found["runtime"].endswith("not a\\u001b[31m\\u000ab")
+    named = name_differences(found)
+    assert named.endswith(f"; and {len(found) - 50} more")
+    assert len(named) < 8000
+    assert name_differences({"top_k": "1, not 2"}) == "top_k: 1, not 2"
 
 
 def test_options_refuse_what_is_no_output():
