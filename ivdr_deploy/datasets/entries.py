@@ -46,6 +46,9 @@ _NAMED = 3
 _SIMPLE = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_. -]*/)*[A-Za-z0-9_-][A-Za-z0-9_. -]*")
 """Relative paths that mean what is written, in every locale."""
 
+_LONGEST = 1 << 20
+"""Characters of a line of a list, far more than one has: a file that is no list may have no line ends."""
+
 _LOOKED_AT = 4096
 """Bytes at the beginning of a list file that tell whether it is text."""
 
@@ -186,10 +189,10 @@ def open_list(source: Path) -> Iterator[BinaryIO]:
                 yield stream
             except DataError as error:
                 if _written(stream) != before:  # what is wrong in it may be no more than half of a line
-                    raise _changing(source) from error
+                    raise changing(source) from error
                 raise
             if _written(stream) != before:
-                raise _changing(source)
+                raise changing(source)
     except OSError as error:
         if error.errno is None:  # not of the system: what a reader says of what is in the file
             raise
@@ -202,7 +205,8 @@ def _written(stream: BinaryIO) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _changing(source: Path) -> DataError:
+def changing(source: Path) -> DataError:
+    """Return the error for a list file that was written to while it was read."""
     return DataError(
         f"{source} was written to while it was read, so that what was read of it may not be whole",
         hint="run the command again when it is written; a list that is renamed into its place is always whole",
@@ -210,11 +214,11 @@ def _changing(source: Path) -> DataError:
 
 
 @contextmanager
-def open_text(source: Path, *, newline: str | None = None) -> Iterator[TextIO]:
-    """Open a list file as UTF-8; bytes in it that are not become lone surrogates, since paths may hold any.
+def open_text(source: Path, *, newline: str | None = None) -> Iterator[Iterator[str]]:
+    """Yield the lines of a list file as UTF-8; bytes that are not become lone surrogates, since paths may hold any.
 
     Raises:
-        DataError: if it cannot be read, is no text, or was written to meanwhile.
+        DataError: if it cannot be read, is no text, has a line of megabytes, or was written to meanwhile.
     """
     with open_list(source) as stream:
         if b"\0" in stream.read(_LOOKED_AT):
@@ -224,8 +228,17 @@ def open_text(source: Path, *, newline: str | None = None) -> Iterator[TextIO]:
             )
         stream.seek(0)
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
-        yield text
+        yield _lines(text, source)
         text.detach()  # it would close the file
+
+
+def _lines(text: TextIO, source: Path) -> Iterator[str]:
+    while line := text.readline(_LONGEST):
+        if len(line) == _LONGEST:
+            raise DataError(
+                f"{source} has a line of more than {_LONGEST} characters", hint=f"expected {FORMATS}"
+            )
+        yield line
 
 
 def some(values: Iterable[str], count: int | None = None) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 from ivdr_deploy._text import as_text, quoted
-from ivdr_deploy.datasets.entries import Entry, Omissions, Root, listed, open_text, some
+from ivdr_deploy.datasets.entries import Entry, Omissions, Root, changing, listed, open_text, some
 from ivdr_deploy.datasets.text import read_text
 from ivdr_deploy.errors import DataError
 
@@ -56,12 +57,13 @@ def hmdb_files(source: Path) -> list[Path]:
         splits = sorted({match["split"] for _, match in matches})
         if len(splits) > 1:
             raise DataError(
-                f"{source} holds the splits {', '.join(splits)} of HMDB51; expected one",
+                f"{source} holds the splits {some(splits)} of HMDB51; expected one",
                 hint=f"choose one by its name: '{source}/*_test_split{splits[0]}.txt'",
             )
         return [path for path, _ in matches]
     if source.name.startswith("*") and _HMDB.fullmatch(source.name):
-        return sorted(source.parent.glob(source.name))
+        found = sorted(source.parent.iterdir()) if source.parent.is_dir() else []
+        return [path for path in found if _HMDB.fullmatch(path.name) and fnmatchcase(path.name, source.name)]
     return [source] if _HMDB.fullmatch(source.name) else []
 
 
@@ -110,14 +112,16 @@ def read_ucf(source: Path, root: Path) -> Iterator[Entry]:
     Raises:
         DataError: if a number is not in the index, or the folder is another class than the number says.
     """
-    entries = list(read_text(source, root))
-    if not all(entry.label is None or _CLASS_NUMBER.fullmatch(entry.label) for entry in entries):
-        yield from entries
+    # Read twice, since it may be too long to be held.
+    if not all(map(_is_ucf_entry, read_text(source, root))):
+        yield from read_text(source, root)
         return
     index = source.parent / CLASS_INDEX
     indexed = index.is_file()
     names = class_names(index) if indexed else {}
-    for entry in entries:
+    for entry in read_text(source, root):
+        if not _is_ucf_entry(entry):
+            raise changing(source)
         number = None if entry.label is None else str(int(entry.label))
         folder = entry.path.parent.name if "/" in entry.uri else None
         if number is not None and not indexed and folder and folder not in names.values():
@@ -134,6 +138,10 @@ def read_ucf(source: Path, root: Path) -> Iterator[Entry]:
                 hint=f"{CLASS_INDEX} beside the list says which number is which class",
             )
         yield entry._replace(label=label)
+
+
+def _is_ucf_entry(entry: Entry) -> bool:
+    return entry.label is None or _CLASS_NUMBER.fullmatch(entry.label) is not None
 
 
 def is_kinetics(header: Collection[str]) -> bool:

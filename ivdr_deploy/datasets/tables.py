@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ivdr_deploy._optional import import_pyarrow
-from ivdr_deploy._text import quoted, reason_of
+from ivdr_deploy._text import quoted, quoted_few, said
 from ivdr_deploy.datasets.entries import Entry, Root, listed, open_list, open_text
 from ivdr_deploy.datasets.official import ClassFolders, is_kinetics, kinetics_entry
 from ivdr_deploy.datasets.text import is_blank_separated, read_text
@@ -71,14 +71,17 @@ def read_parquet(source: Path, root: Path) -> Iterator[Entry]:
         # An open file, because a name such as scores:1 would be taken for a URI.
         with open_list(source) as stream, pa.parquet.ParquetFile(stream) as file:
             names = file.schema_arrow.names
+            wanted = [name for name in ("path", "label", "group") if name in names]
+            if twice := [name for name in wanted if names.count(name) > 1]:
+                raise DataError(
+                    f"{source} has the column {quoted_few(twice)} more than once; expected each once"
+                )
             if "path" not in names:
                 raise DataError(
                     f"{source} has the columns {quoted(', '.join(names))}; expected path, and label if there are labels"
                 )
             row, base, place = 0, Root(root), f"{source}: row"
-            for batch in file.iter_batches(
-                columns=[name for name in ("path", "label", "group") if name in names]
-            ):
+            for batch in file.iter_batches(columns=wanted):
                 for values in batch.to_pylist():
                     row += 1
                     path = values.pop("path")
@@ -89,12 +92,12 @@ def read_parquet(source: Path, root: Path) -> Iterator[Entry]:
                             f"{place} {row} is {quoted({'path': path, **values})}; "
                             "expected text in path, label and group"
                         )
-                    said = {name: "" if value is None else str(value) for name, value in values.items()}
+                    texts = {name: "" if value is None else str(value) for name, value in values.items()}
                     if not (written := path.strip(" \t")):
                         raise DataError(f"{place} {row} has no path")
-                    yield listed(base, written, said.get("label"), place, row, group=said.get("group"))
+                    yield listed(base, written, texts.get("label"), place, row, group=texts.get("group"))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source} cannot be read as Parquet ({reason_of(error, most=100)})") from error
+        raise DataError(f"{source} cannot be read as Parquet ({said(error)})") from error
 
 
 def _bad_row(where: str, row: list[str], header: list[str]) -> DataError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lists import entries, refusal, touch, write
 
-from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.datasets.lists import VideoStream, read_video_list
 from ivdr_deploy.errors import DataError
 
 
@@ -48,6 +48,21 @@ def test_hmdb_folder_of_one_split_is_a_list_and_of_two_is_refused(hmdb: Path) ->
     assert sum(entry.count for entry in videos.left_out) == 4
 
 
+def test_hmdb_pattern_takes_what_is_named_like_its_files_and_nothing_else(hmdb: Path) -> None:
+    write(hmdb / "_test_split1.txt", "no class\n")
+    assert read_video_list(hmdb / "*_test_split1.txt").labels == ("brush_hair", "clap")
+    assert read_video_list(hmdb / "**p_test_split1.txt").labels == ("clap",)
+    assert "no list of videos at" in refusal(hmdb / "absent" / "*_test_split1.txt")
+
+
+def test_hmdb_folder_of_many_splits_does_not_fill_the_message(tmp_path: Path) -> None:
+    for split in range(300):
+        write(tmp_path / f"clap_test_split{split}.txt", "a.avi 1\n")
+    message = refusal(tmp_path)
+    assert "and 297 more of HMDB51" in message
+    assert len(message) < 500
+
+
 def test_hmdb_line_of_another_form_is_refused(tmp_path: Path) -> None:
     assert "line 1 is 'a.avi 3'" in refusal(write(tmp_path / "clap_test_split1.txt", "a.avi 3\n"))
 
@@ -68,6 +83,15 @@ def test_ucf_numbers_are_those_of_the_index_and_the_test_list_has_the_folders(uc
     test = read_video_list(ucf / "testlist01.txt", root="/data")
     assert test.labels == ("ApplyEyeMakeup", "Archery")
     assert test.items[0].path == Path("/data/Archery/v_Archery_g01_c01.avi")
+
+
+def test_ucf_list_is_read_as_it_is_gone_through_and_not_held(ucf: Path) -> None:
+    videos = iter(VideoStream(ucf / "trainlist01.txt"))
+    assert next(videos).label == "Archery"
+    with (ucf / "trainlist01.txt").open("a") as stream:
+        stream.write("Archery/v_Archery_g09_c01.avi 2\n")
+    with pytest.raises(DataError, match="was written to while it was read"):
+        list(videos)
 
 
 def test_ucf_without_an_index_takes_the_folders(ucf: Path) -> None:

@@ -98,3 +98,10 @@ def test_unusable_parquet_is_refused(tmp_path: Path) -> None:
     assert "row 2 is" in refusal(write_parquet(tmp_path / "b.parquet", path=["a", None]))
     assert "expected text" in refusal(write_parquet(tmp_path / "c.parquet", path=["a"], label=[0.5]))
     assert "cannot be read as Parquet" in refusal(write(tmp_path / "d.parquet", "no table"))
+
+
+def test_a_column_that_is_there_twice_is_refused_in_both_forms(tmp_path: Path) -> None:
+    assert "'path,label,label'" in refusal(write(tmp_path / "a.csv", "path,label,label\na,b,c\n"))
+    twice = pa.Table.from_arrays([pa.array(["a"])] * 3, names=["path", "label", "label"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    assert "has the column 'label'" in refusal(tmp_path / "a.parquet")

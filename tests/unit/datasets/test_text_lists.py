@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lists import entries, write
+from lists import entries, refusal, write
 
 from ivdr_deploy.datasets.lists import read_video_list
 
@@ -60,3 +60,12 @@ def test_a_tab_ends_a_path_without_a_suffix(tmp_path: Path) -> None:
     assert entries(read_video_list(write(tmp_path / "a.txt", "clip_1\tsit down\n"))) == [
         ("clip_1", "sit down")
     ]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a_test_split1.txt", "classInd.txt"])
+def test_a_file_without_line_ends_is_not_read_whole(tmp_path: Path, name: str) -> None:
+    """There are files of many gigabytes that begin like text."""
+    path = write(tmp_path / name, "path,label\n" * (name == "a.csv") + "x," * (1 << 20))
+    if name == "classInd.txt":
+        path = write(tmp_path / "trainlist01.txt", "Sit/a.avi 1\n")
+    assert "has a line of more than 1048576 characters" in refusal(path)
