@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any, Self
 
 from ivdr_deploy._optional import require
-from ivdr_deploy.errors import ConfigError, FolderError
+from ivdr_deploy.errors import ConfigError, FolderError, IvdrError
 from ivdr_deploy.scoring.attempts import Journal
-from ivdr_deploy.scoring.plan import RunPlan
+from ivdr_deploy.scoring.plan import RunPlan, name_differences
 from ivdr_deploy.scoring.shard import Shard
 from ivdr_deploy.scoring.stage import Row
 from ivdr_deploy.scoring.store import open_store
@@ -82,7 +82,11 @@ class RayEngine:
     def run(
         self, shards: Iterator[Shard], *, journal: Journal, scored: Callable[[], object]
     ) -> Iterator[tuple[Shard, list[Row] | None]]:
-        """Yield each shard when an actor has committed it; the list is gone through before the first is begun."""
+        """Yield each shard when an actor has committed it; the list is gone through before the first is begun.
+
+        Raises:
+            IvdrError, OSError: what an actor met, such as a full disk.
+        """
         data = self._ray.data
         # Packed: there may be millions of inputs.
         items = [{"shard": pickle.dumps(found_everywhere(shard))} for shard in shards]
@@ -96,6 +100,8 @@ class RayEngine:
             num_gpus=self._gpus,
         )
         for row in done.iter_rows():
+            if row["failed"]:
+                raise pickle.loads(row["failed"])
             shard: Shard = pickle.loads(row["shard"])
             for _ in shard.inputs:
                 scored()
@@ -132,23 +138,27 @@ class _Actor:
 
     def __init__(self, task: Task, where: str, plan: RunPlan) -> None:
         self._engine = Supervisor(task)
-        if named := "; ".join(
-            f"{name}: {values}" for name, values in plan.differences(self._engine.plan).items()
-        ):
+        if differ := plan.differences(self._engine.plan):
             raise FolderError(
-                f"the nodes of the cluster differ ({named})", hint="install the same on every node"
+                f"the nodes of the cluster differ ({name_differences(differ)})",
+                hint="install the same on every node",
             )
         self._store = open_store(where)
         self._table = ScoreTable(self._store, plan, manifest=self._engine.manifest)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        shard: Shard = pickle.loads(item["shard"])
+        try:
+            self._score(pickle.loads(item["shard"]))
+        except (IvdrError, OSError) as error:  # as a value: Ray writes into the exceptions that it passes on
+            return {**item, "failed": pickle.dumps(error)}
+        return {**item, "failed": b""}
+
+    def _score(self, shard: Shard) -> None:
         if not self._store.has(shard.name):  # an actor before this one may have died just after it
             journal = Journal(self._store)
             for done, rows in self._engine.run(iter([shard]), journal=journal, scored=lambda: None):
                 self._table.write(done, rows)
                 journal.forget(done)
-        return item
 
 
 def actor_shares(nodes: Sequence[Mapping[str, float]], wanted: int, *, gpus: int) -> tuple[int, int]:

@@ -118,6 +118,20 @@ def test_a_run_that_is_asked_to_stop_does_not_go_on_to_its_end(tiny_bundle, vide
     assert ours.equals(theirs)
 
 
+def test_what_an_actor_meets_is_raised_as_it_is(tiny_bundle, videos, local, tmp_path):
+    out = tmp_path / "out"
+    for shard in local.glob("part-*"):
+        (out / shard.name).mkdir(parents=True)  # so that none can be written
+    process = start(tiny_bundle, videos, out, "ray")
+    output, errors = process.communicate(timeout=200)
+
+    assert (process.returncode, output) == (9, ""), errors
+    assert "Traceback" not in errors
+    last = errors.splitlines()[-1]  # Ray may say before it that the actor was ended
+    assert last.startswith(f"ivdr: {out}/part-")
+    assert last.endswith(".parquet: Is a directory")
+
+
 def test_paths_of_the_command_are_those_of_its_own_working_directory(
     tiny_bundle, videos, local, tmp_path, monkeypatch
 ):
