@@ -59,7 +59,8 @@ def write(
     index.add(inputs)
     index.left_out = left_out
     with open_table(FolderStore(folder), plan, manifest={}) as table:
-        table.write(make_shard(plan.run_id, inputs), rows)
+        if inputs:
+            table.write(make_shard(plan.run_id, inputs), rows)
         if whole:
             table.write_index(index, partial=False)
     return folder

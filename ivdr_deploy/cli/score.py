@@ -160,6 +160,7 @@ def score(
             _say_stopped(out)
             raise
         if summary.stopped:
+            say_left_out(summary.left_out)
             _say_stopped(out)
             return  # `stopping_softly` ends the program
     _report(summary, as_json=as_json)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ivdr_deploy._console import done, print_json, print_line
+from ivdr_deploy._text import cut
 from ivdr_deploy.cli._options import JsonOption
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 """Labels, and slowest and failed inputs, that the text shows; JSON and page have more."""
-
-_LENGTH = 500
-"""Characters of a name or a reason that the text shows: a list may hold a name of any length."""
 
 
 def scores(
@@ -42,7 +40,7 @@ def scores(
 ) -> None:
     """Show outcomes, labels, confidence, the slowest and the failed videos of a score table.
 
-    Exit code 1: with --diff, something differs by more than the last digits.
+    Exit code 1: with --diff, something differs by more than the last digits, or a table is not finished.
     """
     from ivdr_deploy.errors import ConfigError
     from ivdr_deploy.scoring.difference import difference
@@ -56,7 +54,7 @@ def scores(
             print_json(asdict(found))
         else:
             _show_difference(found)
-        if found.plan or any(found.counts.values()):
+        if found.plan or any(found.counts.values()) or not found.complete:
             raise typer.Exit(1)
         return
     summary = report(table, reference=reference)
@@ -78,7 +76,7 @@ def scores(
 
 
 def _show(report: Report) -> None:
-    from ivdr_deploy.scoring.page import accuracy_line, drift_lines
+    from ivdr_deploy.scoring.page import accuracy_line, drift_lines, time_line
 
     print_line(f"table       {report.folder}, {report.state}")
     for entry in report.left_out:
@@ -94,10 +92,11 @@ def _show(report: Report) -> None:
         )
     if report.accuracy is not None:
         print_line(f"accuracy    {accuracy_line(report.accuracy)}")
-    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
-    print_line(f"time        {spent}")
-    for name, line in drift_lines(report).items():
-        print_line(f"drift       {name}: {line}")
+    print_line(f"time        {time_line(report.seconds)}")
+    if (drift := report.drift) is not None:
+        print_line(f"drift       from {drift.reference}, {drift.reference_state}")
+        for name, line in drift_lines(drift).items():
+            print_line(f"drift       {name}: {line}")
     for row in report.slowest[:_SHOWN]:
         print_line(f"slow        {row['ms']:.0f} ms  {_cut(row['uri'])}")
     for row in report.failed[:_SHOWN]:
@@ -107,11 +106,13 @@ def _show(report: Report) -> None:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _LENGTH else f"{text[:_LENGTH]}..."
+    from ivdr_deploy.scoring.page import SHOWN
+
+    return cut(text, SHOWN)
 
 
 def _counts(counts: dict[str, int]) -> str:
-    shown = [f"{name} {count}" for name, count in list(counts.items())[:_SHOWN]]
+    shown = [f"{_cut(name)} {count}" for name, count in list(counts.items())[:_SHOWN]]
     return ", ".join(shown) + (f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "")
 
 
@@ -126,4 +127,11 @@ def _show_difference(found: Difference) -> None:
             named = [*map(_cut, found.examples[what][:_SHOWN])]
             more = f" and {count - len(named)} more" if count > len(named) else ""
             print_line(f"differs     {what}: {count} ({', '.join(named)}{more})")
-    print_line(f"scores      moved by {found.largest_score_change:.2g} at most where the label is the same")
+    if not found.complete:
+        print_line("not told    rows that are not there yet are not compared")
+    if found.largest_score_change is None:
+        print_line("scores      not compared: no video has the same label in both")
+    else:
+        print_line(
+            f"scores      moved by {found.largest_score_change:.2g} at most where the label is the same"
+        )

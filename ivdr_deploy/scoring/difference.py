@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ivdr_deploy._optional import import_pyarrow
+from ivdr_deploy.errors import DataError
 from ivdr_deploy.scoring.ledger import read_ledger
 from ivdr_deploy.scoring.reader import read_present
 from ivdr_deploy.scoring.report import first_of_lists
@@ -33,6 +35,9 @@ class Difference:
     """Whether every input of the list has its row, in words."""
 
     second_state: str
+    complete: bool
+    """Whether that is so of both: a row that is not there yet is not compared."""
+
     plan: dict[str, str]
     """Settings that differ, each as ``first, not second``."""
 
@@ -46,21 +51,25 @@ class Difference:
     examples: dict[str, tuple[str, ...]]
     """The first uris of each."""
 
-    largest_score_change: float
-    """Of the most probable label, where it is the same."""
+    largest_score_change: float | None
+    """Of the most probable label, where it is the same; None where no video has one in both."""
 
 
 def difference(first: str | Path, second: str | Path) -> Difference:
     """Compare two tables, video by video.
 
     Raises:
-        DataError: if a table is damaged, or none.
+        DataError: if a table is damaged, or none, or neither has a row.
     """
     compute = import_pyarrow().compute
     plans = [read_ledger(open_store(each)).plan for each in (first, second)]
     vectors = [name for name in plans[0].outputs if name in plans[1].outputs]
     columns = ["video_id", "uri", "error_code", "labels", "scores", *vectors]
     ours, theirs = (read_present(each, columns=columns) for each in (first, second))
+    if not ours.rows.num_rows and not theirs.rows.num_rows:
+        raise DataError(
+            f"neither {first} ({ours.state}) nor {second} ({theirs.state}) has a row, so nothing can be compared"
+        )
     videos, others = (each.rows["video_id"].combine_chunks() for each in (ours, theirs))
     places = compute.index_in(videos, value_set=others)
     mine, its = ours.rows.filter(places.is_valid()), theirs.rows.take(places.drop_null())
@@ -71,7 +80,7 @@ def difference(first: str | Path, second: str | Path) -> Difference:
         ].to_pylist(),
         **{what: [] for what in ("another file", "outcome", "label", "scores", "vectors")},
     }
-    largest = 0.0
+    largest: float | None = None
     names = ("input_key", "error_code", "labels", "scores")
     rows, theirs_rows = (zip(*first_of_lists(table, names).values(), strict=True) for table in (mine, its))
     moved = _moved(mine, its, vectors)
@@ -88,14 +97,17 @@ def difference(first: str | Path, second: str | Path) -> Difference:
         if label != its_label:
             found["label"].append(uri)
         elif score is not None and its_score is not None:
-            largest = max(largest, abs(score - its_score))
-            if abs(score - its_score) > _SAME_SCORE:
+            change = abs(score - its_score)
+            if math.isfinite(change):
+                largest = max(largest or 0.0, change)
+            if not change <= _SAME_SCORE:  # so that NaN, which is in no order, differs
                 found["scores"].append(uri)
     return Difference(
         first=str(first),
         second=str(second),
         first_state=ours.state,
         second_state=theirs.state,
+        complete=ours.complete and theirs.complete,
         plan=plans[0].differences(plans[1]),
         compared=mine.num_rows,
         counts={what: len(uris) for what, uris in found.items()},
@@ -110,7 +122,7 @@ def _moved(ours: Any, theirs: Any, names: list[str]) -> Iterator[bool]:
         pairs = ((_numbers(ours[name][place]), _numbers(theirs[name][place])) for name in names)
         yield any(
             one.shape != other.shape
-            or np.abs(one - other).max(initial=0.0) > _SAME_VECTOR * np.abs(one).max(initial=0.0)
+            or not np.abs(one - other).max(initial=0.0) <= _SAME_VECTOR * np.abs(one).max(initial=0.0)
             for one, other in pairs
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_SAMPLE = 500
+SAMPLE = 500
 """Rows of each table that features are compared on, evenly taken: the cost grows with the square."""
 
 _SHUFFLES = 200
@@ -20,14 +20,25 @@ class Drift:
     """How far a table is from a reference."""
 
     reference: str
+    reference_state: str
+    """Whether every input of its list has its row, in words."""
+
     labels_psi: float | None
-    """Population stability index of the most probable labels: 0 for the same shares; above 0.2 is taken for a shift."""
+    """Population stability index of the most probable labels: 0 for the same shares; above 0.2 is taken for a shift.
+    None where one of the tables has none."""
+
+    labelled: tuple[int, int]
+    """Videos with a most probable label, here and in the reference."""
 
     vector: str | None
     """The output that ``mmd`` is of."""
 
     mmd: float | None
-    """Squared maximum mean discrepancy of the vectors (unbiased, so that it may be below 0)."""
+    """Squared maximum mean discrepancy of the vectors (unbiased, so that it may be below 0). None where one of the
+    tables has fewer than two."""
+
+    with_vector: tuple[int, int]
+    """Videos with a vector, here and in the reference; of more than ``SAMPLE`` so many are looked at."""
 
     mmd_by_chance: float | None
     """What 95 of 100 random divisions of the rows of both stay below: a larger ``mmd`` is no chance."""
@@ -67,7 +78,7 @@ def mmd(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 def sample(count: int) -> np.ndarray:
     """Return which of so many rows ``mmd`` looks at: int64, all where they are few."""
-    return np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64)
+    return np.linspace(0, count - 1, min(count, SAMPLE)).astype(np.int64)
 
 
 def _unbiased(kernel: np.ndarray, order: np.ndarray, count: int) -> float:

@@ -105,7 +105,10 @@ def write_index(store: Store, plan: RunPlan, index: Index) -> None:
     pa = import_pyarrow()
 
     table = index.table().unify_dictionaries()
-    left_out = [[entry.reason, entry.count, [*map(as_text, entry.examples)]] for entry in index.left_out]
+    left_out = [
+        [entry.reason, entry.count, [*map(as_text, entry.examples)], *[True] * entry.unread]
+        for entry in index.left_out
+    ]
     facts = {"run_id": plan.run_id, "left_out": left_out, "sha256": _digest(table, left_out)}
     sink = pa.BufferOutputStream()
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts).encode()})
@@ -132,8 +135,8 @@ def read_index(store: Store, plan: RunPlan) -> Index:
         if not sound or table.schema.names != _schema().names:
             raise damaged(where, "it is not what was written")
         index.left_out = tuple(
-            LeftOut(str(reason), int(count), tuple(map(str, examples)))
-            for reason, count, examples in left_out
+            LeftOut(str(reason), int(count), tuple(map(str, examples)), unread=unread == [True])
+            for reason, count, examples, *unread in left_out
         )
     return index
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ivdr_deploy._text import one_line
+from ivdr_deploy._text import cut, one_line
+from ivdr_deploy.scoring.drift import SAMPLE, Drift
 from ivdr_deploy.scoring.report import BINS, Report
 
 _STYLE = """
@@ -20,6 +21,9 @@ th { white-space: nowrap; } td { overflow-wrap: anywhere; }
 td.bar { width: 50%; vertical-align: middle; } td.bar div { background: #4a86c0; height: .8rem; }
 """
 
+SHOWN = 500
+"""Characters of a name or a reason that a person is shown: a list may hold a name of any length."""
+
 _NUMBER = ' class="number"'
 
 
@@ -28,6 +32,7 @@ def page(report: Report) -> str:
     parts = [
         f"<h1>Scores of {_text(report.run['model'])}</h1>",
         _facts({"table": report.folder, "rows": report.rows, "state": report.state, **report.run}),
+        f"<p>time: {time_line(report.seconds)}</p>",
         "<h2>Outcomes</h2>",
         _bars(report.outcomes),
         "<h2>Labels</h2>",
@@ -44,7 +49,10 @@ def page(report: Report) -> str:
         parts.append(f"<p>{accuracy_line(report.accuracy)}</p>")
     if report.drift is not None:
         drift = report.drift
-        parts += ["<h2>Drift</h2>", _facts({"against": drift.reference, **drift_lines(report)})]
+        parts += [
+            "<h2>Drift</h2>",
+            _facts({"against": f"{drift.reference}, {drift.reference_state}", **drift_lines(drift)}),
+        ]
     parts += ["<h2>Slowest</h2>", _rows({"uri": "video", "num_frames": "frames", "ms": "ms"}, report.slowest)]
     if report.failed:
         parts += [
@@ -71,20 +79,33 @@ def accuracy_line(accuracy: Mapping[str, Any]) -> str:
     return f"{accuracy['top1']:.1%} of {accuracy['videos']} videos got the label of the list{failed}"
 
 
-def drift_lines(report: Report) -> dict[str, str]:
-    """Say what the drift of a report is, by name."""
-    drift, lines = report.drift, {}
-    if drift is not None and drift.labels_psi is not None:
-        lines["labels"] = f"PSI {drift.labels_psi:.4f} (above 0.2 is taken for a shift)"
-    if drift is not None and drift.mmd is not None:
-        lines[str(drift.vector)] = f"MMD² {drift.mmd:.5f}, by chance below {drift.mmd_by_chance:.5f}"
-    return lines
+def time_line(seconds: Mapping[str, float]) -> str:
+    """Say how long the videos of a report are, and what took how long."""
+    return ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items())
+
+
+def drift_lines(drift: Drift) -> dict[str, str]:
+    """Say what a drift is, by name, and what could not be compared."""
+    here, there = drift.labelled
+    if drift.labels_psi is None:
+        labels = f"not compared: {here} videos have one, and {there} of the reference"
+    else:
+        labels = f"PSI {drift.labels_psi:.4f} of {here} videos and {there} (above 0.2 is taken for a shift)"
+    here, there = drift.with_vector
+    if drift.vector is None:
+        vectors = "not compared: the tables have none in common"
+    elif drift.mmd is None:
+        vectors = f"not compared: {here} videos have one, and {there} of the reference; it takes two of each"
+    else:
+        seen = " and ".join(f"{min(count, SAMPLE)} of {count}" for count in drift.with_vector)
+        vectors = f"MMD² {drift.mmd:.5f}, by chance below {drift.mmd_by_chance:.5f}, of {seen} videos"
+    return {"labels": labels, drift.vector or "vectors": vectors}
 
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1f}"
-    return escape("" if value is None else one_line(str(value)))
+    return escape("" if value is None else cut(one_line(str(value)), SHOWN))
 
 
 def _facts(values: Mapping[str, Any]) -> str:

@@ -39,11 +39,18 @@ class Present:
     """What the list passed over, by reason."""
 
     @property
+    def complete(self) -> bool:
+        """Whether every input of the list has its row, and all of the list could be read."""
+        return self.rows.num_rows == self.listed and not any(entry.unread for entry in self.left_out)
+
+    @property
     def state(self) -> str:
         """Whether every input of the list has its row, in words."""
         rows = self.rows.num_rows
-        if rows == self.listed:
-            state = "complete"
+        if self.complete:
+            state = "complete" if rows else "complete: the list has no input for it"
+        elif rows == self.listed:
+            state = f"not whole: {rows} rows, and a folder of the list could not be read"
         else:
             state = f"not finished: {rows}{'' if self.listed is None else f' of {self.listed}'} rows"
         more = (
@@ -152,8 +159,9 @@ def first_of_each(places: np.ndarray) -> np.ndarray:
 def refuse_foreign(store: Store, *, error: type[FolderError] | type[DataError]) -> None:
     """Refuse Parquet files of other origin: a reader of the folder would take them for rows of this run."""
     for name in store.names():
-        # Readers of Parquet folders pass over what begins so; what a killed writer left over does.
-        hidden = any(part[0] in "._" for part in name.split("/"))
+        # Readers of Parquet folders pass over what begins so; what a killed writer left over does. In a store a part
+        # of a name may be empty.
+        hidden = any(part.startswith((".", "_")) for part in name.split("/"))
         if name.endswith(".parquet") and not hidden and not SHARD_NAME.fullmatch(name):
             raise error(
                 f"{store.path(name)} is not a part of the run in {store}", hint="move it out of the folder"

@@ -58,7 +58,7 @@ class Report:
 
     accuracy: dict[str, Any] | None
     """``videos`` that the list gives a label, the ``failed`` ones among them, and the share ``top1`` of all these that
-    got it; None without labels."""
+    got it; None without labels, and where it cannot be told whether the model gives any."""
 
     seconds: dict[str, float]
     """Of video, and of decoding, preprocessing and the network over all videos."""
@@ -111,7 +111,7 @@ def report(folder: str | Path, *, reference: str | Path | None = None) -> Report
             "median": float(np.median(sure)) if len(sure) else None,
             "bins": np.histogram(sure, BINS, (0.0, 1.0))[0].tolist(),
         },
-        accuracy=_accuracy(rows),
+        accuracy=_accuracy(rows, only_vectors=bool(ledger.plan.outputs) and not best),
         seconds={"video": float(np.nansum(_numbers(rows["duration_seconds"])))}
         | {name[:-3]: float(np.nansum(_numbers(rows[name])) / 1000.0) for name in times},
         slowest=tuple(
@@ -154,13 +154,13 @@ def _numbers(values: list[Any]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def _accuracy(rows: dict[str, list[Any]]) -> dict[str, Any] | None:
+def _accuracy(rows: dict[str, list[Any]], *, only_vectors: bool) -> dict[str, Any] | None:
     pairs = [
         (said, found, code)
         for said, found, code in zip(rows["label"], rows["labels"], rows["error_code"], strict=True)
         if said is not None
     ]
-    if not pairs or all(label is None for label in rows["labels"]):
+    if not pairs or only_vectors:
         return None
     return {
         "videos": len(pairs),
@@ -173,23 +173,30 @@ def _drift(folder: str | Path, reference: str | Path) -> Drift:
     plans = [read_ledger(open_store(each)).plan for each in (folder, reference)]
     vector = next((name for name in _VECTORS if all(name in plan.outputs for plan in plans)), None)
     columns = ["labels", *([vector] if vector else [])]
-    tables = [read_present(each, columns=columns).rows for each in (folder, reference)]
+    present = [read_present(each, columns=columns) for each in (folder, reference)]
+    tables = [each.rows for each in present]
     best = [Counter(filter(None, first_of_lists(table, ["labels"])["labels"])) for table in tables]
-    if not vector and not all(best):
-        raise ConfigError(
-            f"{folder} and {reference} have neither labels nor the same vectors, so nothing can be compared",
-            hint="score both with --output feature",
-        )
-    moved = None
+    moved: tuple[float, float] | None = None
+    with_vector = [0, 0]
     if vector:
         given = [table[vector].drop_null() for table in tables]
+        with_vector = [*map(len, given)]
         kept = [column.take(sample(len(column))).to_pylist() for column in given]
         if all(kept) and len({len(row) for rows in kept for row in rows}) != 1:
             raise ConfigError(f"the {vector} of {folder} and of {reference} are of different lengths")
         if min(map(len, kept)) > 1:
             moved = mmd(*(np.array(rows, np.float64) for rows in kept))
+    if moved is None and not all(best):
+        raise ConfigError(
+            f"{folder} ({present[0].state}) and {reference} ({present[1].state}) have neither labels nor the same "
+            "vectors of two videos each, so nothing can be compared",
+            hint="score both with --output feature, to their end",
+        )
     return Drift(
         reference=str(reference),
+        reference_state=present[1].state,
+        labelled=(best[0].total(), best[1].total()),
+        with_vector=(with_vector[0], with_vector[1]),
         labels_psi=label_psi(*best) if all(best) else None,
         vector=vector,
         mmd=None if moved is None else moved[0],

@@ -137,13 +137,17 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on_later(
     tiny_bundle, videos, tmp_path, number, code, said
 ):
     out = tmp_path / "out"
+    lines = videos.read_text().splitlines()
+    videos = videos.with_name("twice.csv")
+    videos.write_text("\n".join([*lines, lines[1]]))
     process = start(tiny_bundle, videos, out)
     wait_for(lambda: len(shards(out)) >= 2, process)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
 
     assert (process.returncode, output) == (code, "")
-    wish, stopped, last = errors.splitlines()[-3:]
+    wish, passed_over, stopped, last = errors.splitlines()[-4:]
+    assert passed_over == f"left out: 1 repeated: {lines[1].split(',')[0]}"
     assert wish == "stopping when the shard in work is scored"
     assert stopped == f"stopped: the rows that are in {out} stay, and the same command goes on from there"
     assert last == f"ivdr: {said}"

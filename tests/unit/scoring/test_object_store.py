@@ -21,7 +21,8 @@ from ivdr_deploy.datasets.remote import UrlStream
 from ivdr_deploy.errors import ConfigError, DataError, MissingDependencyError
 from ivdr_deploy.scoring import read_scores
 from ivdr_deploy.scoring.inputs import InputStream, Selection
-from ivdr_deploy.scoring.store import UrlStore, as_os_error, open_store
+from ivdr_deploy.scoring.reader import refuse_foreign
+from ivdr_deploy.scoring.store import FolderStore, UrlStore, as_os_error, open_store
 from ivdr_deploy.video.remote import UrlSource, file_system, is_url
 
 BUCKET = "collection"
@@ -235,6 +236,40 @@ def test_a_store_whose_package_is_absent_is_not_one_that_cannot_be_listed(monkey
     with pytest.raises(MissingDependencyError, match="s3fs") as caught:
         list(UrlStream("s3://bucket/x"))
     assert "ivdr-deploy[s3]" in caught.value.hint
+
+
+def test_only_what_lies_below_its_prefix_is_of_a_table(store):
+    table = UrlStore(f"{store}/odd/table")
+    table.write("_run.json", b"{}")
+    UrlStore(f"{store}/odd/table-2").write("part.parquet", b"")
+    UrlStore(f"{store}/odd").write("table.parquet", b"")
+    assert table.names() == ["_run.json"]
+    assert table.has("_run.json")
+    assert not table.has("part.parquet")
+    table.remove("_run.json")
+    table.remove("_run.json")
+    assert table.names() == []
+
+
+def test_a_part_of_a_name_in_a_store_may_be_empty(tmp_path):
+    class Named(FolderStore):
+        def names(self) -> list[str]:
+            return ["a//b.parquet", "", "/_c.parquet"]
+
+    with pytest.raises(DataError, match=r"a/b\.parquet is not a part of the run"):
+        refuse_foreign(Named(tmp_path), error=DataError)
+
+
+def test_what_a_store_answers_is_cut_and_on_one_line(monkeypatch):
+    answer = ValueError("\x1b[31mno\rroom\x00" + "x" * 5000 + "\nmore")
+    with pytest.raises(OSError, match="no") as caught, as_os_error("s3://bucket/x"):
+        raise answer
+    with pytest.raises(DataError) as refused:
+        raise UrlStream._unlisted("s3://bucket/x", answer)
+    for text in (str(caught.value.strerror), str(refused.value)):
+        assert "\\u001b[31mno" in text
+        assert text.isprintable()
+        assert len(text) < 400
 
 
 def test_only_schemes_that_are_named_are_urls():

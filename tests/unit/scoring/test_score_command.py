@@ -165,6 +165,11 @@ def test_a_folder_that_cannot_be_read_costs_no_row_and_is_an_exit_code(
         said = run(capsys, *words, code=1)
     assert "left out: 1 folders that cannot be read (Permission denied): b" in said
     assert "the table is complete" not in said
+    with pytest.raises(SystemExit):
+        main(["scores", str(tmp_path / "out"), "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["left_out"][0]["unread"] is True
+    assert told["state"] == "not whole: 3 rows, and a folder of the list could not be read"
     assert read_scores(tmp_path / "out")["uri"].to_pylist() == ["a/1.mp4", "b/2.mp4", "c/3.mp4"]
 
     assert "dropped 1 rows" in run(capsys, *words)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from reported_tables import PLAN, main_exits, write
+from reported_tables import PLAN, SCORES, main_exits, write
 
 from ivdr_deploy.scoring.difference import difference
 
@@ -65,9 +65,11 @@ def test_two_tables_are_compared_in_a_process_that_did_nothing_before(tmp_path):
 def test_a_difference_says_which_table_is_not_finished(tmp_path, capsys):
     one, other = write(tmp_path / "a"), write(tmp_path / "b", whole=False)
 
-    main_exits(0, "scores", "--diff", str(one), str(other))
+    main_exits(1, "scores", "--diff", str(one), str(other))
 
     said = capsys.readouterr().out
+    assert "not told    rows that are not there yet are not compared\n" in said
+    assert not any(difference(one, other).counts.values())
     assert f"first       {one}, complete\n" in said
     assert f"second      {other}, not finished: 6 rows\n" in said
 
@@ -79,3 +81,62 @@ def test_tables_that_are_alike_do_not_differ(tmp_path, capsys):
     other = write(tmp_path / "c", key="other")
     assert difference(one, other).counts["another file"] == 6
     main_exits(2, "scores", "--diff", str(one), str(other), "--reference", str(one))
+
+
+def test_tables_without_a_row_are_not_called_equal(tmp_path, capsys):
+    one, other = (write(tmp_path / name, labels=[], scores=[]) for name in "ab")
+
+    main_exits(3, "scores", "--diff", str(one), str(other))
+    assert "has a row, so nothing can be compared" in capsys.readouterr().err
+    full = write(tmp_path / "c")
+    assert difference(one, full).counts["only in the second"] == 6
+    assert difference(full, one).counts["only in the first"] == 6
+
+
+def test_what_is_no_number_is_not_called_equal(tmp_path):
+    features = np.zeros((6, 2), np.float32)
+    broken = features.copy()
+    broken[2, 1] = np.nan
+    one = write(tmp_path / "a", features=features)
+
+    found = difference(one, write(tmp_path / "b", features=broken))
+    assert found.examples == {"vectors": ("v2.mp4",)}
+    found = difference(
+        one, write(tmp_path / "c", features=features, scores=[0.95, float("nan"), *SCORES[2:]])
+    )
+    assert found.examples == {"scores": ("v1.mp4",)}
+
+
+@pytest.mark.parametrize(("moved", "differs"), [(0.5e-5, False), (2e-5, True)])
+def test_the_last_digits_of_scores_and_vectors_are_no_difference(tmp_path, moved, differs):
+    features = np.full((6, 2), 10.0, np.float32)
+    one = write(tmp_path / "a", features=features)
+    scores = [None if score is None else score + moved for score in SCORES]
+    other = write(tmp_path / "b", features=features * np.float32(1 + 10 * moved), scores=scores)
+
+    counts = difference(one, other).counts
+    assert {name: count for name, count in counts.items() if count} == (
+        {"scores": 4, "vectors": 4} if differs else {}
+    )
+
+
+def test_where_no_score_is_compared_none_is_said_to_have_moved(tmp_path, capsys):
+    one = write(tmp_path / "a", labels=["sit"], scores=[0.5])
+    other = write(tmp_path / "b", labels=["turn"], scores=[0.5])
+
+    assert difference(one, other).largest_score_change is None
+    main_exits(1, "scores", "--diff", str(one), str(other))
+    assert "scores      not compared: no video has the same label in both" in capsys.readouterr().out
+
+
+def test_more_videos_that_differ_than_are_named_are_counted(tmp_path, capsys):
+    one = write(tmp_path / "a", labels=["sit"] * 25, scores=[0.5] * 25)
+    other = write(tmp_path / "b", labels=["turn"] * 25, scores=[0.5] * 25)
+
+    main_exits(1, "scores", "--diff", str(one), str(other))
+    assert "label: 25 (v0.mp4, " in (said := capsys.readouterr().out)
+    assert "v9.mp4 and 15 more)" in said
+    main_exits(
+        0, "scores", str(write(tmp_path / "c", labels=[f"l{i}" for i in range(25)], scores=[0.5] * 25))
+    )
+    assert "l9 1 and 15 more\n" in capsys.readouterr().out

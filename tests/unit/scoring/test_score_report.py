@@ -15,7 +15,7 @@ from reported_tables import LABELS, PLAN, main_exits, write
 from ivdr_deploy.cli import main
 from ivdr_deploy.datasets.entries import LeftOut
 from ivdr_deploy.errors import ConfigError, DataError, FolderError, MissingDependencyError
-from ivdr_deploy.scoring.drift import label_psi, mmd
+from ivdr_deploy.scoring.drift import label_psi, mmd, sample
 from ivdr_deploy.scoring.inputs import Input
 from ivdr_deploy.scoring.lance import write_lance
 from ivdr_deploy.scoring.page import page
@@ -54,6 +54,7 @@ def test_an_input_that_failed_stays_in_the_denominator_and_what_is_not_named_is_
     assert "33.3% of 3 videos got the label of the list; the 2 that failed count as wrong" in printed
     assert "and 22 more that failed" in printed
     assert "<p>and 12 more</p>" in (tmp_path / "page.html").read_text()
+    assert "<p>time: video 2.0 s, decode 0.0 s" in (tmp_path / "page.html").read_text()
 
 
 def test_a_table_that_is_not_finished_is_shown_as_such(tmp_path, capsys):
@@ -104,6 +105,12 @@ def test_the_stability_index_is_that_of_a_hand_calculation():
     by_hand = (0.5 - 0.75) * math.log(0.5 / 0.75) + (0.5 - 0.25) * math.log(0.5 / 0.25)
     assert label_psi(ours, theirs) == pytest.approx(by_hand)
     assert label_psi(ours, Counter(a=5, b=5)) == pytest.approx(0.0)
+    absent, half = (
+        1e-4 / (1 + 1e-4),
+        0.5 / (1 + 1e-4),
+    )  # of a label that a table lacks, and what is left for others
+    by_hand = (0.5 - absent) * math.log(0.5 / absent) + (0.5 - 2 * half) * math.log(0.5 / (2 * half))
+    assert label_psi(ours, Counter(b=10)) == pytest.approx(by_hand)
     assert 1.0 < label_psi(ours, Counter(c=10)) < math.inf
 
 
@@ -144,7 +151,11 @@ def test_drift_against_a_reference_is_in_report_page_and_text(tmp_path, capsys):
     assert drift.vector == "feature"
     assert drift.mmd > 5 * drift.mmd_by_chance
     main_exits(0, "scores", str(ours), "--reference", str(theirs))
-    assert "drift       feature: MMD² " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"drift       from {theirs}, complete\n" in said
+    assert "drift       feature: MMD² " in said
+    assert ", of 40 of 40 and 40 of 40 videos\n" in said
+    assert " of 40 videos and 40 (above 0.2 is taken for a shift)\n" in said
     assert "MMD²" in page(report(ours, reference=theirs))
 
 
@@ -163,6 +174,34 @@ def test_a_reference_of_other_vectors_is_compared_by_labels_or_refused(tmp_path)
         table.write(make_shard(plan.run_id, [item]), [row])
     with pytest.raises(ConfigError, match="neither labels nor the same vectors"):
         report(bare, reference=inner)
+    with pytest.raises(ConfigError, match=r"nothing can be compared"):  # it has the same vectors, of no video
+        report(ours, reference=bare)
+
+
+def test_what_of_a_reference_cannot_be_compared_is_said(tmp_path, capsys):
+    ours = write(tmp_path / "a")
+    one = write(tmp_path / "b", labels=["sit", None], scores=[0.5, None], whole=False)
+    main_exits(0, "scores", str(ours), "--reference", str(one), "--html", str(tmp_path / "page.html"))
+    said = capsys.readouterr().out
+    assert f"drift       from {one}, not finished: 2 rows\n" in said
+    assert "feature: not compared: 4 videos have one, and 1 of the reference; it takes two of each\n" in said
+    assert "not finished: 2 rows" in (tmp_path / "page.html").read_text()
+    bare = write(tmp_path / "c", plan=replace(PLAN, outputs=()), labels=["sit"], scores=[0.5])
+    main_exits(0, "scores", str(ours), "--reference", str(bare))
+    assert "vectors: not compared: the tables have none in common\n" in capsys.readouterr().out
+
+
+def test_a_table_in_which_every_video_failed_has_no_right_one(tmp_path):
+    table = write(tmp_path / "a", plan=replace(PLAN, outputs=()), labels=[None] * 4, scores=[None] * 4)
+    assert report(table).accuracy == {"videos": 3, "failed": 3, "top1": 0.0}
+    vectors = write(tmp_path / "b", labels=[None] * 4, scores=[None] * 4)
+    assert report(vectors).accuracy is None, "the model may have no classifier"
+
+
+def test_a_table_for_no_input_is_not_merely_complete(tmp_path, capsys):
+    empty = write(tmp_path / "a", labels=[], scores=[])
+    main_exits(0, "scores", str(empty))
+    assert "complete: the list has no input for it\n" in capsys.readouterr().out
 
 
 def test_what_cannot_be_written_is_named_and_a_long_name_is_cut(tmp_path, capsys):
@@ -175,6 +214,7 @@ def test_what_cannot_be_written_is_named_and_a_long_name_is_cut(tmp_path, capsys
     assert said.err == f"ivdr: {tmp_path / 'page'}: Is a directory\n"
     assert "failed      crashed  xxx" in said.out
     assert len(said.out) < 8000
+    assert len(page(report(table))) < 12000
 
 
 def test_what_the_list_passed_over_is_in_text_page_and_json(tmp_path, capsys):
@@ -235,3 +275,25 @@ def test_a_disk_that_is_full_of_lance_is_named(tmp_path):
 
     assert (code, said) == (9, f"ivdr: {tmp_path}: File too large")
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
+
+
+def test_the_discrepancy_of_four_numbers_is_that_of_a_hand_calculation():
+    """Distances squared 1, 1, 4, 4, 9, 1 of the pairs of 0, 1 and 2, 3: their median is 2.5."""
+    value, chance = mmd(np.array([[0.0], [1.0]]), np.array([[2.0], [3.0]]))
+    near, far, farther = (math.exp(-squared / 2.5) for squared in (1, 4, 9))
+    assert value == pytest.approx(2 * near - 2 * (near + 2 * far + farther) / 4)
+    splits = {  # of the three ways to make two pairs of four numbers
+        2 * near - 2 * (near + 2 * far + farther) / 4,
+        2 * far - 2 * (2 * near + near + farther) / 4,
+        near + farther - 2 * (2 * near + 2 * far) / 4,
+    }
+    assert chance == pytest.approx(max(splits)), (
+        "a third of the divisions give it, more than five of a hundred"
+    )
+
+
+def test_a_large_table_is_looked_at_evenly_and_not_at_its_beginning():
+    assert sample(3).tolist() == [0, 1, 2]
+    assert len(sample(5000)) == 500
+    assert sample(5000)[[0, -1]].tolist() == [0, 4999]
+    assert np.diff(sample(5000)).min() > 8

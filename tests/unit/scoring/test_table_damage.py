@@ -24,7 +24,7 @@ from ivdr_deploy.datasets.entries import LeftOut
 from ivdr_deploy.errors import ArtifactError, DataError, FolderError
 from ivdr_deploy.scoring.index import INDEX_FILE, read_index, write_index
 from ivdr_deploy.scoring.ledger import read_ledger
-from ivdr_deploy.scoring.reader import read_scores
+from ivdr_deploy.scoring.reader import read_present, read_scores
 from ivdr_deploy.scoring.shard import METADATA_KEY
 from ivdr_deploy.scoring.store import FolderStore
 
@@ -265,11 +265,14 @@ def test_a_file_that_the_disk_does_not_give_is_not_called_damaged(out, monkeypat
 
 def test_what_the_list_passed_over_is_in_the_index_and_a_change_of_it_is_noticed(out):
     index = index_of(INPUTS)
-    index.left_out = (LeftOut("hidden", 2, (".a.mp4", ".b\ud800.mp4")),)
+    unread = LeftOut("folders that cannot be read", 1, ("a",), unread=True)
+    index.left_out = (LeftOut("hidden", 2, (".a.mp4", ".b\ud800.mp4")), unread)
     write(out)
     store = FolderStore(out)
     write_index(store, PLAN, index)
-    (entry,) = read_index(store, PLAN).left_out
+    entry, second = read_index(store, PLAN).left_out
+    assert (entry.unread, second) == (False, unread)
+    assert not read_present(out, columns=["uri"]).complete
     assert str(entry).startswith("2 hidden: .a.mp4, .b")
     table = pq.read_table(out / INDEX_FILE)
     changed = table.schema.metadata[b"ivdr"].replace(b'"hidden", 2', b'"hidden", 0')
