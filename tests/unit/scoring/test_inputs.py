@@ -99,6 +99,12 @@ def test_shares_are_disjoint_and_whole_and_do_not_depend_on_the_order(listed):
     assert set().union(*shares) == {"a.mp4", "b.mp4", "c.mp4", "d.mp4", "absent.mp4"}
     assert sum(map(len, shares)) == 5
     assert [{item.uri for item in inputs(listed, share=(i, 3))} for i in (1, 2, 3)] == shares
+    for place, share in enumerate(shares, start=1):
+        stream = InputStream(VideoStream(listed), Selection(share=(place, 3)))
+        assert len([*stream]) == len(share)
+        assert [(entry.reason, entry.count) for entry in stream.left_out] == [
+            ("of other shares", 5 - len(share))
+        ]
 
 
 def test_what_is_not_chosen_is_counted(listed):

@@ -140,3 +140,12 @@ def test_more_videos_that_differ_than_are_named_are_counted(tmp_path, capsys):
         0, "scores", str(write(tmp_path / "c", labels=[f"l{i}" for i in range(25)], scores=[0.5] * 25))
     )
     assert "l9 1 and 15 more\n" in capsys.readouterr().out
+
+
+def test_runs_of_another_plan_differ_where_no_row_does(tmp_path, capsys):
+    one = write(tmp_path / "a")
+    other = write(tmp_path / "b", plan=replace(PLAN, variant="torch-int8"))
+
+    assert not any(difference(one, other).counts.values())
+    main_exits(1, "scores", "--diff", str(one), str(other))
+    assert "plan        variant: onnx-fp32, not torch-int8\n" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ from videos import numbered_video
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.scoring import ScoreOptions, read_scores, score
 from ivdr_deploy.scoring.inputs import InputStream, Selection
-from ivdr_deploy.scoring.scorer import score_with
+from ivdr_deploy.scoring.scorer import RETRIED, score_with
 from ivdr_deploy.scoring.stage import InProcess
 from ivdr_deploy.scoring.store import FolderStore
 from ivdr_deploy.scoring.table import ScoreTable
@@ -180,3 +181,33 @@ def test_a_failed_row_is_gone_while_its_input_is_scored_again(predictor, videos,
     assert (summary.errors, summary.dropped) == ({"unreadable": 2}, 0)
     assert summary.scored > 0
     assert read_scores(out)["status"].to_pylist() == ["ok", "ok", "error", "ok", "error"]
+
+
+class Journaling(InProcess):
+    """Notes what it begins, as a process that is watched does."""
+
+    def run(self, shards, *, journal, scored):
+        for shard, rows in super().run(shards, journal=journal, scored=scored):
+            journal.begin(shard)
+            yield shard, rows
+
+
+def test_what_is_known_of_a_shard_is_forgotten_when_it_is_there_and_not_before(
+    predictor, videos, tmp_path, monkeypatch
+):
+    engine, out = Journaling(predictor, ScoreOptions()), tmp_path / "out"
+
+    def refuse(self, shard, rows):
+        raise OSError(errno.ENOSPC, "No space left on device", str(out))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScoreTable, "write", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            score_with(engine, InputStream(videos, Selection()), out)
+    assert len(list(out.glob("_attempt-*"))) == 1
+    score_with(engine, InputStream(videos, Selection()), out)
+    assert not list(out.glob("_attempt-*"))
+
+
+def test_what_can_be_another_time_is_scored_again():
+    assert set(RETRIED) == {"too_slow", "crashed", "unreadable"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pyarrow.parquet as pq
 import pytest
 from score_tables import INPUTS, MANIFEST, PLAN, SHARDS, index_of, keys, plain_keys, row, shards, write
@@ -169,3 +171,18 @@ def test_what_is_there_is_told_whole_whatever_the_list_that_was_gone_through_las
     found = read_present(out, columns=["uri"])
     assert found.rows["uri"].to_pylist() == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"], "none twice"
     assert found.state == "not finished: 4 rows"
+
+
+def test_a_disk_that_is_full_when_rows_are_to_be_dropped_costs_no_other_row(out, monkeypatch):
+    write(out)
+
+    def refuse(self, name, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(out))
+
+    with open_table(FolderStore(out), PLAN, manifest=MANIFEST) as table:
+        table.write_index(index_of(INPUTS[1:]), partial=False)
+        monkeypatch.setattr(FolderStore, "write", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            table.settle(4)
+
+    assert plain_keys(out) == [item.key for item in INPUTS]

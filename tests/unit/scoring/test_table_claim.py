@@ -23,10 +23,13 @@ def test_what_a_killed_writer_left_is_removed(out):
     half_written = out / f".{SHARDS[1].name}.0123456789abcdef.tmp"
     half_written.mkdir()
     (half_written / SHARDS[1].name).write_bytes(b"PAR1")
+    never_again = out / ".part-000000099-0123456789abcdef.parquet.0123456789abcdef.tmp"
+    never_again.mkdir()
 
     write(out)
 
     assert not half_written.exists()
+    assert not never_again.exists()
     assert read_scores(out).num_rows == 5
 
 
@@ -58,6 +61,11 @@ def test_a_run_that_wrote_nothing_gives_its_folder_up(out):
     write(out, plan=other, count=0)
 
     assert json.loads((out / LEDGER_FILE).read_text())["run_id"] == other.run_id
+    write(out, plan=other)
+    for path in out.glob("part-*"):
+        path.unlink()
+    write(out, count=0)
+    assert not (out / INDEX_FILE).exists(), "it is of the other run"
 
 
 def test_a_folder_with_other_files_is_refused(out):
