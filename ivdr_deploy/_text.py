@@ -83,11 +83,6 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def said(error: BaseException, *, most: int = 100) -> str:
-    """Return what an error of a library says, cut short and on one line: it may quote a file, or a server's answer."""
-    return one_line(cut((str(error).strip().splitlines() or ["nothing more is known"])[0], most))
-
-
 def quoted_few(values: Sequence[Any], *, most: int = 5) -> str:
     """Show the first of some foreign values and say how many more there are; ``none`` where there is none."""
     more = f" and {len(values) - most} more" if len(values) > most else ""

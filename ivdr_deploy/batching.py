@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ivdr_deploy._text import said
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import ClosedError, InferenceError, IvdrError, ResourceError
 from ivdr_deploy.spec import MAX_BATCH
 
@@ -191,7 +191,9 @@ class ClipBatcher:
         except Exception as error:  # noqa: BLE001  # whatever a runtime raises belongs to whoever waits
             if len(taken) > 1:
                 _log.warning(
-                    "a call with %d videos failed (%s); each is run alone", len(taken), said(error, most=200)
+                    "a call with %d videos failed (%s); each is run alone",
+                    len(taken),
+                    reason_of(error, most=200),
                 )
                 for item in taken:
                     self._answer([item])
@@ -224,5 +226,5 @@ def _as_ours(error: Exception) -> IvdrError:
         return error
     _log.error("the network failed", exc_info=error)
     return InferenceError(
-        f"the network failed on this video ({type(error).__name__}: {said(error, most=200)})"
+        f"the network failed on this video ({type(error).__name__}: {reason_of(error, most=200)})"
     )

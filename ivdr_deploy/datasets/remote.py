@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ivdr_deploy._text import quoted, said
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.datasets.entries import VIDEO_SUFFIXES, LeftOut, Omissions
 from ivdr_deploy.errors import DataError
 from ivdr_deploy.video.remote import UrlSource, changed_ns, file_system
@@ -82,7 +82,7 @@ class UrlStream:
     @staticmethod
     def _unlisted(where: str, error: Exception) -> DataError:
         return DataError(
-            f"{quoted(where)} cannot be listed ({type(error).__name__}: {said(error)})",
+            f"{quoted(where)} cannot be listed ({type(error).__name__}: {reason_of(error, most=100)})",
             hint="check the name and the rights",
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ivdr_deploy._optional import import_pyarrow
-from ivdr_deploy._text import quoted, quoted_few, said
+from ivdr_deploy._text import quoted, quoted_few, reason_of
 from ivdr_deploy.datasets.entries import Entry, Root, listed, open_list, open_text
 from ivdr_deploy.datasets.official import ClassFolders, is_kinetics, kinetics_entry
 from ivdr_deploy.datasets.text import is_blank_separated, read_text
@@ -97,7 +97,7 @@ def read_parquet(source: Path, root: Path) -> Iterator[Entry]:
                         raise DataError(f"{place} {row} has no path")
                     yield listed(base, written, texts.get("label"), place, row, group=texts.get("group"))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source} cannot be read as Parquet ({said(error)})") from error
+        raise DataError(f"{source} cannot be read as Parquet ({reason_of(error, most=100)})") from error
 
 
 def _bad_row(where: str, row: list[str], header: list[str]) -> DataError:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ivdr_deploy._text import quoted, said
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE as LEDGER_FILE
 from ivdr_deploy.errors import ConfigError, DataError, FolderError
 from ivdr_deploy.records import from_dict, to_dict
@@ -43,7 +43,9 @@ def claim_run(store: Store, plan: RunPlan) -> None:
         try:
             differences = from_dict(RunPlan, theirs, where="plan").differences(plan)
         except (ConfigError, RecursionError) as error:
-            raise damaged(where, f"it does not say what its rows are of: {said(error, most=200)}") from error
+            raise damaged(
+                where, f"it does not say what its rows are of: {reason_of(error, most=200)}"
+            ) from error
         raise _another_run(store, differences)
     if not shards:
         store.remove(INDEX_FILE)  # of another run, or of nobody knows which
@@ -72,7 +74,7 @@ def read_ledger(store: Store) -> Ledger:
         ledger = from_dict(Ledger, values, where=path)
         run_id = ledger.plan.run_id
     except (ValueError, RecursionError, ConfigError) as error:
-        raise DataError(f"the ledger {path} is damaged ({said(error, most=300)})", hint=hint) from error
+        raise DataError(f"the ledger {path} is damaged ({reason_of(error, most=300)})", hint=hint) from error
     if ledger.run_id != run_id:
         raise DataError(
             f"{path} was changed: it names run {quoted(ledger.run_id)}, expected {run_id}",

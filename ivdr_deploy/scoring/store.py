@@ -22,7 +22,7 @@ from ivdr_deploy._files import (
     remove_left_over,
     try_lock,
 )
-from ivdr_deploy._text import said
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import DataError, FolderError
 from ivdr_deploy.video.remote import file_system, is_url
 
@@ -113,7 +113,7 @@ def reading(where: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {said(error)}"
+    return f"{type(error).__name__}: {reason_of(error, most=100)}"
 
 
 class FolderStore:
@@ -265,9 +265,9 @@ def as_os_error(where: str) -> Iterator[None]:
         # A number makes the kind of the error: the classes of libraries take other arguments.
         kind = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}
         number = error.errno or next((kind[of] for of in kind if isinstance(error, of)), errno.EIO)
-        raise OSError(number, said(error, most=200), where) from error
+        raise OSError(number, reason_of(error, most=200), where) from error
     except Exception as error:
-        raise OSError(errno.EIO, f"{type(error).__name__}: {said(error, most=200)}", where) from error
+        raise OSError(errno.EIO, f"{type(error).__name__}: {reason_of(error, most=200)}", where) from error
 
 
 def open_store(where: str | Path) -> Store:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from ivdr_deploy._optional import require
-from ivdr_deploy._text import quoted, said
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.errors import ConfigError, FetchError, UrlError, VideoOpenError
 from ivdr_deploy.video.fetch import Fetcher
 from ivdr_deploy.video.source import Source, SourceIdentity
@@ -71,7 +71,7 @@ class UrlSource(Source):
             return self._system.cat_file(self.uri)  # type: ignore[no-any-return]
         except Exception as error:
             raise VideoOpenError(
-                f"{quoted(self.uri)} cannot be fetched ({type(error).__name__}: {said(error)})",
+                f"{quoted(self.uri)} cannot be fetched ({type(error).__name__}: {reason_of(error, most=100)})",
                 hint="check the name and the rights",
             ) from error
 

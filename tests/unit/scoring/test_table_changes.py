@@ -24,6 +24,7 @@ def test_a_list_that_grew_and_changed_its_order_keeps_its_rows(out):
     assert write(out, inputs=mixed) == 2
 
     assert keys(out) == ["key4", "key3", "key2", "key1", "key0"]
+    assert read_present(out, columns=["uri"]).rows["input_key"].to_pylist() == keys(out)
     assert read_scores(out)["position"].to_pylist() == [0, 1, 2, 3, 4]
     assert before.items() <= {path.name: path.stat().st_ino for path in out.glob("part-*")}.items()
     assert read_scores(out).num_rows == 5
