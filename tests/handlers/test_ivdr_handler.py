@@ -186,7 +186,7 @@ def test_changed_file_of_the_archive_is_refused_by_the_worker(model_dir: Path, t
     changed = Path(shutil.copytree(model_dir, tmp_path / "model"))
     with (changed / "model-config.yaml").open("a") as file:
         file.write("# changed\n")
-    with pytest.raises(ArtifactError, match=r"model-config\.yaml was changed"):
+    with pytest.raises(ArtifactError, match=r"model-config\.yaml' was changed"):
         IvdrHandler().initialize(make_context(changed, []))
 
 
