@@ -68,4 +68,4 @@ def test_a_file_without_line_ends_is_not_read_whole(tmp_path: Path, name: str) -
     path = write(tmp_path / name, "path,label\n" * (name == "a.csv") + "x," * (1 << 20))
     if name == "classInd.txt":
         path = write(tmp_path / "trainlist01.txt", "Sit/a.avi 1\n")
-    assert "has a line of more than 1048576 characters" in refusal(path)
+    assert "has a line of more than 1048576 bytes" in refusal(path)
