@@ -50,10 +50,11 @@ def read_bounded(path: Path, most: int) -> bytes:
         ValueError: if it holds more.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:  # a pipe would be waited for
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a file", str(path))
-        content = stream.read(most + 1)
-    if len(content) > most:
+        content = stream.read(most + 1) if status.st_size <= most else b""  # it may grow meanwhile
+    if max(len(content), status.st_size) > most:
         raise ValueError(f"it holds more than {most:,} bytes")
     return content
 
