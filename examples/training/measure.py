@@ -83,9 +83,8 @@ def parts_of(unit: Unit) -> dict[str, list[str]]:
     """Return what is measured of a backbone, each part with the settings that it is kept with."""
     start = [str(unit.data.test), *changed_settings(pretrain_config(unit))]
     parts = {FEATURES: start, FINE_TUNE: [*start, *changed_settings(finetune_config(unit))]}
-    if (
-        unit.data.few is not None and METHODS[unit.method].kind != "supervised"
-    ):  # that one has seen all labels
+    # What was trained with supervision has seen all labels.
+    if unit.data.few is not None and METHODS[unit.method].kind != "supervised":
         parts[FEW] = [*start, *changed_settings(few_config(unit))]
     return parts
 

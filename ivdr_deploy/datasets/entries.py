@@ -234,7 +234,7 @@ def open_text(source: Path, *, newline: str | None = None) -> Iterator[TextIO]:
 
 
 class _BoundedLines(io.BufferedIOBase):
-    """The bytes of a list, looked at a piece at a time: line by line would take a tenth longer."""
+    """The bytes of a list, looked at a piece at a time, since a list may have millions of lines."""
 
     def __init__(self, stream: BinaryIO, source: Path) -> None:
         self._stream, self._source, self._length = stream, source, 0
