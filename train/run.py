@@ -27,6 +27,7 @@ from ivdr_deploy.records import to_dict
 from ivdr_deploy.runtimes.torch_runtime import require_device
 from ivdr_deploy.spec import CheckpointInfo, Provenance, TrainingState
 from ivdr_deploy.video.reader import VideoLimits
+from train.bf16 import keep_wrong_in_float32
 from train.cache import CachedVideos, Keeping, cache_videos, say_skipped
 from train.config import RunConfig
 from train.config_file import changed_settings, settings_toml
@@ -65,9 +66,8 @@ def start_run(config: RunConfig) -> None:
 def runs_bf16(config: RunConfig) -> bool:
     """Say whether the backbone runs in bfloat16: where it was asked for, on a CPU only if that multiplies it.
 
-    A CPU that does not is slower in it than in float32, and on one with AVX-512 alone torch 2.14 gave gradients that
-    were not finite. A system that does not tell its instructions (see ``instruction_sets``) is taken at the word of
-    the settings.
+    A CPU that does not is slower in it than in float32. A system that does not tell its instructions (see
+    ``instruction_sets``) is taken at the word of the settings.
     """
     known = instruction_sets()
     if config.bf16 and config.device == "cpu" and known and "bf16" not in known:
@@ -185,12 +185,22 @@ def prepare(config: RunConfig, step: nn.Module, device: torch.device) -> nn.Modu
     """Bring a step to its device, in training mode, as the settings and the processes that train together want it."""
     step.to(device).train()
     synchronise_norms(step, device)
+    wrong: set[str] = set()
     for part in step.modules():
         if isinstance(part, VideoModel):
             if config.channels_last:
                 part.backbone.to(memory_format=torch.channels_last_3d)
+            if device.type == "cpu" and getattr(step, "bf16", False):
+                wrong |= set(keep_wrong_in_float32(part, config.clip))
             if config.compile:
                 part.backbone.compile()
+    if wrong:
+        console.print(
+            "these compute in float32, since this processor gets their gradients wrong in bfloat16: "
+            + ", ".join(sorted(wrong)),
+            style="yellow",
+            markup=False,
+        )
     return step
 
 

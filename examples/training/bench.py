@@ -48,6 +48,8 @@ from train.step import DualStep
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = 5
 DDP_TURNS = 3
+BF16 = "step in bfloat16"
+NO_BF16 = "not measured: this processor does not multiply bfloat16"
 DECODE = DecodeOptions(workers=2)
 LOADERS = {"jpeg": Keeping(), "raw": Keeping(form="raw"), "straight from video": Keeping(max_bytes=0)}
 
@@ -90,6 +92,9 @@ def measure(scratch: Path, *, backbone: str, batch: int, turns: int) -> dict[str
             "fwd_bwd": lambda: _forward_backward(step, batch),
             "step": lambda: _whole(step, optimizer, held),
         }
+        if "bf16" in instruction_sets():
+            half = _step(config, bf16=True)
+            parts[BF16] = partial(_whole, half, build_optimizer(half.parameters(), config.optim), held)
         for name, loader in loaders.items():
             parts[f"draw, {name}"] = loader.draw
             parts[f"step with loader, {name}"] = partial(_whole_with, loader, step, optimizer)
@@ -110,7 +115,7 @@ def measure(scratch: Path, *, backbone: str, batch: int, turns: int) -> dict[str
         "step_over_fwd_bwd": found["step"] / found["fwd_bwd"],
         **ratios["jpeg"],
         "loaders": ratios,
-        "bf16_over_fp32": _bf16_gain(config, held, found["step"], turns=turns),
+        "bf16_over_fp32": found["step"] / found[BF16] if BF16 in found else NO_BF16,
         **_scaling(scratch, backbone, batch),
         "seconds": found,
         "settings": {
@@ -223,16 +228,6 @@ def _timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def _bf16_gain(config: PretrainConfig, held: Drawn, fp32: float, *, turns: int) -> float | str:
-    """Return how many times as fast a step is in bfloat16, or why that is not measured."""
-    if "bf16" not in instruction_sets():
-        return "not measured: this processor does not multiply bfloat16"
-    step = _step(config, bf16=True)
-    optimizer = build_optimizer(step.parameters(), config.optim)
-    _whole(step, optimizer, held)
-    return fp32 / median(_timed(lambda: _whole(step, optimizer, held)) for _ in range(turns))
 
 
 def _scaling(scratch: Path, backbone: str, batch: int) -> dict[str, float]:

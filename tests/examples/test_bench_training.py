@@ -12,6 +12,7 @@ import torch
 
 from examples.demo.figures import make_figures
 from examples.training import bench
+from ivdr_deploy.environment import instruction_sets
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,3 +70,5 @@ def test_the_benchmark_writes_its_report(tmp_path: Path) -> None:
     names = ("step_over_fwd_bwd", "loader_over_step", "headspace", "ddp2_over_1")
     assert all(report[name] > 0 for name in names)
     assert report["loaders"].keys() == bench.LOADERS.keys()
+    gain = report["bf16_over_fp32"]
+    assert gain > 0 if "bf16" in instruction_sets() else gain == bench.NO_BF16
