@@ -123,7 +123,7 @@ def test_bf16_runs_only_where_the_processor_multiplies_it(
 
     def encoded(model: VideoModel, video: torch.Tensor) -> torch.Tensor:
         feature = encode(model, video)
-        if not torch.is_inference_mode_enabled():  # a training step, not the check of the features
+        if torch.is_grad_enabled():  # a training step, not a check
             seen.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
         return feature
 
