@@ -11,9 +11,11 @@ STAMP := $(VENV)/.installed
 # The demo's data: empty for the made videos, or a folder of real clips (class folders, or train.csv and test.csv).
 DATA ?=
 
-# Of bench-export: names of backbones, and turns of each engine; empty for all and the usual number.
+# Of bench-export: names of backbones, turns of each engine, a folder of trained networks (r3d_18.safetensors, ...); empty
+# for all, the usual number, and random weights.
 BACKBONES ?=
 TURNS ?=
+CHECKPOINTS ?=
 
 # Of bench-serving and bench-scoring: names of parts, and of servers; empty for all.
 PARTS ?=
@@ -66,8 +68,8 @@ typecheck: $(STAMP) ## check types
 bench: $(STAMP) ## latency of the demo's bundle, engine against torch
 	$(BIN)/ivdr bench runs/demo/bundle --videos runs/demo/data/test.csv
 
-bench-export: $(STAMP) ## every backbone in every engine, proved and timed (BACKBONES="tiny r3d_18", TURNS=6)
-	$(BIN)/python -m examples.engines.bench_export $(if $(BACKBONES),--backbones "$(BACKBONES)") $(if $(TURNS),--turns $(TURNS))
+bench-export: $(STAMP) ## every backbone in every engine, proved and timed (BACKBONES="tiny r3d_18", TURNS=6, CHECKPOINTS=DIR)
+	$(BIN)/python -m examples.engines.bench_export $(if $(BACKBONES),--backbones "$(BACKBONES)") $(if $(TURNS),--turns $(TURNS)) $(if $(CHECKPOINTS),--checkpoints "$(CHECKPOINTS)")
 
 bench-serving: $(STAMP) ## both servers under load and under faults, a quarter of an hour (PARTS="latency batching", SERVERS=http)
 	$(BIN)/python -m examples.serving.bench_serving $(if $(PARTS),--parts "$(PARTS)") $(if $(SERVERS),--servers "$(SERVERS)")

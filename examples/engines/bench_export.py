@@ -27,7 +27,7 @@ from ivdr_deploy.benchmarks.report import write_report
 from ivdr_deploy.benchmarks.speeds import keep_speeds
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.environment import environment_facts, has_nvidia_driver
-from ivdr_deploy.errors import DataError, IvdrError
+from ivdr_deploy.errors import ConfigError, DataError, IvdrError
 from ivdr_deploy.evaluation.records import keep_records
 from ivdr_deploy.evaluation.verify import verify_bundle
 from ivdr_deploy.export.bundle_export import add_variants, export_bundle
@@ -62,6 +62,9 @@ class Settings:
     turn_seconds: float = TURN_SECONDS
     threads: int = 2
     clip: ClipSpec = CLIP
+    checkpoints: Path | None = None
+    """A folder of trained networks, ``BACKBONE.safetensors``; one of random weights is made where none is there."""
+
     requests: Sequence[Request] | None = None
     """Engines and precisions besides onnx fp32; every one that can be built here when None."""
 
@@ -93,13 +96,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=TURNS, help="turns of each engine")
     parser.add_argument("--threads", type=int, default=2, help="of each engine")
     parser.add_argument("--data", type=Path, help="folder with train.csv and test.csv; default: made videos")
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        help="folder of trained networks, NAME.safetensors; default: random weights",
+    )
     parser.add_argument("--out", type=Path, default=Path("build/bench/export.json"), help="the report")
     given = parser.parse_args(arguments)
     with exiting("bench-export"):
         names = given.backbones.replace(",", " ").split()
         for name in names:
             get_backbone(name)  # refuses an unknown one before the first minute
-        settings = Settings(turns=given.turns, threads=given.threads)
+        if given.checkpoints and not any(_trained(given.checkpoints, name) for name in names):
+            raise ConfigError(
+                f"{given.checkpoints} has no trained network of {', '.join(names)}",
+                hint="its files are called by the backbone: r3d_18.safetensors",
+            )
+        settings = Settings(turns=given.turns, threads=given.threads, checkpoints=given.checkpoints)
         with scratch_folder("ivdr-bench-export-") as scratch:
             data = find_data(given.data, scratch)
             failed = [name for name in names if not run(name, data, settings, given.out, scratch)]
@@ -148,7 +161,9 @@ def measure(name: str, data: Data, settings: Settings, scratch: Path) -> dict[st
     """
     with scratch_folder("ivdr-bench-export-") as folder:
         with console.status("making the network, and exporting it"):
-            checkpoint = write_network(folder / "network.safetensors", name, data.train, settings.clip)
+            trained = _trained(settings.checkpoints, name)
+            made_here = folder / "network.safetensors"
+            checkpoint = trained or write_network(made_here, name, data.train, settings.clip)
             made = export(checkpoint, folder / "bundle", data, settings)
         # All variants were built here, a moment ago: machine code is named, and runs.
         named = [held.id for held in open_bundle(made.bundle).manifest.variants]
@@ -167,7 +182,14 @@ def measure(name: str, data: Data, settings: Settings, scratch: Path) -> dict[st
             track=progress,
         )
         keep_speeds(bundle, timing)
-        return _entry(open_bundle(made.bundle), made, timing, data)
+        network = "random" if trained is None else "trained"
+        return {"network": network, **_entry(open_bundle(made.bundle), made, timing, data)}
+
+
+def _trained(folder: Path | None, name: str) -> Path | None:
+    """Return the trained network of a backbone, where there is one."""
+    path = None if folder is None else folder / f"{name}.safetensors"
+    return path if path is not None and path.is_file() else None
 
 
 def export(checkpoint: Path, out: Path, data: Data, settings: Settings) -> Export:

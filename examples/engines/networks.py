@@ -29,7 +29,8 @@ _SHARPNESS = 10.0
 """What the answers of the regression, which are between 0 and 1, are multiplied by, to be logits of some confidence."""
 
 HOW = (
-    "Random weights. The batch norms have the statistics of real clips, and the classifier is fitted to the features of"
+    "Weights are random unless the table says trained. Of random ones the batch norms have the statistics of real"
+    " clips, and the classifier is fitted to the features of"
     f" the same clips (ridge regression, at most {CLIPS} clips, one a video), so that answers are not ties. Agreement"
     " is the share of the test videos with torch's label, one clip each; ties count as differing."
 )

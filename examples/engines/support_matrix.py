@@ -58,21 +58,21 @@ def _section(name: str, record: Mapping[str, Any]) -> str:
         "",
         f"[{name}](results/{name}). {record['how']}",
         "",
-        f"| backbone | clip | torch eager, ms | load | export, s | {headings} |",
-        "|---" * (5 + len(columns)) + "|",
+        f"| backbone | weights | clip | torch eager, ms | load | export, s | {headings} |",
+        "|---" * (6 + len(columns)) + "|",
     ]
     for backbone in BACKBONES:
         found = measured.get(backbone)
         if found is None or "error" in found:
             why = FIXED_SIZE if BACKBONES[backbone].fixed_size else NOT_MEASURED
             letter = _letter(reasons, why if found is None else found["error"])
-            lines.append(f"| `{backbone}` | | | | | " + " | ".join([letter] * len(columns)) + " |")
+            lines.append(f"| `{backbone}` | | | | | | " + " | ".join([letter] * len(columns)) + " |")
             continue
         cells = [_cell(found, column, reasons) for column in columns]
         facts = found["environment"]
         lines.append(
-            f"| `{backbone}` | {found['clip']} | {found['eager_ms']:.1f} | {facts['load_average']} "
-            f"| {found['export_seconds']:.0f} | " + " | ".join(cells) + " |"
+            f"| `{backbone}` | {found.get('network', 'random')} | {found['clip']} | {found['eager_ms']:.1f} "
+            f"| {facts['load_average']} | {found['export_seconds']:.0f} | " + " | ".join(cells) + " |"
         )
     lines += ["", *(f"- {letter}: {_safe(why)}" for why, letter in reasons.items()), ""]
     return "\n".join(lines)
