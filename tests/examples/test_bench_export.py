@@ -101,6 +101,27 @@ def test_a_changed_record_changes_the_page_and_every_blank_has_a_reason() -> Non
                 assert len(cell) > 2 or f"\n- {cell}: " in page, (line, cell)
 
 
+def test_trained_networks_are_taken_by_name_and_a_folder_without_any_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r3d_18.safetensors").touch()
+    assert bench_export._trained(tmp_path, "r3d_18") == tmp_path / "r3d_18.safetensors"
+    assert bench_export._trained(tmp_path, "tiny") is None
+    with pytest.raises(SystemExit) as ended:
+        bench_export.main(["--backbones", "tiny", "--checkpoints", str(tmp_path)])
+    assert ended.value.code
+    assert "no trained network of tiny" in capfd.readouterr().err.replace("\n", " ")
+
+
+def test_the_page_says_which_weights_a_row_has() -> None:
+    records = support_matrix.read_records(support_matrix.RECORDS)
+    name, record = next(iter(records.items()))
+    backbone, found = next((key, value) for key, value in record["backbones"].items() if "variants" in value)
+    for network in ("trained", "random"):
+        one = {**record, "backbones": {backbone: {**found, "network": network}}}
+        assert f"| `{backbone}` | {network} |" in support_matrix.render({name: one})
+
+
 @pytest.mark.parametrize(("text", "shown"), [("a|b", "a/b"), ("two\nlines", "two\\u000alines")])
 def test_a_text_does_not_break_the_table(text: str, shown: str) -> None:
     assert support_matrix._safe(text) == shown
