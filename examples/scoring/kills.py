@@ -142,7 +142,7 @@ def kill_command(
         while len(shards(out)) < SHARDS and found.kills < kills:
             before, process = shards(out), start(bundle, videos, out, more=more)
             pause = moments.uniform(0, 0.3 * seconds) + moments.choice((0.0, 2.0))
-            if not _killed(process, (out / "_run.lock").exists, pause):
+            if not killed(process, (out / "_run.lock").exists, pause):
                 continue  # it was done before: that is no kill
             kept = shards(out)
             if len(kept) == SHARDS:
@@ -163,7 +163,7 @@ def _begun(out: Path) -> int:
     return sum(path.stem.removeprefix("_attempt-") not in there for path in out.glob("_attempt-*"))
 
 
-def _killed(process: subprocess.Popen[str], begun: Callable[[], object], pause: float) -> bool:
+def killed(process: subprocess.Popen[str], begun: Callable[[], object], pause: float) -> bool:
     """Kill a process so long after it has begun, and wait for all that it started; False if it ended by itself."""
     try:
         others = _family(process)
