@@ -6,7 +6,7 @@ import importlib
 import os
 from types import ModuleType
 
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.errors import MissingDependencyError
 
 
@@ -63,6 +63,6 @@ def _import(module: str, *extras: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
-            f"the package {quoted(module)} cannot be imported ({error})",
+            f"the package {quoted(module)} cannot be imported ({reason_of(error)})",
             hint=f"install it with: {pip_install(*extras)}",
         ) from error

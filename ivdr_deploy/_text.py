@@ -60,13 +60,19 @@ def as_file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100].lstrip(".") or "_"
 
 
-def reason_of(error: BaseException, *, most: int = 200) -> str:
+def reason_of(error: BaseException, *, most: int = 200, whole: bool = False) -> str:
     """Return the first line of what somebody else's error says, cut short; its type where it says nothing.
 
     A library quotes the file that it could not read, with whatever stands in it.
+
+    Args:
+        error: Of a library, or of the system.
+        most: Characters.
+        whole: All lines as one, for a library that says what is wrong in several.
     """
-    said = next((line for line in str(error)[: 100 * most].splitlines() if line.strip()), "")
-    return one_line(said.strip()[:most]) or type(error).__name__
+    lines = [words for line in str(error)[: 100 * most].splitlines() if (words := " ".join(line.split()))]
+    said = " ".join(lines if whole else lines[:1])
+    return one_line(said[:most]) or type(error).__name__
 
 
 def quoted(value: Any) -> str:

@@ -159,6 +159,20 @@ def test_messages_quote_foreign_values_cut_short() -> None:
     assert places <= {"ivdr_deploy/__init__.py", "ivdr_deploy/cli/score.py"}
 
 
+def test_messages_cut_what_an_error_says_at_one_place() -> None:
+    """With ``_text.reason_of``: cut by hand, it may still hold line ends and other control characters."""
+    places = {
+        f"{path.relative_to(ROOT).as_posix()}:{node.lineno}"
+        for path in _sources("ivdr_deploy", "train", "handlers")
+        for handler in ast.walk(ast.parse(path.read_text()))
+        if isinstance(handler, ast.ExceptHandler)
+        for node in ast.walk(handler)
+        if (isinstance(node, ast.Subscript) and _calls(node.value, "str"))
+        or (isinstance(node, ast.Attribute) and _calls(node.value, "str") and "split" in node.attr)
+    }
+    assert not places
+
+
 def _calls(node: ast.AST, name: str) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import from_dict, to_dict
 from train.config import RunConfig
@@ -45,7 +45,7 @@ def load_config(
     except OSError as error:
         raise ConfigError(f"no config file at {path}", hint="train/configs has some") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid TOML ({str(error)[:200]})") from error
+        raise ConfigError(f"{path} is not valid TOML ({reason_of(error)})") from error
     for override in overrides:
         _apply(cls, values, override)
     if complete is not None:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ivdr_deploy._files import atomic_path
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import DataError, VideoOpenError
 from ivdr_deploy.spec import canonical_json
 from ivdr_deploy.video import Source, VideoLimits
@@ -114,7 +115,7 @@ def open_kept(file: Path) -> np.ndarray:
 def removed_or_damaged(file: Path, error: Exception) -> DataError:
     """Return what is said of a file that was found whole and cannot be read any more."""
     return DataError(
-        f"{file} was removed or damaged while it was in use ({str(error)[:100]})",
+        f"{file} was removed or damaged while it was in use ({reason_of(error, most=100)})",
         hint="run the same command again: the cache is checked, and training goes on from its last state",
     )
 

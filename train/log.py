@@ -15,6 +15,7 @@ from typing import Self
 from torch import Tensor
 
 from ivdr_deploy._console import console
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import MissingDependencyError, TrainingError
 from train.distributed import is_unknown, mean_of_all, rank
 
@@ -38,7 +39,7 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingDependencyError(
-                f"training writes TensorBoard events, and tensorboard cannot be imported ({error})",
+                f"training writes TensorBoard events, and tensorboard cannot be imported ({reason_of(error)})",
                 hint="install what training needs with: pip install --group train",
             ) from error
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from ivdr_deploy._console import console
 from ivdr_deploy._files import atomic_path
-from ivdr_deploy._text import one_line, quoted
+from ivdr_deploy._text import one_line, quoted, reason_of
 from ivdr_deploy.errors import CheckpointError, FolderError, TrainingError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import canonical_json
@@ -113,7 +113,7 @@ class TrainState:
                 setattr(self, name, {str(key): float(value) for key, value in values[name].items()})
             self.alarms = [{str(key): str(text) for key, text in one.items()} for one in values["alarms"]]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error, whole=True)
             raise CheckpointError(f"the training state does not fit this run ({reason})") from error
 
     def save(self, path: Path) -> None:
@@ -146,7 +146,7 @@ class TrainState:
         try:
             values = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file makes torch's reader raise whatever it meets
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error, whole=True)
             raise CheckpointError(f"{path} is not a readable training state ({reason})") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} holds {type(values).__name__}, not a training state")

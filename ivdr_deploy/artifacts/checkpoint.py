@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ivdr_deploy._files import atomic_path
-from ivdr_deploy._text import is_utf8, one_line, quoted, reason_of
+from ivdr_deploy._text import is_utf8, quoted, reason_of
 from ivdr_deploy.artifacts import former
 from ivdr_deploy.errors import CheckpointError, ClipShapeError, ConfigError, ContractMismatchError
 from ivdr_deploy.records import from_dict, to_dict
@@ -147,9 +147,7 @@ def load_checkpoint(path: str | Path, *, expected_clip: ClipSpec | None = None) 
     except KeyError as error:
         raise CheckpointError(f"{path} has no golden clips", hint="train again") from error
     except (SafetensorError, OSError, ConfigError, ClipShapeError, RuntimeError, TypeError) as error:
-        reason = one_line(
-            " ".join(str(error)[:3000].split())[:300]
-        )  # torch says what is wrong in several lines
+        reason = reason_of(error, most=300, whole=True)
         raise CheckpointError(
             f"{path} does not fit its own description ({reason})", hint="train again"
         ) from error

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.benchmarks.http_client import (
     MOST_CONNECTIONS,
     Address,
@@ -227,7 +228,8 @@ class LoadGenerator:
         except OSError as error:  # also TimeoutError and BrokenAnswerError
             where = f"{self.address.host}:{self.address.port}"
             raise ServerError(
-                f"no answer from {where} ({str(error) or 'in time'})", hint="is the server running?"
+                f"no answer from {where} ({reason_of(error) if str(error) else 'in time'})",
+                hint="is the server running?",
             ) from error
 
     def _step(

@@ -56,7 +56,9 @@ def read_csv(source: Path, root: Path) -> Iterator[Entry]:
                     raise _bad_row(f"{place} {number}", row, header)
                 yield entry
         except csv.Error as error:
-            raise DataError(f"{source}: line {rows.line_num} is not valid csv ({error})") from error
+            raise DataError(
+                f"{source}: line {rows.line_num} is not valid csv ({reason_of(error)})"
+            ) from error
 
 
 def read_parquet(source: Path, root: Path) -> Iterator[Entry]:

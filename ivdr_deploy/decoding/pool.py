@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.decoding import _worker
 from ivdr_deploy.environment import ending
 from ivdr_deploy.errors import (
@@ -303,7 +304,7 @@ def _as_video_error(
         return error  # the disk or the shared memory is full: it would hit every video
     _log.error("decoding %s failed unexpectedly", name, exc_info=error)
     return VideoCrashError(
-        f"{name}: unexpected {type(error).__name__} while decoding ({str(error)[:100]})",
+        f"{name}: unexpected {type(error).__name__} while decoding ({reason_of(error, most=100)})",
         hint="please report this with the file",
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +97,8 @@ def difference(first: str | Path, second: str | Path) -> Difference:
             found["label"].append(uri)
         elif score is not None and its_score is not None:
             change = abs(score - its_score)
-            if math.isfinite(change):
-                largest = max(largest or 0.0, change)
-            if not change <= _SAME_SCORE:  # so that NaN, which is in no order, differs
+            largest = max(largest or 0.0, change)
+            if change > _SAME_SCORE:
                 found["scores"].append(uri)
     return Difference(
         first=str(first),
@@ -122,7 +120,7 @@ def _moved(ours: Any, theirs: Any, names: list[str]) -> Iterator[bool]:
         pairs = ((_numbers(ours[name][place]), _numbers(theirs[name][place])) for name in names)
         yield any(
             one.shape != other.shape
-            or not np.abs(one - other).max(initial=0.0) <= _SAME_VECTOR * np.abs(one).max(initial=0.0)
+            or np.abs(one - other).max(initial=0.0) > _SAME_VECTOR * np.abs(one).max(initial=0.0)
             for one, other in pairs
         )
 

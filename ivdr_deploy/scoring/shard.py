@@ -149,7 +149,21 @@ def read_shard(store: Store, name: str, plan: RunPlan, *, columns: Sequence[str]
             f"it holds {len(keys)} rows of run {str(facts.get('run_id'))[:60]}; "
             f"expected those that its name stands for, of run {plan.run_id}",
         )
+    if odd := [name for name in table.column_names if not _is_finite(table[name])]:
+        raise damaged(where, f"{odd[0]} holds NaN or infinity, which is never written")
     return table
+
+
+def _is_finite(column: Any) -> bool:
+    """Say whether no number of a column, or of the lists in it, is NaN or infinite."""
+    pa = import_pyarrow()
+
+    while pa.types.is_list(column.type):
+        column = pa.compute.list_flatten(column)
+    return (
+        not pa.types.is_floating(column.type)
+        or pa.compute.all(pa.compute.is_finite(column)).as_py() is not False
+    )
 
 
 def shard_names(store: Store) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.errors import ServerError
 
 
@@ -150,4 +150,6 @@ class EndpointClient:
                 answer = connection.getresponse()
                 return answer.status, answer.read()
         except (OSError, HTTPException) as error:
-            raise ServerError(f"no answer from {url} ({error})", hint="is the server running?") from error
+            raise ServerError(
+                f"no answer from {url} ({reason_of(error)})", hint="is the server running?"
+            ) from error

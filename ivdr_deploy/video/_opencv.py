@@ -14,6 +14,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import ConfigError, NoVideoStreamError, VideoDecodeError, VideoOpenError
 from ivdr_deploy.video._source import DAMAGED_HINT, Budget, CheckedSource
 from ivdr_deploy.video.reader import VideoInfo, VideoLimits, VideoReader
@@ -113,7 +114,7 @@ class OpenCvReader(VideoReader):
                 yield
         except cv2.error as error:
             raise VideoDecodeError(
-                f"{self._name}: OpenCV failed: {str(error)[:100]}", hint=DAMAGED_HINT
+                f"{self._name}: OpenCV failed: {reason_of(error, most=100)}", hint=DAMAGED_HINT
             ) from error
 
     def _restart(self) -> cv2.VideoCapture:

@@ -10,6 +10,7 @@ from typing import Any
 import av
 from av.stream import Discard, Disposition
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import NoVideoStreamError, VideoDecodeError, VideoLimitError, VideoOpenError
 from ivdr_deploy.video._source import DAMAGED_HINT, Budget, CheckedSource
 
@@ -206,4 +207,4 @@ class PacketSource:
 
 def _reason(error: Exception) -> str:
     """FFmpeg's words without its error numbers."""
-    return getattr(error, "strerror", None) or str(error)
+    return getattr(error, "strerror", None) or reason_of(error)

@@ -8,6 +8,7 @@ from itertools import pairwise
 import av
 import numpy as np
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import VideoDecodeError
 from ivdr_deploy.video._frame_table import EntryPoint, FrameTable, build_table
 from ivdr_deploy.video._packets import PacketSource
@@ -81,7 +82,7 @@ class PyAvReader(VideoReader):
                 with self._budget.charged():
                     return resize_frame(frame, size, rotation=self.info.rotation)
             except (av.FFmpegError, ValueError) as error:
-                reason = str(error)[:100]
+                reason = reason_of(error, most=100)
         raise VideoDecodeError(
             f"{self._name}: frames of the pixel format {name} cannot be converted: {reason}",
             hint="encode it again as yuv420p",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.errors import VideoLimitError, VideoOpenError, VideoTimeoutError
 from ivdr_deploy.video._declared import check_declared
 from ivdr_deploy.video.containers import HEAD_BYTES, sniff_container
@@ -165,5 +165,5 @@ def _opened(data: Path | bytes, name: str) -> Iterator[BinaryIO]:
             yield stream
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise VideoOpenError(
-            f"{quoted(name)} cannot be read: {error}", hint="check the path and its permissions"
+            f"{quoted(name)} cannot be read: {reason_of(error)}", hint="check the path and its permissions"
         ) from error

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import ClipShapeError, VideoDecodeError, VideoOpenError
 from ivdr_deploy.video._source import Budget, CheckedSource
 from ivdr_deploy.video.preprocess import resize_frame
@@ -128,7 +129,7 @@ def _read(source: CheckedSource) -> tuple[np.ndarray, np.ndarray]:
             frames, times = (_array(archive.read(name), name) for name in _MEMBERS)
     except (zipfile.BadZipFile, ValueError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         raise VideoDecodeError(
-            f"{source.name} cannot be read as npz ({str(error)[:100]})",
+            f"{source.name} cannot be read as npz ({reason_of(error, most=100)})",
             hint="the file is damaged or incomplete: write it again",
         ) from error
     return frames, times.astype(np.float64) if times.dtype.kind == "f" else times

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.errors import VideoOpenError
 
 
@@ -73,7 +73,8 @@ class PathSource(Source):
             status = self.path.stat()
         except (OSError, ValueError) as error:  # ValueError: a null byte in the path
             raise VideoOpenError(
-                f"{quoted(self.uri)} cannot be read: {error}", hint="check the path and its permissions"
+                f"{quoted(self.uri)} cannot be read: {reason_of(error)}",
+                hint="check the path and its permissions",
             ) from error
         return SourceIdentity(status.st_size, status.st_mtime_ns)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Literal
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.artifacts.golden import Golden
 from ivdr_deploy.batching import Inferred
 from ivdr_deploy.runtimes.compare import compare_outputs, describe_failures
@@ -61,7 +62,7 @@ class Canary:
             try:
                 asked = self._ask()
             except Exception as error:  # noqa: BLE001  # a canary that is gone would say "ready" for ever
-                self._said = ("wrong", str(error)[:200])
+                self._said = ("wrong", reason_of(error))
                 continue
             answered = threading.Event()
             asked.add_done_callback(lambda _, answered=answered: answered.set())  # type: ignore[misc]
@@ -72,7 +73,7 @@ class Canary:
 
     def _judged(self, asked: Future[Inferred]) -> tuple[Health, str]:
         if (error := asked.exception()) is not None:
-            return "wrong", str(error)[:200]
+            return "wrong", reason_of(error)
         parity = compare_outputs(self._golden.expected, asked.result().outputs, precision=self._precision)
         failures = describe_failures(parity)
         return (

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ivdr_deploy._text import quoted, quoted_few
+from ivdr_deploy._text import quoted, quoted_few, reason_of
 from ivdr_deploy.errors import ConfigError, EncodingError, MethodError, OptionError, RequestError
 from ivdr_deploy.records import from_dict
 from ivdr_deploy.serving.core.schema import METHODS, Envelope, Options, PredictRequest
@@ -204,7 +204,7 @@ def read_json(text: bytes | bytearray | str, *, most_values: int, what: str, hin
     try:
         return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{what} is not JSON ({str(error)[:100]})", hint=hint) from error
+        raise RequestError(f"{what} is not JSON ({reason_of(error, most=100)})", hint=hint) from error
 
 
 def _check_values(text: bytes | bytearray | str, *, most_values: int, what: str, hint: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import from_dict, to_dict
 from ivdr_deploy.spec import MAX_BATCH, MAX_CLIPS, Device, ViewPlan
@@ -147,7 +148,7 @@ def read_settings(path: Path, kind: type[T]) -> T:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, too many digits
-        raise ConfigError(f"{path} cannot be read as TOML ({str(error)[:200]})") from error
+        raise ConfigError(f"{path} cannot be read as TOML ({reason_of(error)})") from error
     service = values.get("service")
     if isinstance(service, dict) and isinstance(limits := service.get("limits"), dict):
         # A limit that is not named keeps the endpoint's default, not the looser one of VideoLimits.

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from ivdr_deploy import errors
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import IvdrError, ServerError
 
 Message = dict[str, Any]
@@ -98,7 +99,7 @@ class Questions:
         except TimeoutError as error:
             raise ServerError(f"{self._whose} did not answer within {seconds:g} s") from error
         except OSError as error:
-            raise ServerError(f"{self._whose} is gone ({error})") from error
+            raise ServerError(f"{self._whose} is gone ({reason_of(error)})") from error
         finally:
             with self._lock:
                 self._open.pop(number, None)
@@ -132,7 +133,7 @@ def error_message(error: Exception) -> Message:
     if isinstance(error, IvdrError):
         kind, text, hint = type(error).__name__, error.message, error.hint
     else:
-        kind, text, hint = ServerError.__name__, f"unexpected {type(error).__name__}: {str(error)[:200]}", ""
+        kind, text, hint = ServerError.__name__, f"unexpected {type(error).__name__}: {reason_of(error)}", ""
     return {"error": {"kind": kind, "message": text, "hint": hint}}
 
 

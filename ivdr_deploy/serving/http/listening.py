@@ -12,6 +12,7 @@ from typing import Any, cast
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import ServerError
 from ivdr_deploy.serving.http.connection import Connection
 from ivdr_deploy.serving.http.requests import REQUEST_ID_HEADER, request_id
@@ -128,7 +129,7 @@ class Listening:
         try:
             self._server.run(sockets=self._sockets)
         except BaseException as error:
-            self._failure = f"{type(error).__name__}: {str(error)[:200]}"
+            self._failure = f"{type(error).__name__}: {reason_of(error)}"
             raise
         finally:
             self._outgoing.leaving.set()

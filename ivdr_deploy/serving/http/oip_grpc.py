@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import grpc.aio
 
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import ServerError
 from ivdr_deploy.serving.http.oip import TensorEndpoint
 from ivdr_deploy.serving.http.oip_calls import handlers
@@ -83,7 +84,7 @@ class GrpcListening:
         try:
             self._loop.run_until_complete(self._serve())
         except BaseException as error:
-            self._failure = f"{type(error).__name__}: {str(error)[:200]}"
+            self._failure = f"{type(error).__name__}: {reason_of(error)}"
             if self._begun.done():
                 raise
             self._begun.set_exception(error)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from ivdr_deploy._files import atomic_path, try_lock
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.errors import ConfigError, FolderError, ServerError
 from ivdr_deploy.records import from_dict
 from ivdr_deploy.serving.http.channel import Channel, Message, error_from, error_message
@@ -108,7 +108,9 @@ class RunFolder:
         try:
             values = json.loads(path.read_bytes())
         except ValueError as error:
-            raise ConfigError(f"{path} is damaged ({error})", hint="remove it to begin anew") from error
+            raise ConfigError(
+                f"{path} is damaged ({reason_of(error)})", hint="remove it to begin anew"
+            ) from error
         return from_dict(Record, values, where=str(path))
 
     def write(self, record: Record) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.errors import IvdrError, ServerError, WorkerDiedError
 from ivdr_deploy.serving.core.metrics import METRICS, REQUESTS, Series, added
 from ivdr_deploy.serving.http.channel import Message
@@ -123,7 +123,7 @@ class Slot:
         try:
             self._keep_one()
         except Exception as error:
-            self._failure = ServerError(f"unexpected {type(error).__name__} ({str(error)[:200]})")
+            self._failure = ServerError(f"unexpected {type(error).__name__} ({reason_of(error)})")
             self._on_given_up(f"{self._name} is no longer looked after: {self._failure.message}")
             raise  # a defect of ours: its traceback belongs into the log
         finally:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ivdr_deploy._text import one_line, quoted
+from ivdr_deploy._text import one_line, quoted, reason_of
 from ivdr_deploy.errors import (
     ConfigError,
     IvdrError,
@@ -60,7 +60,7 @@ def result_of(content: bytes, *, request_id: str) -> RemoteResult:
         RecursionError,
     ) as error:
         raise ServerError(
-            f"the answer is none of an ivdr endpoint ({type(error).__name__}: {str(error)[:200]})",
+            f"the answer is none of an ivdr endpoint ({type(error).__name__}: {reason_of(error)})",
             hint="is the address that of its inference port?",
         ) from error
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from ivdr_deploy._optional import require
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.errors import IvdrError, ServerError, VideoOpenError
 from ivdr_deploy.results import RemoteResult
 from ivdr_deploy.serving.remote.answers import failure_of, result_of
@@ -84,7 +84,8 @@ class _Requests:
                 content = Path(video).read_bytes()
             except (OSError, ValueError) as error:  # ValueError: a null byte in the path
                 raise VideoOpenError(
-                    f"{quoted(str(video))} cannot be read: {error}", hint="check the path and its permissions"
+                    f"{quoted(str(video))} cannot be read: {reason_of(error)}",
+                    hint="check the path and its permissions",
                 ) from error
         given = {name: value for name, value in options.items() if value is not None}
         headers = {**self._headers, "X-Request-Id": secrets.token_hex(16)}

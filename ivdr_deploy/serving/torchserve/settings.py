@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ivdr_deploy._optional import require
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.artifacts.archive import PACK_AGAIN
 from ivdr_deploy.decoding.pool import GRACE_SECONDS
 from ivdr_deploy.errors import ArtifactError, ConfigError
@@ -119,8 +119,9 @@ def from_model_config(text: str | bytes, *, where: str) -> EndpointSettings:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{where} is not YAML ({reason})", hint=PACK_AGAIN) from error
+        raise ArtifactError(
+            f"{where} is not YAML ({reason_of(error, whole=True)})", hint=PACK_AGAIN
+        ) from error
     service = service_settings(values, where=where)
     try:
         taken: Mapping[str, Any] = {

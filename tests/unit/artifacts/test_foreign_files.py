@@ -154,6 +154,7 @@ def test_a_pipe_is_no_file_and_nobody_waits_for_what_comes_out_of_it(tmp_path: P
 
 def test_what_a_library_says_of_a_file_is_one_short_line() -> None:
     assert reason_of(ValueError("\n\n  first \x1b[2J\nsecond")) == "first \\u001b[2J"
+    assert reason_of(ValueError("\n first\n\n  second \x1b[2J "), whole=True) == "first second \\u001b[2J"
     assert reason_of(MemoryError()) == "MemoryError"
     assert reason_of(ValueError("\n")) == "ValueError"
     assert len(reason_of(ValueError("x" * 10**6))) == 200

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from reported_tables import PLAN, SCORES, main_exits, write
 
+from ivdr_deploy.errors import DataError
 from ivdr_deploy.scoring.difference import difference
+from ivdr_deploy.scoring.report import report
 
 
 def test_what_differs_between_two_runs_is_named_in_plan_and_rows(tmp_path, capsys):
@@ -93,18 +95,21 @@ def test_tables_without_a_row_are_not_called_equal(tmp_path, capsys):
     assert difference(full, one).counts["only in the first"] == 6
 
 
-def test_what_is_no_number_is_not_called_equal(tmp_path):
+def test_a_table_with_what_is_no_number_is_damaged(tmp_path):
+    """No run writes one: whoever changed it by hand is told which column."""
     features = np.zeros((6, 2), np.float32)
-    broken = features.copy()
-    broken[2, 1] = np.nan
     one = write(tmp_path / "a", features=features)
-
-    found = difference(one, write(tmp_path / "b", features=broken))
-    assert found.examples == {"vectors": ("v2.mp4",)}
-    found = difference(
-        one, write(tmp_path / "c", features=features, scores=[0.95, float("nan"), *SCORES[2:]])
-    )
-    assert found.examples == {"scores": ("v1.mp4",)}
+    assert not any(difference(one, one).counts.values())
+    for value in (np.nan, np.inf, -np.inf):
+        scores = write(tmp_path / f"s{value}", features=features, scores=[0.95, value, *SCORES[2:]])
+        vectors = features.copy()
+        vectors[2, 1] = value
+        moved = write(tmp_path / f"v{value}", features=vectors)
+        for table, column in ((scores, "scores"), (moved, "feature")):
+            with pytest.raises(DataError, match=f"is damaged .{column} holds NaN or infinity"):
+                difference(one, table)
+    with pytest.raises(DataError, match="scores holds NaN"):
+        report(scores)
 
 
 @pytest.mark.parametrize(("moved", "differs"), [(0.5e-5, False), (2e-5, True)])
