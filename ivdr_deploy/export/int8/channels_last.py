@@ -82,7 +82,8 @@ class _Lowering:
             "MaxPool": self._max_pool,
             "AveragePool": self._average_pool,
             "Concat": self._concat,
-            "Add": self._add,
+            "Add": self._pair,
+            "Mul": self._pair,
             "ReduceMean": self._reduce_mean,
         }
         for node in self.source.nodes:
@@ -235,9 +236,9 @@ class _Lowering:
             return
         self._emit("Concat", [self._quantised(name).name for name in node.input], node.output[0], axis=4)
 
-    def _add(self, node: onnx.NodeProto) -> None:
-        name = fused_output(self.source, node)
-        if not {*node.input} <= self.scales.keys():
+    def _pair(self, node: onnx.NodeProto) -> None:
+        name = fused_output(self.source, node) if node.op_type == "Add" else node.output[0]
+        if not {*node.input, name} <= self.scales.keys():
             self._float(node)
             return
         parts = []
@@ -245,9 +246,8 @@ class _Lowering:
             value = self._quantised(operand)
             assert value.scale is not None
             parts += [value.name, *self._scale_inputs(value.scale, name, "ab"[index])]
-        self._emit(
-            "QLinearAdd", [*parts, *self._scale_inputs(self.scales[name], name, "y")], name, domain=_DOMAIN
-        )
+        ends = self._scale_inputs(self.scales[name], name, "y")
+        self._emit(f"QLinear{node.op_type}", [*parts, *ends], name, domain=_DOMAIN)
 
     def _reduce_mean(self, node: onnx.NodeProto) -> None:
         value = self._read(node.input[0])
@@ -311,12 +311,13 @@ class _Lowering:
         value = self._read(name)
         if value.scale is None:
             scale = self.scales[name]
-            stored = f"{name}/uint8"
-            self.nodes.append(
-                helper.make_node(
-                    "QuantizeLinear", [value.name, *self._scale_inputs(scale, name, "q")], [stored]
-                )
-            )
+            stored, real = f"{name}/uint8", value.name
+            if not value.channels_last:
+                real = f"{name}/last"
+                order = helper.make_node("Transpose", [value.name], [real], perm=list(_TO_CHANNELS_LAST))
+                self.nodes.append(order)
+            ends = self._scale_inputs(scale, name, "q")
+            self.nodes.append(helper.make_node("QuantizeLinear", [real, *ends], [stored]))
             value = self.values[name] = _Value(stored, channels_last=True, scale=scale)
         return value
 

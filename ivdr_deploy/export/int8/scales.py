@@ -53,7 +53,17 @@ def quantised_tensors(source: SourceGraph) -> list[set[str]]:
             join([*inputs, node.output[0]])
         elif node.op_type == "Add" and set(inputs) <= set(groups):
             join([fused_output(source, node)])
+        elif node.op_type == "Mul" and (gate := _gate(source, {*inputs}, {*groups})):
+            join([gate])
+            join([node.output[0]])
     return list({id(group): group for group in groups.values()}.values())
+
+
+def _gate(source: SourceGraph, names: set[str], known: set[str]) -> str | None:
+    """Return the operand of a product with an 8-bit tensor that holds one number for each channel, if there is one."""
+    others = names - known
+    gates = [name for name in others if source.shapes.get(name, [])[1:] == [1, 1, 1]]
+    return gates[0] if len(others) == len(gates) == 1 < len(names) else None
 
 
 def round_trip(name: str, result: str, low: float, high: float) -> list[onnx.NodeProto]:

@@ -195,6 +195,32 @@ def test_an_average_pooling_stays_in_fp32_and_what_follows_it_reads_its_result()
     assert np.abs(found - expected).max() < 0.02 * (expected.max() - expected.min())
 
 
+def test_channels_are_weighed_by_a_gate_and_joined_in_8_bits() -> None:
+    """That of ``s3dg``: the gate comes from the mean over a clip, and differs from clip to clip."""
+    source = graph(
+        conv("x", "a", kernel=(1, 1, 1)),
+        helper.make_node("ReduceMean", ["a", "axes"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "linear"], ["linear_out"]),
+        helper.make_node("Sigmoid", ["linear_out"], ["gate"]),
+        helper.make_node("Unsqueeze", ["gate", "axes"], ["broad"]),
+        helper.make_node("Mul", ["a", "broad"], ["weighed"]),
+        conv("x", "b", kernel=(1, 3, 3), pads=(0, 1, 1, 0, 1, 1)),
+        helper.make_node("Concat", ["weighed", "b"], ["joined"], axis=1),
+        conv("joined", "y", kernel=(1, 1, 1)),
+        **weights("a", (1, 1, 1)),
+        **weights("b", (1, 3, 3), out=2),
+        **weights("y", (1, 1, 1), channels=7),
+        linear=RNG.normal(size=(5, 5)).astype(np.float32) / 100,
+    )
+    video = VIDEO // np.array([1, 2, 8], np.uint8).reshape(3, 1, 1, 1, 1)
+    made = lower(source, ranges_of(source, video), weight_bits=7)
+    kinds = Counter(node.op_type for node in made.graph.node)
+    assert (kinds["QLinearConv"], kinds["QLinearMul"], kinds["Mul"], kinds["Transpose"]) == (3, 1, 0, 1)
+    for candidate in (made, insert_pairs(source, ranges_of(source, video))):
+        (expected,), (found,) = run(source.model, video), run(candidate, video)
+        assert np.abs(found - expected).max() < 0.02 * (expected.max() - expected.min())
+
+
 def test_weights_of_7_bits_stay_below_what_saturates() -> None:
     source = graph(conv("x", "y", kernel=(1, 1, 1)), **weights("y", (1, 1, 1)))
     made = lower(source, ranges_of(source, VIDEO), weight_bits=7)
@@ -252,7 +278,9 @@ def test_every_backbone_becomes_8_bit_from_end_to_end(backbone: str, tmp_path: P
     made = lower(source, ranges, weight_bits=7)
     kinds = Counter(node.op_type for node in made.graph.node)
     assert kinds["QLinearConv"] == sum(node.op_type == "Conv" for node in source.nodes)
-    assert (kinds["QuantizeLinear"], kinds["DequantizeLinear"], kinds["Transpose"]) == (1, 1, 0)
+    gates = sum(node.op_type == "Sigmoid" for node in source.nodes)
+    assert (kinds["QuantizeLinear"], kinds["DequantizeLinear"]) == (1 + gates, 1 + gates)
+    assert (kinds["QLinearMul"], kinds["Transpose"]) == (gates, gates)
     assert OnnxMetadata.from_props({p.key: p.value for p in made.metadata_props}, where="made") == metadata
     expected = run(source.model, clips[8:])
     for candidate in (made, insert_pairs(source, ranges)):
