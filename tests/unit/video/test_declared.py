@@ -69,9 +69,13 @@ def test_limits_follow_max_frames() -> None:
     check_declared(io.BytesIO(data), name="a", max_frames=400_000)
 
 
-def test_a_compressed_header_is_unpacked_no_further_than_a_header_may_be_long() -> None:
+@pytest.mark.parametrize("lying", [False, True])
+def test_a_compressed_header_is_unpacked_no_further_than_a_header_may_be_long(lying: bool) -> None:
     bomb = compressed(track(), padding=1 << 26)
     assert len(bomb) < 1 << 17
+    if lying:  # of its size
+        before, _, after = bomb.partition(b"cmvd")
+        bomb = before + b"cmvd" + numbers(100) + after[4:]
     with pytest.raises(VideoLimitError, match="compressed header of more than 32 MiB"):
         open_video(bomb)
 
