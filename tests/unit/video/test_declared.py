@@ -62,6 +62,12 @@ def test_what_a_header_declares_is_held_against_the_limits_before_a_decoder_sees
         open_video(path, decoder=decoder)  # type: ignore[arg-type]
 
 
+def test_a_file_may_have_a_hundred_streams() -> None:
+    open_video(movie(*[track()] * 100)).close()
+    with pytest.raises(VideoLimitError, match="more than 100 streams, the limit"):
+        open_video(movie(*[track()] * 101))
+
+
 def test_limits_follow_max_frames() -> None:
     data = movie(track(samples=400_000, size=1))
     with pytest.raises(VideoLimitError, match="more than 250000 frames, the limit: it declares 400000"):
