@@ -6,9 +6,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -222,6 +224,41 @@ def test_a_result_that_is_cut_short_on_its_way_is_no_result(
             with pytest.raises(ScratchError, match="cut short"):
                 load(decoding, PathSource(video)).result(30)
         assert len(load(decoding, PathSource(video)).result(30).video) == 2
+
+
+def test_many_videos_come_in_order_with_their_errors_and_few_are_done_ahead(video: Path) -> None:
+    taken: list[int] = []
+
+    def calls() -> Iterator[tuple[Source, int]]:
+        for number in range(12):
+            taken.append(number)
+            yield (BytesSource(b"no video") if number == 1 else PathSource(video)), number
+
+    found: list[object] = []
+    with DecodePool(THREAD) as decoding:
+        for outcome in decoding.each(load_or_count, calls(), limits=LIMITS):
+            found.append(outcome)
+            assert len(taken) - len(found) <= 2
+    assert isinstance(found.pop(1), VideoOpenError)
+    assert found == [0, *range(2, 12)]
+
+
+def load_or_count(source: Source, number: int, *, limits: VideoLimits) -> int:
+    load_clips(source, CLIP, PLAN, limits=limits)
+    return number
+
+
+@pytest.mark.parametrize(("free", "shared"), [(1 << 30, True), ((1 << 30) - 1, False)])
+def test_results_travel_through_shared_memory_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, shared: bool
+) -> None:
+    (tmp_path / "shm").mkdir()
+    monkeypatch.setattr("ivdr_deploy.decoding._worker._SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    scratch = Scratch()
+    assert [path.parent == tmp_path / "shm" for path in tmp_path.rglob("ivdr-decode-*")] == [shared]
+    scratch.remove()
 
 
 def priority(source: Source, *, limits: VideoLimits) -> int:
