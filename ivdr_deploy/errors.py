@@ -48,14 +48,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ivdr_deploy._text import as_text
+from ivdr_deploy._text import one_line
 
 
 class IvdrError(Exception):
     """Base of all errors raised on purpose.
 
     Args:
-        message: What was found and what was expected, with the value and the file, on one line.
+        message: What was found and what was expected, with the value and the file; kept as one line, with line ends
+            and other control characters spelled.
         hint: What to do about it; may be empty.
     """
 
@@ -63,10 +64,7 @@ class IvdrError(Exception):
     """Stable machine-readable name, written to score tables and endpoint answers."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        self.message, self.hint = (
-            as_text(message),
-            as_text(hint),
-        )  # both name files, and are printed and stored
+        self.message, self.hint = one_line(message), one_line(hint)  # both name files, are logged and stored
         super().__init__(self.message)
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ivdr_deploy._console import console, print_json
+from ivdr_deploy._console import console, print_json, print_text
 
 if TYPE_CHECKING:
     from ivdr_deploy.serving.client import EndpointClient
@@ -17,12 +17,9 @@ def announce_http(running: Deployment, *, as_json: bool) -> None:
     """Say that the HTTP server is ready: where it is, who is answered, and how to ask."""
     source = running.token_source
     asked = f"who asks must show the token in {source}" if source else "all are answered"
-    console.print(f"run folder {running.folder.path}; {asked}", markup=False)
+    print_text(f"run folder {running.folder.path}; {asked}")
     if running.moved:
-        console.print(
-            f"an update is why {running.current.bundle} is served; `ivdr serve --rollback` goes back",
-            markup=False,
-        )
+        print_text(f"an update is why {running.current.bundle} is served; `ivdr serve --rollback` goes back")
     facts = {**running.current.facts, "run_dir": str(running.folder.path)}
     if running.grpc_address is not None:
         facts["grpc_address"] = running.grpc_address

@@ -10,7 +10,7 @@ import typer
 
 from ivdr_deploy._console import console, done, print_json, print_text, progress
 from ivdr_deploy._text import as_file_name, quoted
-from ivdr_deploy.cli._options import decode_options, read_list, video_limits
+from ivdr_deploy.cli._options import any_unread, decode_options, read_list, video_limits
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import DecoderName, Device
 
@@ -84,7 +84,7 @@ def bench_videos(
         for uri, code in samples.failed.items():
             print_text(f"not timed: {uri} ({code})")
         done(f"benchmark -> {path}", next_command=("ivdr", "show", artifact))
-    if samples.failed:
+    if samples.failed or any_unread(listed.left_out):
         raise typer.Exit(1)
 
 

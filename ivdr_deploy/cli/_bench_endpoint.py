@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 import typer
 
 from ivdr_deploy._console import console, done, print_json
+from ivdr_deploy._text import as_file_name
 from ivdr_deploy.cli._options import read_list
 from ivdr_deploy.errors import ConfigError
 
@@ -40,6 +42,8 @@ def bench_endpoint(
         raise ConfigError("there are no videos to send", hint="give them with --videos")
     if not all(0 < rate < float("inf") for rate in rates):
         raise ConfigError("--rate must be positive, in requests a second")
+    if math.inf in (p99_ms, seconds):
+        raise ConfigError("--p99-ms and --seconds must be finite")
     listed = read_list(videos, root=root)
     listed.require_files()
     if (size := sum(item.path.stat().st_size for item in listed.items)) > _MOST_BYTES:
@@ -61,7 +65,8 @@ def bench_endpoint(
             tell=status.update,
         )
     report = endpoint_report(samples, seconds=seconds, p99_ms=p99_ms)
-    path = out or Path("build/bench") / f"{urlsplit(url).path.split('/')[-1] or 'endpoint'}-endpoint.json"
+    name = urlsplit(url).path.rpartition("/")[2] or "endpoint"
+    path = out or Path("build/bench") / f"{as_file_name(name)}-endpoint.json"
     write_report(report, path)
     if as_json:
         print_json(report)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ivdr_deploy._text import reason_of
+from ivdr_deploy._text import QUOTED, cut, reason_of
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE, Kind, identify
 from ivdr_deploy.artifacts.manifest import ArtifactManifest
@@ -38,7 +38,8 @@ def describe(path: str | Path) -> Description:
     """Read what an artifact says about itself.
 
     Raises:
-        ArtifactError: if it is absent, no artifact of ours, or does not say anything of ours.
+        ArtifactError: if it is absent, no artifact of ours, does not say anything of ours, or holds a number that JSON
+            does not have.
         CheckpointError: if a checkpoint is not readable.
     """
     kind, path = identify(path)
@@ -51,7 +52,12 @@ def describe(path: str | Path) -> Description:
         Kind.SCORES: _scores,
         Kind.SHARD: _shard,
     }
-    return readers[kind](path)
+    found = readers[kind](path)
+    try:
+        json.dumps(found.values, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} holds what JSON does not have ({reason_of(error)})") from error
+    return found
 
 
 def _bundle(path: Path) -> Description:
@@ -179,7 +185,7 @@ def _shard(path: Path) -> Description:
     rows = [
         ("rows", str(shape["rows"])),
         ("columns", ", ".join(shape["columns"])),
-        ("run", str(values.get("run_id"))),
+        ("run", cut(str(values.get("run_id")), QUOTED)),
         ("table", f"the folder with {SCORE_LEDGER_FILE}: {path.parent}"),
     ]
     return Description(kind=Kind.SHARD, values=values, rows=rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ from ivdr_deploy.environment import decode_workers
 from ivdr_deploy.spec import DecoderName, Device, Isolation, ViewPlan
 
 if TYPE_CHECKING:
+    from ivdr_deploy.datasets.entries import LeftOut
     from ivdr_deploy.datasets.lists import VideoList
     from ivdr_deploy.datasets.official import Part
     from ivdr_deploy.decoding import DecodeOptions
@@ -89,3 +90,8 @@ def read_list(path: Path, *, root: Path | None = None, part: Part | None = None)
     videos = read_video_list(path, root=root, part=part)
     say_left_out(videos.left_out)
     return videos
+
+
+def any_unread(left_out: Iterable[LeftOut]) -> bool:
+    """Say whether a folder of a listing could not be read: exit code 1, since there may be videos in it."""
+    return any(entry.unread for entry in left_out)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ivdr_deploy._console import console, print_json, print_line
+from ivdr_deploy._console import print_json, print_line, print_text
 from ivdr_deploy._text import as_text
 from ivdr_deploy.errors import ConfigError, InferenceError, VideoError
 from ivdr_deploy.events import TimelinePlan
@@ -59,7 +59,7 @@ def _print(uri: str, kind: str, values: dict[str, Any], text: str, *, as_json: b
     if as_json:
         print_json({"uri": uri, kind: values})
     elif kind == "summary":  # for people: no result
-        console.print(f"{uri}: {text}", markup=False)
+        print_text(f"{uri}: {text}")
     else:
         print_line(f"{uri}: {text}")
 

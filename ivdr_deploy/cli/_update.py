@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from ivdr_deploy._console import console, done, print_json, progress
+from ivdr_deploy._console import console, done, print_json, print_text, progress
 from ivdr_deploy.cli._options import read_list
 from ivdr_deploy.errors import ConfigError
 
@@ -41,7 +41,7 @@ def update_server(
         print_json(answer)
     for title, rows in (("another label", shadow["flips"]), ("no answer any more", shadow["lost"])):
         for row in rows[:_SHOWN]:
-            console.print(f"  {title}: {row['video']}: {row['old']} -> {row['new']}", markup=False)
+            print_text(f"  {title}: {row['video']}: {row['old']} -> {row['new']}")
         if len(rows) > _SHOWN:
             console.print(f"  {title}: {len(rows) - _SHOWN} more; --json has all")
     agreement = shadow["agreement"]
@@ -81,7 +81,7 @@ def _ask(folder: Path, order: dict[str, Any], *, total: int) -> dict[str, Any]:
             elif message.pop("last", False):
                 last.append(message)
             else:
-                console.print(message["say"], markup=False)
+                print_text(message["say"])
 
     for _ in progress(steps(), total, "comparing"):
         pass

@@ -88,7 +88,8 @@ def bench(
 ) -> None:
     """Time decoding, preprocessing and the network per video, and one variant against another on the same clips.
 
-    Outputs are compared before anything is timed. Exit code 1 says that some videos could not be used.
+    Outputs are compared before anything is timed. Exit code 1 says that some videos could not be used,
+    or that a folder of the list could not be read.
 
     With --speeds the variants are timed alone, and what is measured decides which one runs by default on machines of
     this kind.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ivdr_deploy._console import console, print_json, print_line, progress
+from ivdr_deploy._console import console, print_json, print_line, print_text, progress
 from ivdr_deploy._text import as_text
 from ivdr_deploy.cli._options import (
     AllowContainerOption,
@@ -19,6 +18,7 @@ from ivdr_deploy.cli._options import (
     NumClipsOption,
     VariantOption,
     WorkersOption,
+    any_unread,
     decode_options,
     read_list,
     video_limits,
@@ -26,6 +26,7 @@ from ivdr_deploy.cli._options import (
 )
 
 if TYPE_CHECKING:
+    from ivdr_deploy.datasets.entries import LeftOut
     from ivdr_deploy.results import Outcome
 
 
@@ -64,7 +65,8 @@ def predict(
 ) -> None:
     """Label videos with a bundle or a checkpoint.
 
-    A video that cannot be used is reported with its reason and does not stop the others; the exit code is then 1.
+    A video that cannot be used is reported with its reason and does not stop the others. Exit code 1: some videos could
+    not be used, or a folder could not be read.
     With --timeline a video may be hours long; windows and events are printed as they are found.
     """
     from ivdr_deploy.cli._timeline import chosen_timeline, print_timelines
@@ -76,7 +78,7 @@ def predict(
         wanted=timeline, num_clips=num_clips, hop=hop, enter=enter, leave=leave, min_seconds=min_seconds
     )
     limits = video_limits(allow_container)
-    sources = list(_expand(videos))
+    sources, left_out = _expand(videos)
     model = open_model(artifact, variant=variant, device=device, decoder=decoder)
     with model.runtime:
         if "logits" not in model.output_names:
@@ -85,10 +87,9 @@ def predict(
                 hint="fine-tune the checkpoint first: python -m train finetune --config FILE init=CHECKPOINT",
             )
         plan = view_plan(model.view_plan, num_clips)
-        console.print(
+        print_text(
             f"{model.name}: {model.variant} on {model.runtime.description}; {model.reason}; {plan}",
             style="dim",
-            markup=False,
         )
         decode = decode_options(decode_workers, isolation)
         failures = 0
@@ -102,15 +103,22 @@ def predict(
                     _report(source, outcome, top_k=top_k, as_json=as_json)
     if failures:
         console.print(f"{failures} of {len(sources)} videos could not be used", markup=False)
+    if failures or any_unread(left_out):
         raise typer.Exit(1)
 
 
-def _expand(paths: list[Path]) -> Iterator[Path]:
+def _expand(paths: list[Path]) -> tuple[list[Path], list[LeftOut]]:
+    """Return the videos, those of folders in their place, and what the listings of folders passed over."""
+    found: list[Path] = []
+    left_out: list[LeftOut] = []
     for path in paths:
         if os.path.isdir(path):  # never raises, whatever the name
-            yield from (item.path for item in read_list(path).items)
+            listed = read_list(path)
+            found += (item.path for item in listed.items)
+            left_out += listed.left_out
         else:
-            yield path
+            found.append(path)
+    return found, left_out
 
 
 def prediction_line(uri: str, outcome: Outcome, *, top_k: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ivdr_deploy._console import Meter, console, done, print_json, say_left_out, stopping_softly
+from ivdr_deploy._console import Meter, console, done, print_json, print_text, say_left_out, stopping_softly
 from ivdr_deploy._files import at_home
 from ivdr_deploy._text import quoted
 from ivdr_deploy.cli._options import (
@@ -24,6 +24,7 @@ from ivdr_deploy.cli._options import (
     RootOption,
     VariantOption,
     WorkersOption,
+    any_unread,
     decode_options,
     video_limits,
 )
@@ -188,9 +189,7 @@ def _open(engine: str, tasks: list[Task], out: str, stack: ExitStack) -> Engine:
 
 
 def _say_stopped(out: str) -> None:
-    console.print(
-        f"stopped: the rows that are in {out} stay, and the same command goes on from there", markup=False
-    )
+    print_text(f"stopped: the rows that are in {out} stay, and the same command goes on from there")
 
 
 def _report(summary: ScoreSummary, *, as_json: bool) -> None:
@@ -211,7 +210,7 @@ def _report(summary: ScoreSummary, *, as_json: bool) -> None:
             )
         read = f"from ivdr_deploy.scoring import read_scores; print(read_scores({str(summary.folder)!r}))"
         done(f"{did} -> {summary.folder}", next_command=("python", "-c", read))
-    if summary.failed or any(entry.unread for entry in summary.left_out):
+    if summary.failed or any_unread(summary.left_out):
         raise typer.Exit(1)
 
 

@@ -17,6 +17,7 @@ from ivdr_deploy.cli._options import (
     DecoderOption,
     JsonOption,
     RootOption,
+    any_unread,
     read_list,
     video_limits,
 )
@@ -71,7 +72,7 @@ def verify(
     """Check that every variant of a bundle computes what its reference computes.
 
     Over videos, what was measured and the verdict are kept in the bundle. Exit code 1 says FAIL, that a variant could
-    not run here, or that some videos could not be used.
+    not run here, that some videos could not be used, or that a folder of the list could not be read.
     """
     from ivdr_deploy.errors import ConfigError
     from ivdr_deploy.evaluation.records import keep_records
@@ -109,9 +110,10 @@ def verify(
         _print_report(report, rechecked=recheck)
     if keeping:
         keep_records(bundle, report.variants)
+    unread = listed is not None and any_unread(listed.left_out)
     if not as_json:
-        _conclude(bundle, report, kept=keeping, rechecked=recheck)
-    if not report.passed or report.unusable:
+        _conclude(bundle, report, kept=keeping, rechecked=recheck, unread=unread)
+    if not report.passed or report.unusable or unread:
         raise typer.Exit(1)
 
 
@@ -128,9 +130,10 @@ def _check_keeping(bundle: Path) -> None:
         raise OSError(error.errno, said, error.filename) from error
 
 
-def _conclude(bundle: Path, report: VerifyReport, *, kept: bool, rechecked: bool) -> None:
+def _conclude(bundle: Path, report: VerifyReport, *, kept: bool, rechecked: bool, unread: bool) -> None:
     not_run = [found.id for found in report.variants if found.not_run]
     bad = f"; {report.unusable} videos could not be used" if report.unusable else ""
+    bad += "; some folders could not be read" if unread else ""
     absent = f"; not run, so not judged: {', '.join(not_run)} (--variant chooses)" if not_run else ""
     absent += f"; not named, so not judged: {', '.join(report.not_named)}" if report.not_named else ""
     record = "; the records are in the bundle" if kept else "; nothing was run" if rechecked else ""

@@ -6,6 +6,7 @@ lies in shared memory where there is room, else in the temporary folder.
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import multiprocessing
@@ -83,12 +84,17 @@ class Scratch:
         return Parcel(source=_SpooledSource(spooled, source.uri), path=path)
 
     def unpack(self, parcel: Parcel, packed: tuple[bytes, list[int]]) -> Any:
-        """Put together what came back for a parcel; its arrays are writable copies."""
+        """Put together what came back for a parcel; its arrays are writable copies.
+
+        Raises:
+            ScratchError: if the file holds less than was written.
+        """
         data, sizes = packed
         content = np.empty(sum(map(_aligned, sizes)), np.uint8).data
         if content.nbytes:
-            with parcel.path.open("rb", buffering=0) as stream:
-                stream.readinto(content)
+            with parcel.path.open("rb") as stream:  # buffered: a plain read gives 2 GiB at most
+                if stream.readinto(content) != content.nbytes:
+                    raise ScratchError(errno.EIO, "a result came back cut short", str(parcel.path))
         starts = itertools.accumulate(map(_aligned, sizes), initial=0)
         buffers = [content[start : start + size] for start, size in zip(starts, sizes, strict=False)]
         return pickle.loads(data, buffers=buffers)

@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ivdr_deploy._text import reason_of
+from ivdr_deploy._text import one_line, reason_of
 from ivdr_deploy.decoding import _worker
 from ivdr_deploy.environment import ending
 from ivdr_deploy.errors import (
@@ -204,7 +204,7 @@ class DecodePool:
                 processes.stop()  # type: ignore[no-untyped-call]
                 processes.join()
                 raise ResourceError(
-                    f"the decode workers cannot be started ({error})",
+                    f"the decode workers cannot be started ({reason_of(error)})",
                     hint="raise the limit of memory or threads of this process (`ulimit -v`, `ulimit -u`)",
                 ) from error
             self._processes, self._closing, self._watching = processes, closing, watch
@@ -233,7 +233,10 @@ class DecodePool:
                 if scratch is None:
                     raise CancelledError
                 if task.sent_again:
-                    raise BrokenProcessPool(f"workers that waited for {task.source.uri} were killed twice")
+                    raise ResourceError(
+                        f"the decode workers were killed twice while {task.source.uri} waited for one",
+                        hint="the machine's memory, or somebody ended them",
+                    )
                 task.sent_again = True
                 self._send(task)
             except Exception as error:  # noqa: BLE001  # whoever waits for the task gets it
@@ -302,7 +305,7 @@ def _as_video_error(
         )
     if isinstance(error, _worker.ScratchError):
         return error  # the disk or the shared memory is full: it would hit every video
-    _log.error("decoding %s failed unexpectedly", name, exc_info=error)
+    _log.error("decoding %s failed unexpectedly", one_line(name), exc_info=error)
     return VideoCrashError(
         f"{name}: unexpected {type(error).__name__} while decoding ({reason_of(error, most=100)})",
         hint="please report this with the file",

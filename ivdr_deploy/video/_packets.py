@@ -84,13 +84,12 @@ class PacketSource:
         Raises:
             VideoOpenError: if FFmpeg cannot open it, or has no decoder for it.
             NoVideoStreamError: if it holds no moving pictures.
+            VideoLimitError: if it has too many streams, or needs more memory than there is.
         """
         self.close()
         try:
             with self._budget.charged():
-                self._container = av.open(
-                    **open_arguments(self._source, max_pixels=self._budget.limits.max_pixels)
-                )
+                self._container = self._opened()
             self.stream = self._pick_stream()
         except _BAD_DATA as error:
             self.close()
@@ -155,6 +154,16 @@ class PacketSource:
                 if isinstance(error, MemoryError):
                     raise
                 raise VideoDecodeError(_reason(error), hint=DAMAGED_HINT) from error
+
+    def _opened(self) -> Any:
+        try:
+            return av.open(**open_arguments(self._source, max_pixels=self._budget.limits.max_pixels))
+        except MemoryError as error:  # FFmpeg says it of too many streams, too
+            raise VideoLimitError(
+                f"{self._source.name} has more than {_MAX_STREAMS} streams, the limit, or needs more memory than the "
+                "decoder may take",
+                hint="send the pictures alone, or raise the memory of a decode worker",
+            ) from error
 
     def _check_refused_size(self, error: Exception) -> None:
         """See whether a decoder failed since its frames are too large: a stream may grow, or its header lie.

@@ -210,4 +210,14 @@ class PyAvReader(VideoReader):
     def _frames_by_count(self, indices: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         decoding = enumerate(self._decode_all())
         for index in indices:
-            yield next((count, frame) for count, frame in decoding if count == index)
+            reason = "the file is shorter than it was when it was opened"
+            try:
+                found = next((item for item in decoding if item[0] == index), None)
+            except VideoDecodeError as error:
+                found, reason = None, error.message
+            if found is None:
+                raise VideoDecodeError(
+                    f"{self._name}: frame {index} of {self.info.num_frames} cannot be decoded: {reason}",
+                    hint=DAMAGED_HINT,
+                )
+            yield found

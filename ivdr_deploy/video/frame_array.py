@@ -8,13 +8,14 @@ those of the encoded file, not equal: there the resize begins with the decoded p
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ivdr_deploy._text import reason_of
+from ivdr_deploy._text import quoted, quoted_few, reason_of
 from ivdr_deploy.errors import ClipShapeError, VideoDecodeError, VideoOpenError
 from ivdr_deploy.video._source import Budget, CheckedSource
 from ivdr_deploy.video.preprocess import resize_frame
@@ -28,6 +29,12 @@ _HINT = (
 _MEMBERS = ("frames.npy", "timestamps.npy")
 _LEAST_GAP_SECONDS, _MOST_GAP_SECONDS = 1e-9, 1e9
 """On the average. Beyond them a rate is no number any more."""
+
+_DAMAGE = (
+    zipfile.BadZipFile, ValueError, EOFError, OSError, RuntimeError, NotImplementedError,
+    SyntaxError, tokenize.TokenError,
+)  # fmt: skip
+"""What zipfile and numpy raise; the last two come from a header that is no Python, as numpy reads it."""
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -100,9 +107,11 @@ class FrameArrayReader(VideoReader):
 def _problem(frames: np.ndarray, times: np.ndarray) -> str:
     """Say what is wrong with a decoded video; empty if nothing is."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        return f"frames has dtype {frames.dtype} and shape {frames.shape}, expected uint8 (T, H, W, 3)"
+        return (
+            f"frames has dtype {frames.dtype} and shape {quoted(frames.shape)}, expected uint8 (T, H, W, 3)"
+        )
     if times.shape != (len(frames),):
-        return f"timestamps has shape {times.shape}, expected ({len(frames)},), one for each frame"
+        return f"timestamps has shape {quoted(times.shape)}, expected ({len(frames)},), one for each frame"
     with np.errstate(over="ignore", invalid="ignore"):
         gaps = np.diff(times)
         apart = (times[-1] - times[0]) / max(1, len(gaps))
@@ -119,15 +128,15 @@ def _read(source: CheckedSource) -> tuple[np.ndarray, np.ndarray]:
         with zipfile.ZipFile(opened) as archive:
             names = sorted(archive.namelist())
             if names != sorted(_MEMBERS):
-                found = ", ".join(name[:40] for name in names[:5]) or "nothing"
                 raise VideoOpenError(
-                    f"{source.name} is a zip file with {found}, expected {' and '.join(_MEMBERS)}", hint=_HINT
+                    f"{source.name} is a zip file with {quoted_few(names)}, expected {' and '.join(_MEMBERS)}",
+                    hint=_HINT,
                 )
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 # What is compressed may become a thousand times as large.
                 raise VideoOpenError(f"{source.name} is compressed, expected it not to be", hint=_HINT)
             frames, times = (_array(archive.read(name), name) for name in _MEMBERS)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise VideoDecodeError(
             f"{source.name} cannot be read as npz ({reason_of(error, most=100)})",
             hint="the file is damaged or incomplete: write it again",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
-from ivdr_deploy.results import VideoResult
+from ivdr_deploy.results import VideoResult, top_labels
 from ivdr_deploy.spec import ViewPlan
 
 
@@ -36,3 +36,9 @@ def test_classes_are_in_the_order_of_their_names_whatever_the_list_says() -> Non
     videos = VideoList(Path("list.csv"), items)
     assert videos.labels == ("bow", "sit", "wave")
     assert videos.targets(videos.labels) == [2, 0, 2, 1]
+
+
+def test_of_equal_probabilities_the_lower_index_comes_first() -> None:
+    labels = [str(number) for number in range(200)]
+    levels = np.float32([number % 2 for number in range(200)])
+    assert [label for label, _ in top_labels(labels, levels, 200)] == labels[1::2] + labels[::2]

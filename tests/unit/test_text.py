@@ -47,6 +47,12 @@ def test_errors_and_records_hold_valid_text() -> None:
     assert to_dict({"\udce9": ["\udce9"]}) == {"\\xe9": ["\\xe9"]}
 
 
+def test_an_error_is_one_line_whatever_it_names() -> None:
+    error = DataError("a\nERROR root: b\x1b[2J.mp4 is absent", hint="see c\r\n")
+    assert str(error) == "a\\u000aERROR root: b\\u001b[2J.mp4 is absent. see c\\u000d\\u000a"
+    assert str(error) == f"{error.to_dict()['message']}. {error.to_dict()['hint']}"
+
+
 def test_one_line_spells_whatever_would_end_it_or_act_on_a_terminal() -> None:
     assert one_line("a\nb\x1b[2J\x85\u2028") == "a\\u000ab\\u001b[2J\\u0085\\u2028"
 

@@ -34,7 +34,7 @@ from ivdr_deploy.pipeline import VideoPredictor
 from ivdr_deploy.results import softmax
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.spec import ViewPlan
-from ivdr_deploy.timeline import TimelineEnd, Window, look_through
+from ivdr_deploy.timeline import TimelineEnd, Window, checked_hop, look_through
 
 PLAN = TimelinePlan(hop=3, min_seconds=0.0)
 
@@ -133,6 +133,39 @@ def test_a_bounded_number_of_windows_is_held(
     list(look_through(predictor, video, TimelinePlan(hop=1)))
     assert len(alive) == -(-143 // 8)
     assert max(alive) <= 5, "drawn, waiting, in the network, and what threads have not let go of yet"
+
+
+def test_a_hop_is_half_a_window_or_up_to_a_whole_one(predictor: VideoPredictor) -> None:
+    clip = predictor.model.clip  # a window of 8 frames
+    assert [checked_hop(TimelinePlan(hop=hop), clip) for hop in (0, 1, 8)] == [4, 1, 8]
+    assert checked_hop(TimelinePlan(), replace(clip, num_frames=1, frame_stride=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("clips", "held", "most"), [(64, 100, 8), (3, 100, 3), (64, 2, 2), (64, 0.5, 1)], ids=str
+)
+def test_a_lot_is_no_more_than_a_call_takes_and_memory_allows(
+    predictor: VideoPredictor,
+    video: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clips: int,
+    held: float,
+    most: int,
+) -> None:
+    asked: list[int] = []
+    windows = predictor.windows
+
+    def listening(source: Any, *, hop: int, most: int) -> Any:
+        asked.append(most)
+        return windows(source, hop=hop, most=most)
+
+    monkeypatch.setattr(predictor, "windows", listening)
+    monkeypatch.setattr(predictor.model.runtime, "call_clips", clips)
+    monkeypatch.setattr(
+        "ivdr_deploy.timeline._TOGETHER_BYTES", int(held * np.prod(predictor.model.clip.clip_shape))
+    )
+    assert isinstance(list(look_through(predictor, video, TimelinePlan(hop=8)))[-1], TimelineEnd)
+    assert asked == [most]
 
 
 @pytest.mark.exhaustive

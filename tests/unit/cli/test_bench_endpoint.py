@@ -77,6 +77,8 @@ def test_a_bound_that_no_rate_holds_is_a_failure(ivdr, listed: Path, tmp_path: P
             ("--endpoint", "http://127.0.0.1:1/p", "--videos", "LIST", "--rate", "0"),
             "--rate must be positive",
         ),
+        (("--endpoint", "http://127.0.0.1:1/p", "--videos", "LIST", "--seconds", "inf"), "must be finite"),
+        (("--endpoint", "http://127.0.0.1:1/p", "--videos", "LIST", "--p99-ms", "inf"), "must be finite"),
         (("bundle", "--rate", "3"), "--rate is for a server"),
     ],
 )

@@ -154,6 +154,40 @@ def test_what_a_folder_holds_besides_is_said(
             assert hidden in json.loads(said.out)["left_out"]
 
 
+def test_a_folder_that_could_not_be_read_is_exit_code_1(
+    tiny_bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = os.open(folder, os.O_RDONLY)
+    for _ in range(17):  # a path that is too long for the system, whoever asks
+        os.mkdir("d" * 250, dir_fd=inside)
+        outer, inside = inside, os.open("d" * 250, os.O_RDONLY, dir_fd=inside)
+        os.close(outer)
+    os.close(inside)
+    for command in (
+        ("predict", tiny_bundle, folder),
+        ("predict", tiny_bundle, folder, "--timeline"),
+        ("score", tiny_bundle, folder, "-o", folder / "out" / "scores"),
+        ("verify", tiny_bundle, "--videos", folder, "--no-record"),
+        ("bench", tiny_bundle, "--videos", folder, "--rounds", 1, "-o", folder / "out" / "bench.txt"),
+    ):
+        assert run(*command) == 1, command
+        said = capsys.readouterr().err
+        assert "left out: 1 folders that cannot be read (File name too long): " in said
+        assert ("; some folders could not be read" in said) == (command[0] == "verify")
+
+
+def test_what_is_said_of_a_timeline_stays_on_its_line(
+    tiny_bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = (folder / "a.mp4").rename(folder / "a\n\x1b[32mPASS.mp4")
+    assert run("predict", tiny_bundle, video, "--timeline") == 0
+    said = capsys.readouterr()
+    shown = f"{folder}/a\\u000a\\u001b[32mPASS.mp4: "
+    assert f"\n{shown}4 windows, 0 events\n" in said.err
+    assert all(line.startswith(shown) for line in said.out.splitlines())
+    assert "\x1b" not in said.err + said.out
+
+
 def test_a_container_is_allowed_by_the_option_that_its_error_names(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

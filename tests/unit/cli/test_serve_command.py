@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from ivdr_deploy._console import PlainConsole
+from ivdr_deploy.serving.http import run_folder
 from ivdr_deploy.serving.torchserve import process
 
 
@@ -85,3 +86,28 @@ def test_an_option_that_would_do_nothing_is_refused(ivdr, words: list[str], said
     code, _, stderr = ivdr("serve", *words)
     assert code == 2, stderr
     assert said in stderr
+
+
+def test_each_video_of_an_update_stays_on_its_line(
+    ivdr, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a.mp4").touch()
+    row = {"video": "a\nPASS: b\x1b[2J.mp4", "old": "sit\n", "new": "bow"}
+    shadow = {
+        "flips": [row] * 21, "lost": [row], "agreement": 0.5, "min_agreement": 0.9, "videos": 22,
+        "answered_by_both": 21,
+    }  # fmt: skip
+    answer = {"last": True, "shadow": shadow, "switched": False, "serving": "tiny\n1.0"}
+    said = [{"say": "loading x\nPASS"}, answer]
+    monkeypatch.setattr(run_folder, "ask_server", lambda folder, order: iter(said))
+    code, out, stderr = ivdr("serve", "--update", tmp_path / "b", "--videos", tmp_path)
+    shown = "a\\u000aPASS: b\\u001b[2J.mp4: sit\\u000a -> bow"
+    assert (code, out) == (1, "")
+    assert stderr.splitlines() == [
+        "loading x\\u000aPASS",
+        *[f"  another label: {shown}"] * 20,
+        "  another label: 1 more; --json has all",
+        f"  no answer any more: {shown}",
+        "22 videos, 21 answered by both: agreement 50.0% (at least 90.0%); 1 are answered no more",
+        "FAIL: tiny\\u000a1.0 goes on",
+    ]

@@ -6,8 +6,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, wait
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -15,7 +18,8 @@ import pytest
 from hostile_sources import EatsMemory, Hangs, KillsItsProcess, Surprises, memory_left, page_faults
 from videos import numbered_video
 
-from ivdr_deploy.decoding import DecodeOptions, DecodePool, pool
+from ivdr_deploy.decoding import DecodeOptions, DecodePool, ScratchError, pool
+from ivdr_deploy.decoding._worker import Parcel, Scratch
 from ivdr_deploy.errors import (
     ConfigError,
     MissingDependencyError,
@@ -122,12 +126,12 @@ def test_what_nobody_foresaw_is_an_error_of_its_video(
     video: Path, options: DecodeOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR), DecodePool(options) as decoding:
-        error = load(decoding, Surprises()).exception(30)
+        error = load(decoding, Surprises(uri="a\nhostile")).exception(30)
         assert load(decoding, PathSource(video)).exception(30) is None
     assert isinstance(error, VideoCrashError)
     assert "unexpected ZeroDivisionError" in error.message
     assert len(error.message) < 300
-    assert "hostile failed unexpectedly" in caplog.text
+    assert "decoding a\\u000ahostile failed unexpectedly" in caplog.text
 
 
 def needs_a_package(source: Source, *, limits: VideoLimits) -> None:
@@ -172,6 +176,89 @@ def test_a_task_on_its_way_when_an_idle_worker_is_killed_is_done_all_the_same(
         monkeypatch.setattr(broken._pool_manager, "schedule", late)
         assert len(load(decoding, PathSource(video)).result(30).video) == 2
         assert not decoding._sent
+
+
+def test_a_task_whose_workers_are_killed_twice_before_it_begins_says_so(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = pool._start_processes
+
+    def doomed(options: DecodeOptions) -> object:
+        processes = start(options)
+        schedule = processes._pool_manager.schedule
+
+        def late(task: object) -> None:
+            while processes.active:
+                for worker in list(processes._pool_manager.worker_manager.workers.values()):
+                    with suppress(ProcessLookupError):
+                        os.kill(worker.pid, signal.SIGKILL)
+                time.sleep(0.01)
+            schedule(task)
+
+        processes._pool_manager.schedule = late
+        return processes
+
+    with DecodePool(PROCESS) as decoding:
+        with monkeypatch.context() as killing:
+            killing.setattr(pool, "_start_processes", doomed)
+            with pytest.raises(ResourceError, match=r"killed twice while .*a\.mp4 waited"):
+                load(decoding, PathSource(video)).result(60)
+        assert len(load(decoding, PathSource(video)).result(30).video) == 2
+        assert not decoding._sent
+
+
+def test_a_result_that_is_cut_short_on_its_way_is_no_result(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ivdr_deploy.decoding._worker._SHARED_MEMORY", tmp_path / "absent")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    unpack = Scratch.unpack
+
+    def cutting(scratch: Scratch, parcel: Parcel, packed: tuple[bytes, list[int]]) -> object:
+        os.truncate(parcel.path, parcel.path.stat().st_size - 1)
+        return unpack(scratch, parcel, packed)
+
+    with DecodePool(PROCESS) as decoding:
+        with monkeypatch.context() as full:
+            full.setattr(Scratch, "unpack", cutting)
+            with pytest.raises(ScratchError, match="cut short"):
+                load(decoding, PathSource(video)).result(30)
+        assert len(load(decoding, PathSource(video)).result(30).video) == 2
+
+
+def test_many_videos_come_in_order_with_their_errors_and_few_are_done_ahead(video: Path) -> None:
+    taken: list[int] = []
+
+    def calls() -> Iterator[tuple[Source, int]]:
+        for number in range(12):
+            taken.append(number)
+            yield (BytesSource(b"no video") if number == 1 else PathSource(video)), number
+
+    found: list[object] = []
+    with DecodePool(THREAD) as decoding:
+        for outcome in decoding.each(load_or_count, calls(), limits=LIMITS):
+            found.append(outcome)
+            assert len(taken) - len(found) <= 2
+    assert isinstance(found.pop(1), VideoOpenError)
+    assert found == [0, *range(2, 12)]
+
+
+def load_or_count(source: Source, number: int, *, limits: VideoLimits) -> int:
+    load_clips(source, CLIP, PLAN, limits=limits)
+    return number
+
+
+@pytest.mark.parametrize(("free", "shared"), [(1 << 30, True), ((1 << 30) - 1, False)])
+def test_results_travel_through_shared_memory_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, shared: bool
+) -> None:
+    (tmp_path / "shm").mkdir()
+    monkeypatch.setattr("ivdr_deploy.decoding._worker._SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    scratch = Scratch()
+    assert [path.parent == tmp_path / "shm" for path in tmp_path.rglob("ivdr-decode-*")] == [shared]
+    scratch.remove()
 
 
 def priority(source: Source, *, limits: VideoLimits) -> int:

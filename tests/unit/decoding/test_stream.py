@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,12 @@ def test_gives_what_reading_here_gives_and_leaves_nothing(video: Path, options: 
             assert np.array_equal(got.seconds, wanted.seconds)
             assert (got.info, got.total) == (wanted.info, wanted.total)
     assert not module._open
+
+
+def test_one_worker_keeps_the_video_however_many_there_may_be(video: Path) -> None:
+    with windows_of(PathSource(video), replace(PROCESS, workers=3)) as stream:
+        assert len(list(stream)) == 4
+        assert stream._pool.options.workers == 1
 
 
 @pytest.mark.parametrize("options", [PROCESS, THREAD], ids=["process", "thread"])

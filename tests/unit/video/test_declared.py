@@ -62,6 +62,12 @@ def test_what_a_header_declares_is_held_against_the_limits_before_a_decoder_sees
         open_video(path, decoder=decoder)  # type: ignore[arg-type]
 
 
+def test_a_file_may_have_a_hundred_streams() -> None:
+    open_video(movie(*[track()] * 100)).close()
+    with pytest.raises(VideoLimitError, match="more than 100 streams, the limit"):
+        open_video(movie(*[track()] * 101))
+
+
 def test_limits_follow_max_frames() -> None:
     data = movie(track(samples=400_000, size=1))
     with pytest.raises(VideoLimitError, match="more than 250000 frames, the limit: it declares 400000"):
@@ -69,9 +75,13 @@ def test_limits_follow_max_frames() -> None:
     check_declared(io.BytesIO(data), name="a", max_frames=400_000)
 
 
-def test_a_compressed_header_is_unpacked_no_further_than_a_header_may_be_long() -> None:
+@pytest.mark.parametrize("lying", [False, True])
+def test_a_compressed_header_is_unpacked_no_further_than_a_header_may_be_long(lying: bool) -> None:
     bomb = compressed(track(), padding=1 << 26)
     assert len(bomb) < 1 << 17
+    if lying:  # of its size
+        before, _, after = bomb.partition(b"cmvd")
+        bomb = before + b"cmvd" + numbers(100) + after[4:]
     with pytest.raises(VideoLimitError, match="compressed header of more than 32 MiB"):
         open_video(bomb)
 

@@ -90,14 +90,25 @@ def npy(value: Any, **changed: Any) -> bytes:
 
 
 FRAMES, TIMES = npy(np.zeros((2, 4, 4, 3), np.uint8)), npy(np.arange(2.0))
+
+
+def headed(text: bytes) -> bytes:
+    """An array whose header is some text."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(96)
+
+
 HUGE = FRAMES.replace(b"(2, 4, 4, 3)", b"(9**9, 4, 3)").replace(b"9**9", b"9999")
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (zipped(a=b"x"), "a zip file with a.npy"),
-        (zipped(frames=FRAMES), "a zip file with frames.npy"),
+        (zipped(a=b"x"), "a zip file with 'a.npy'"),
+        (zipped(frames=FRAMES), "a zip file with 'frames.npy'"),
+        (zipped(**{f"{n}\n\x1b[2J": b"" for n in range(7)}), r"'0\\n\\x1b\[2J.npy', .* and 2 more, expected"),
+        (zipped(frames=headed(b"{'descr': ("), timestamps=TIMES), "cannot be read"),
+        (zipped(frames=headed(b"if x:\n  y\n z"), timestamps=TIMES), "cannot be read"),
+        (zipped(frames=headed(b"(" * 9000), timestamps=TIMES), "cannot be read"),
         (zipped(zipfile.ZIP_DEFLATED, frames=FRAMES, timestamps=TIMES), "compressed"),
         (zipped(frames=FRAMES[:-1], timestamps=TIMES), "needs others"),
         (zipped(frames=HUGE, timestamps=TIMES), "needs others"),

@@ -9,8 +9,10 @@ import av
 import pytest
 from videos import numbered_video
 
-from ivdr_deploy.video._packets import open_arguments
-from ivdr_deploy.video._source import CheckedSource
+from ivdr_deploy.video import VideoLimits
+from ivdr_deploy.video._frame_table import build_table
+from ivdr_deploy.video._packets import PacketSource, open_arguments
+from ivdr_deploy.video._source import Budget, CheckedSource, check_source
 
 
 def source(data: Path | bytes) -> CheckedSource:
@@ -39,3 +41,18 @@ def test_the_installed_pyav_takes_them(tmp_path: Path) -> None:
     for data in (path, path.read_bytes()):
         with av.open(**open_arguments(source(data), max_pixels=1 << 20)) as container:
             assert len(list(container.decode(video=0))) == 3
+
+
+def test_a_seek_that_ends_behind_the_place_that_is_wanted_does_not_count(tmp_path: Path) -> None:
+    path = numbered_video(tmp_path / "a.mp4", num_frames=40, gop=10, bframes=0)
+    limits = VideoLimits()
+    checked = check_source(path, limits)
+    budget = Budget(checked.name, limits)
+    packets = PacketSource(checked, budget)
+    table = build_table(checked, packets, budget)
+    assert table is not None
+    last = table.entries[-1]
+    for order in (last.order - 1, last.order, last.order + 1):
+        found = [place for place, _ in packets.packets_from(last.seek_time, order, table.order_at)]
+        assert found == list(range(order, 41))  # the last one is empty: it drains the decoder
+    packets.close()

@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -31,6 +32,7 @@ from ivdr_deploy.errors import (
 )
 from ivdr_deploy.spec import DecoderName
 from ivdr_deploy.video import _pyav
+from ivdr_deploy.video._source import Budget
 from ivdr_deploy.video.decode import open_video
 from ivdr_deploy.video.reader import VideoLimits
 
@@ -70,6 +72,59 @@ def test_each_limit_is_kept(
         open_video(path, limits=VideoLimits(**limits), decoder=decoder)  # type: ignore[arg-type]
     exact = VideoLimits(max_bytes=path.stat().st_size, max_pixels=64 * 48, max_frames=20, max_seconds=0.8)
     open_video(path, limits=exact, decoder=decoder).close()
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_the_limits_on_a_picture_hold_as_it_is_displayed(tmp_path: Path, decoder: DecoderName) -> None:
+    path = tmp_path / "wide.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 256, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(20)
+        for number in range(3):
+            picture = av.VideoFrame.from_ndarray(numbered_frame(number, size=(256, 48)), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    with pytest.raises(VideoLimitError, match="5120x48 pixels; no side"):
+        open_video(path, decoder=decoder)
+    with pytest.raises(VideoLimitError, match="5120x48 pixels, more than the limit"):
+        open_video(path, limits=VideoLimits(max_pixels=256 * 48), decoder=decoder)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pyav, "_KEPT_BYTES", 0)  # it is decoded a second time
+    path = numbered_video(tmp_path / "a.ts", num_frames=60, bframes=0)
+    with open_video(path) as reader:
+        assert frame_number(reader.read([59])[0]) == 59
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 188 // 2 * 188])
+        with pytest.raises(
+            VideoDecodeError, match=r"a\.ts: frame 59 of 60 cannot be decoded: the file is shorter"
+        ):
+            reader.read([59])
+
+
+def test_a_file_that_is_damaged_while_it_is_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pyav, "_KEPT_BYTES", 0)
+    path = numbered_video(tmp_path / "a.ts", num_frames=60, bframes=0)
+
+    def refuse(source: object, packet: object) -> list[object]:
+        raise VideoDecodeError("bad data")
+
+    with open_video(path) as reader:
+        monkeypatch.setattr("ivdr_deploy.video._packets.PacketSource.decode", refuse)
+        with pytest.raises(VideoDecodeError, match=r"a\.ts: frame 3 of 60 cannot be decoded: bad data"):
+            reader.read([3])
+
+
+def test_two_packets_may_hold_a_frame_and_no_more() -> None:
+    budget = Budget("a.mp4", VideoLimits(max_frames=5))
+    budget.check_packets(10)
+    with pytest.raises(VideoLimitError, match=r"a\.mp4 has more than 5 frames"):
+        budget.check_packets(11)
 
 
 def test_the_frame_limit_holds_while_frames_are_counted(videos: Callable[[str], Path]) -> None:

@@ -155,10 +155,22 @@ def test_an_evenly_spaced_video_is_its_own_grid() -> None:
     assert timeline(pts, 30000 / 1001, spec()).tolist() == list(range(50))
 
 
-def test_times_rounded_to_the_millisecond_are_evenly_spaced() -> None:
-    pts = np.round(np.arange(200) / 30, 3)
+@pytest.mark.parametrize("count", [199, 200, 201])
+def test_times_rounded_to_the_millisecond_are_evenly_spaced(count: int) -> None:
+    pts = np.round(np.arange(count) / 30, 3)  # the last one is rounded down, down and up
     assert is_constant_rate(pts)
-    assert timeline(pts, 30.0, spec(target_fps=30.0)).tolist() == list(range(200))
+    fps = (count - 1) / float(pts[-1])
+    assert timeline(pts, fps, spec(target_fps=30.0)).tolist() == list(range(count))
+
+
+@pytest.mark.parametrize(("late", "constant"), [(0.45, True), (0.55, False)])
+def test_a_frame_half_a_frame_off_the_grid_makes_the_rate_variable(late: float, constant: bool) -> None:
+    assert is_constant_rate(np.array([0.0, 1.0, 2.0 + late, 3.0, 4.0]) / 25) is constant
+
+
+def test_of_many_frames_in_a_millisecond_the_one_on_display_is_taken() -> None:
+    pts = np.arange(2000) / 2000
+    assert timeline(pts, 2000.0, spec(target_fps=500.0)).tolist() == list(range(0, 2000, 4))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""``ivdr show`` of files that hold what they should not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ivdr_deploy.scoring.shard import METADATA_KEY
+
+
+def shard(path: Path, metadata: bytes) -> Path:
+    pq.write_table(pa.table({"a\nb": [1]}).replace_schema_metadata({METADATA_KEY: metadata}), path)
+    return path
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"1e999"])
+def test_a_number_that_json_does_not_have_is_refused(ivdr, tmp_path: Path, number: bytes) -> None:
+    path = shard(tmp_path / "a.parquet", b'{"run_id": ' + number + b"}")
+    for words in ((), ("--json",)):
+        code, out, err = ivdr("show", path, *words)
+        assert (code, out) == (5, "")
+        assert err.startswith(f"ivdr: {path} holds what JSON does not have (")
+
+
+def test_what_a_file_says_is_one_line_and_not_megabytes(ivdr, tmp_path: Path) -> None:
+    code, out, _ = ivdr("show", shard(tmp_path / "a.parquet", b'{"run_id": "a\\nb' + b"x" * 10**6 + b'"}'))
+    assert code == 0
+    assert len(out) < 1000
+    assert "columns a\\u000ab\n" in out
+    assert "run     a\\u000abxxx" in out
