@@ -1,4 +1,4 @@
-"""From unlabelled video to an action-recognition endpoint that can be trusted.
+"""Action recognition from unlabelled video: train, export, verify, serve, score, measure.
 
 ::
 

@@ -4,7 +4,7 @@ Shared by ``ivdr`` and ``python -m train``. Exit codes:
 
     ====  ==============================================================
     0     done, and passed where the command judges
-    1     judged FAIL, or some of the inputs failed or could not be listed
+    1     the answer is no: judged FAIL, some of the inputs failed or could not be listed, two score tables differ
     2     wrong usage, option or config file
     3     a list of videos or labels is missing, malformed or empty
     4     the video cannot be used

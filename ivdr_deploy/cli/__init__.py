@@ -72,7 +72,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,  # boxes around the help cost a third of its time
     pretty_exceptions_enable=False,  # a defect shows Python's own traceback, which can be pasted whole
-    help="From unlabelled video to an action-recognition endpoint that can be trusted.",
+    help="Action recognition from unlabelled video: train, export, verify, serve, score, measure.",
 )
 
 
@@ -88,7 +88,7 @@ def _options(
         False, "--version", callback=_print_version, is_eager=True, help="Show the version."
     ),
 ) -> None:
-    """From unlabelled video to an action-recognition endpoint that can be trusted."""
+    """Action recognition from unlabelled video: train, export, verify, serve, score, measure."""
 
 
 # Commands are registered in the order of the journey; `ivdr --help` lists them so.
@@ -130,8 +130,8 @@ _COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
     ),
     (
         serve.serve,
-        "Run TorchServe here, ready when it is right.",
-        ("ivdr serve model_store/bundle.mar", "ivdr serve model_store/bundle.mar --port 9000"),
+        "Run a server here; ready when its network answers right.",
+        ("ivdr serve model_store/bundle.mar", "ivdr serve runs/bundle --server http --workers 2"),
     ),
     (
         score.score,

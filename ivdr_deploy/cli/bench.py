@@ -80,7 +80,8 @@ def bench(
         float, typer.Option(min=0.1, help="With --endpoint: how long each load is put on.")
     ] = 10.0,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Report file.", show_default="build/bench/NAME.json")
+        Path | None,
+        typer.Option("--out", "-o", help="Report file.", show_default="build/bench/NAME-VARIANT.json"),
     ] = None,
     root: RootOption = None,
     allow_container: AllowContainerOption = None,

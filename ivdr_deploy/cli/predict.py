@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 def predict(
     artifact: Annotated[
-        Path, typer.Argument(metavar="ARTIFACT", help="A bundle folder, or a checkpoint (.safetensors).")
+        Path,
+        typer.Argument(
+            metavar="ARTIFACT", help="A bundle, an archive (.mar), a checkpoint or an .onnx file."
+        ),
     ],
     videos: Annotated[list[Path], typer.Argument(metavar="VIDEOS", help="Video files, or folders of them.")],
     top_k: Annotated[int, typer.Option(min=1, help="Labels to show for each video.")] = 5,

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 def score(
     artifact: Annotated[
-        Path, typer.Argument(metavar="ARTIFACT", help="A bundle, a checkpoint or an .onnx file.")
+        Path,
+        typer.Argument(
+            metavar="ARTIFACT", help="A bundle, an archive (.mar), a checkpoint or an .onnx file."
+        ),
     ],
     videos: Annotated[
         str,

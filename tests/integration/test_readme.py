@@ -137,7 +137,7 @@ def test_own_classes_become_an_endpoint_as_it_is_written(
             folder / "clips" / label / f"p{index // 2}_{label}.mp4", num_frames=14 + index, size=(64, 48)
         )
     shutil.copytree(tiny_bundle, folder / "runs" / "i3d")
-    first, *lines = block("console", heading="Your own classes, tonight").splitlines()
+    first, *lines = block("console", heading="Your own classes").splitlines()
     assert first == "$ ivdr import i3d-k400 -o runs/i3d"
     assert len(lines) == 5
     (folder / "demo_finetune.toml").write_text(
