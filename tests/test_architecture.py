@@ -173,6 +173,20 @@ def test_messages_cut_what_an_error_says_at_one_place() -> None:
     assert not places
 
 
+def test_text_for_people_that_is_no_markup_is_printed_as_one_line() -> None:
+    """With ``print_text``: it names files, whose names may hold line ends and escapes."""
+    places = {
+        path.relative_to(ROOT).as_posix()
+        for path in _sources("ivdr_deploy", "train", "handlers")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.keyword) and node.arg == "markup"
+    }
+    assert places == {
+        "ivdr_deploy/_console.py",
+        "ivdr_deploy/cli/show.py",
+    }  # a table of what an artifact says
+
+
 def _calls(node: ast.AST, name: str) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
 

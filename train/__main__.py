@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ivdr_deploy._console import console, done, exiting, print_json, say_left_out
+from ivdr_deploy._console import done, exiting, print_json, print_text, say_left_out
 from ivdr_deploy._files import at_home
-from ivdr_deploy._text import one_line, quoted
+from ivdr_deploy._text import quoted
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.environment import let_threads_sleep
@@ -144,7 +144,7 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         print_json(report.to_dict())
     for line in report.lines():
-        console.print(one_line(line), markup=False)
+        print_text(line)
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = len(report.findings) - errors
     verdict = "PASS" if report.passed else "FAIL"

@@ -18,10 +18,9 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from ivdr_deploy._console import console, progress
+from ivdr_deploy._console import print_text, progress
 from ivdr_deploy._files import remove_left_over
 from ivdr_deploy._optional import require
-from ivdr_deploy._text import one_line
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.decoding import DecodeOptions, DecodePool
 from ivdr_deploy.errors import DataError, IvdrError, VideoError
@@ -159,7 +158,7 @@ def usable(
 def say_skipped(skipped: Iterable[tuple[VideoItem, IvdrError]]) -> None:
     """Tell a person which videos cannot be used, a line each, whatever is in their names."""
     for item, error in skipped:
-        console.print(one_line(f"skipped {item.uri}: {error}"), style="yellow", markup=False)
+        print_text(f"skipped {item.uri}: {error}", style="yellow")
 
 
 def fill_cache(

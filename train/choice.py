@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ivdr_deploy._console import console
+from ivdr_deploy._console import print_text
 from ivdr_deploy.artifacts.checkpoint import read_checkpoint_info
 from ivdr_deploy.datasets.lists import VideoList
 from ivdr_deploy.errors import DataError
@@ -76,7 +76,7 @@ def choose(
     taken = int(second.value > first.value)
     for place, (way, _, accuracy) in enumerate(tried):
         mark = "taken" if place == taken else "not taken"
-        console.print(f"{mark}: {describe(way)}: {accuracy} of held-out videos", markup=False)
+        print_text(f"{mark}: {describe(way)}: {accuracy} of held-out videos")
     way, probe, accuracy = tried[taken]
     metrics = {
         "held_out_accuracy": accuracy.value,
@@ -116,7 +116,7 @@ def _by_training(
         part_config = replace(config, out=str(config.cache_dir / f"held-out-{digest}"))
         path = Path(part_config.out) / CHECKPOINT_NAME
         if not path.exists():
-            console.print(f"held-out part {number + 1} of {len(parts)}: {describe(config)}", markup=False)
+            print_text(f"held-out part {number + 1} of {len(parts)}: {describe(config)}")
             start_run(part_config)
             with run_folder(part_config):
                 train_on(part_config, rest, shown, labels)

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ivdr_deploy._console import console
-from ivdr_deploy._text import one_line
+from ivdr_deploy._console import print_text
 from ivdr_deploy.datasets.entries import some
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodePool
@@ -196,7 +195,7 @@ def dry_run(config: RunConfig) -> Needs:
 def say_needs(needs: Needs) -> None:
     """Print what a run would need."""
     for line in needs.lines():
-        console.print(one_line(line), markup=False)  # names may hold line ends
+        print_text(line)  # names may hold line ends
 
 
 def _is_dual(config: RunConfig) -> bool:
@@ -286,7 +285,7 @@ def _network(config: RunConfig, videos: VideoList) -> VideoModel:
     if config.init and Path(config.init).exists():
         return transfer(Path(config.init), spec, config.clip, labels=videos.labels)[0]
     if config.init:
-        console.print(f"init is not there yet: {config.init}", style="yellow", markup=False)
+        print_text(f"init is not there yet: {config.init}", style="yellow")
     return build_model(spec, config.clip)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ivdr_deploy._console import console, done, print_json
+from ivdr_deploy._console import console, done, print_json, print_text
 from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import ConfigError
@@ -64,7 +64,7 @@ def _accuracy(options: argparse.Namespace) -> int:
         extra = {"comparison": comparison.to_dict()}
         if options.out:
             write_report(Path(options.out), report.to_dict() | extra)
-        console.print(f"against {options.against}: {comparison}", markup=False)
+        print_text(f"against {options.against}: {comparison}")
     return _show(options, report, extra, f"on {report.view_plan} ({origin})")
 
 
@@ -78,10 +78,10 @@ def _show(options: argparse.Namespace, report: EvaluationReport, extra: dict[str
             shown = f"{accuracy.value:.1%}" if accuracy.total else "-"
             table.add_row(Text(one_line(label)), str(accuracy.correct), str(accuracy.total), shown)
         console.print(table)
-    console.print(f"intervals over {report.video_estimate.units} units: {report.units}", markup=False)
-    console.print(f"clip accuracy {_said(report.clip_accuracy, report.clip_estimate)}", markup=False)
+    print_text(f"intervals over {report.video_estimate.units} units: {report.units}")
+    print_text(f"clip accuracy {_said(report.clip_accuracy, report.clip_estimate)}")
     if options.out:
-        console.print(f"wrote {Path(options.out) / 'page.html'}", markup=False)
+        print_text(f"wrote {Path(options.out) / 'page.html'}")
     done(f"video accuracy {_said(report.video_accuracy, report.video_estimate)}, {how}")
     return 1 if report.failed else 0
 
@@ -104,7 +104,7 @@ def _frozen(options: argparse.Namespace) -> int:
         print_json(found.to_dict())
     _write_report(options, found.to_dict())
     for k, recall in found.recalls.items():
-        console.print(f"R@{k} {recall}", markup=False)
+        print_text(f"R@{k} {recall}")
     done(
         f"retrieval: {found.queries} queries in {found.gallery_videos} videos, on {found.view_plan}; "
         f"R@1 {found.recalls[1]}"
@@ -137,11 +137,10 @@ def _order(options: argparse.Namespace) -> int:
     _write_report(options, found)
     for name in CHANGES[1:]:
         moved, drop = found["feature_change"][name], found["drop"][name]
-        console.print(
+        print_text(
             f"{name}: accuracy {found['video_accuracy'][name]['value']:.1%}, "
             f"{0.0 - 100 * drop['value']:+.1f} points; the feature moves by "
             + ("-" if moved is None else f"{moved:.4f}"),
-            markup=False,
         )
     done(
         f"order audit of {len(videos.items)} videos with {found['segments']} segments: "
@@ -154,7 +153,7 @@ def _write_report(options: argparse.Namespace, found: dict[str, Any]) -> None:
     """Write the report of a protocol that has no page."""
     if options.out:
         write_report(Path(options.out), found)
-        console.print(f"wrote {Path(options.out) / 'report.json'}", markup=False)
+        print_text(f"wrote {Path(options.out) / 'report.json'}")
 
 
 def _limits(options: argparse.Namespace) -> VideoLimits:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ivdr_deploy._console import console
+from ivdr_deploy._console import print_text
 from ivdr_deploy._text import quoted
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import ConfigError, DataError
@@ -87,7 +87,7 @@ def _finetune(config: FinetuneConfig) -> Path:
             start_run(config)
         else:
             probe = open_probe(config, videos, labels, parts)
-            console.print(f"{describe(config)}: {probe.held_out} of held-out videos", markup=False)
+            print_text(f"{describe(config)}: {probe.held_out} of held-out videos")
     if probe is not None:
         return train_probe(config, probe, videos, test, labels, measured)
     return _train(config, videos, test, labels, measured)

@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ivdr_deploy._console import console
+from ivdr_deploy._console import print_text
 from ivdr_deploy._files import NO_SPACE
-from ivdr_deploy._text import one_line
 from ivdr_deploy.decoding import DecodePool, ScratchError
 from ivdr_deploy.errors import VideoOpenError
 from ivdr_deploy.spec import ClipSpec
@@ -156,7 +155,7 @@ class KeptFrames(Frames):
                 said = (
                     f"{self.file} has gone from the cache: {self.video.source.uri} is decoded in every step"
                 )
-                console.print(one_line(said), style="yellow", markup=False)
+                print_text(said, style="yellow")
             yield from self.video.pictures(places)
         except (OSError, ValueError, struct.error) as error:
             raise removed_or_damaged(self.file, error) from error

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ivdr_deploy._console import console, say_left_out
+from ivdr_deploy._console import print_text, say_left_out
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.errors import CheckpointError, DataError, IvdrError
@@ -218,9 +218,7 @@ def classify(frozen: Frozen, protocol: Protocol) -> EvaluationReport:
             num_classes=len(frozen.labels),
         )
         linear = fit(known, classes, num_classes=len(frozen.labels), penalty=penalty)
-        console.print(
-            f"penalty {penalty:g}, chosen on held-out groups of the gallery", style="dim", markup=False
-        )
+        print_text(f"penalty {penalty:g}, chosen on held-out groups of the gallery", style="dim")
         classifier = linear.logits
     else:
         classifier = _voter(known, classes, num_classes=len(frozen.labels))

@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from ivdr_deploy._console import console
+from ivdr_deploy._console import print_text
 from ivdr_deploy._text import quoted
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.errors import DataError
@@ -115,10 +115,9 @@ def held_out_parts(videos: VideoList, *, seed: int) -> list[np.ndarray]:
     labels = [str(videos.items[row].label) for row in present]
     parts = [np.array(present)[part] for part in hold_out(names, labels, seed=seed)]
     held = {row for part in parts for row in part.tolist()}
-    console.print(
+    print_text(
         f"held out in {len(parts)} parts: {len(held)} of {len(present)} videos, "
         f"{len({groups[row] for row in held})} of {len(set(names))} groups ({said})",
-        markup=False,
     )
     return parts
 

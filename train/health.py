@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ivdr_deploy._console import console
+from ivdr_deploy._console import print_text
 from ivdr_deploy._files import atomic_path
 from ivdr_deploy.errors import TrainingError
 from ivdr_deploy.models.network import VideoModel
@@ -75,10 +75,9 @@ class Watch:
         if not found:
             return None
         for alarm in found:
-            console.print(
+            print_text(
                 f"ALARM {alarm['name']} at step {state.step}: {alarm['message']}; {alarm['hint']}",
                 style="yellow",
-                markup=False,
             )
         self._write([*state.alarms, *found])
         if not self._stops:

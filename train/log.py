@@ -14,7 +14,7 @@ from typing import Self
 
 from torch import Tensor
 
-from ivdr_deploy._console import console
+from ivdr_deploy._console import print_text
 from ivdr_deploy._text import reason_of
 from ivdr_deploy.errors import MissingDependencyError, TrainingError
 from train.distributed import is_unknown, mean_of_all, rank
@@ -56,9 +56,7 @@ class RunLog:
         # A state is flushed to disk and the log is not: a machine that lost power may have lost the end of it.
         there = min(position, path.stat().st_size) if path.is_file() else 0
         if there < position:
-            console.print(
-                f"{path} has lost lines: {there} of {position} bytes are there", style="yellow", markup=False
-            )
+            print_text(f"{path} has lost lines: {there} of {position} bytes are there", style="yellow")
         self._file = path.open("r+" if there else "w", newline="", encoding="utf-8")
         self._file.truncate(there)
         self._file.seek(there)
@@ -127,7 +125,7 @@ class RunLog:
         for name, value in self.last.items():
             self._board.add_scalar(name, value, step)
         shown = "  ".join(f"{name} {value:.3g}" for name, value in self.last.items() if _SHOWN.search(name))
-        console.print(f"step {step}/{self._total}  {shown}", markup=False)
+        print_text(f"step {step}/{self._total}  {shown}")
 
 
 def _mean(values: Sequence[float], name: str) -> float:

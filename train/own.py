@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ivdr_deploy._console import console
+from ivdr_deploy._console import print_text
 from ivdr_deploy._files import at_home
-from ivdr_deploy._text import one_line, quoted
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.checkpoint import read_checkpoint_info
 from ivdr_deploy.artifacts.manifest import MANIFEST_FILE
 from ivdr_deploy.datasets.lists import read_video_list
@@ -67,7 +67,7 @@ def _lists(data: str, given: dict[str, str]) -> list[str]:
         split = split_list(parts[0], test_share=TEST_SHARE, seed=int(seed))
         say_split(split)
         train, test = write_split(split, out / "lists")
-    console.print(f"lists: {train}, {test}", style="dim", markup=False)
+    print_text(f"lists: {train}, {test}", style="dim")
     return [f"data.train={train}", f"data.test={test}"]
 
 
@@ -98,23 +98,21 @@ def _best_start(runs: Path) -> str:
         try:
             info = _info(path)
         except IvdrError as error:
-            console.print(one_line(f"not a start: {path}: {error}"), style="dim", markup=False)
+            print_text(f"not a start: {path}: {error}", style="dim")
             continue
         if _imported(info) or (info.training.backbone_step and not info.labels):
             found.append((_imported(info), path.stat().st_mtime, path))
     if not found:
-        console.print(
+        print_text(
             f"starts from random weights: {runs} holds no imported model and no pre-training. "
             "Few clips need a start: `ivdr import i3d-k400 -o runs/i3d` gets one",
             style="yellow",
-            markup=False,
         )
         return ""
     best = max(found)[2]
-    console.print(
+    print_text(
         f"starts from {best}, the latest {'imported model' if max(found)[0] else 'pre-training'} in {runs} "
         f"({len(found)} found); init=PATH takes another, init= none",
-        markup=False,
     )
     return str(best)
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ivdr_deploy._console import console
-from ivdr_deploy._text import one_line
+from ivdr_deploy._console import print_text
 from ivdr_deploy.evaluation.bootstrap import Estimate
 from ivdr_deploy.evaluation.metrics import Accuracy
 from ivdr_deploy.records import to_dict
@@ -131,15 +130,14 @@ def say_failed(
 ) -> None:
     """Tell a person which videos could not be used and why, a line each, whatever is in their names."""
     for uri, reason in failed:
-        console.print(one_line(f"{what} {uri}: {reason}"), style=style, markup=False)
+        print_text(f"{what} {uri}: {reason}", style=style)
 
 
 def say_measured(report: EvaluationReport) -> None:
     """Tell a person what a model got right on the test list, and which videos could not be used."""
     say_failed(report.failed, what="test video failed, counted as wrong:", style="yellow")
     video = report.video_accuracy
-    console.print(
+    print_text(
         f"test list: video accuracy {report.video_estimate} ({video.correct}/{video.total}), "
         f"over {report.video_estimate.units} units ({report.units})",
-        markup=False,
     )

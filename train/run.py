@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ivdr_deploy._console import console, say_left_out
+from ivdr_deploy._console import print_text, say_left_out
 from ivdr_deploy._files import atomic_path, naming_full_disk, remove_left_over, try_lock
 from ivdr_deploy.artifacts.checkpoint import save_checkpoint
 from ivdr_deploy.datasets.lists import VideoList
@@ -56,8 +56,8 @@ def start_run(config: RunConfig) -> None:
             f"{world_size()} processes in {config.optim.accumulate} parts",
             hint="change optim.batch_size, optim.accumulate or the number of processes",
         )
-    console.print(shlex.join(changed_settings(config)), style="dim", markup=False)
-    console.print(f"all settings: {Path(config.out) / SETTINGS_NAME}", style="dim", markup=False)
+    print_text(shlex.join(changed_settings(config)), style="dim")
+    print_text(f"all settings: {Path(config.out) / SETTINGS_NAME}", style="dim")
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
@@ -71,10 +71,9 @@ def runs_bf16(config: RunConfig) -> bool:
     """
     known = instruction_sets()
     if config.bf16 and config.device == "cpu" and known and "bf16" not in known:
-        console.print(
+        print_text(
             "bf16=true is for a GPU, or a processor that multiplies bfloat16; this run computes in float32",
             style="yellow",
-            markup=False,
         )
         return False
     return config.bf16
@@ -134,7 +133,7 @@ def begin_or_resume(config: RunConfig, state: TrainState) -> None:
             hint="give another out= to train again",
         )
     if state.step:
-        console.print(f"going on after step {state.step} of {total}, from {path}", markup=False)
+        print_text(f"going on after step {state.step} of {total}, from {path}")
 
 
 def keep_settings(config: RunConfig) -> None:
@@ -172,7 +171,7 @@ def open_videos(config: RunConfig, videos: VideoList) -> CachedVideos:
     straight = (
         f", {cached.straight} of them decoded in every step (data.cache_gib)" if cached.straight else ""
     )
-    console.print(f"{len(cached)} training videos, {len(cached.skipped)} skipped{straight}", markup=False)
+    print_text(f"{len(cached)} training videos, {len(cached.skipped)} skipped{straight}")
     return cached
 
 
@@ -195,11 +194,10 @@ def prepare(config: RunConfig, step: nn.Module, device: torch.device) -> nn.Modu
             if config.compile:
                 part.backbone.compile()
     if wrong:
-        console.print(
+        print_text(
             "these compute in float32, since this processor gets their gradients wrong in bfloat16: "
             + ", ".join(sorted(wrong)),
             style="yellow",
-            markup=False,
         )
     return step
 

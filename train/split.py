@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from ivdr_deploy._console import console
+from ivdr_deploy._console import print_text
 from ivdr_deploy._files import atomic_path
 from ivdr_deploy.datasets.entries import some
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
@@ -114,17 +114,15 @@ def write_split(split: Split, folder: Path) -> tuple[Path, Path]:
 def say_split(split: Split) -> None:
     """Tell a person how a list was parted."""
     names = {part: {split.groups[item.uri] for item in getattr(split, part)} for part in ("train", "test")}
-    console.print(
+    print_text(
         f"parted by group ({split.said}): {len(split.train)} videos of {len(names['train'])} groups to train, "
         f"{len(split.test)} of {len(names['test'])} to test",
-        markup=False,
     )
     if split.untested:
-        console.print(
+        print_text(
             f"{len(split.untested)} classes have one group each, all of which is trained on; their accuracy stays "
             f"unknown: {some(split.untested)}",
             style="yellow",
-            markup=False,
         )
 
 

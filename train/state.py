@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ivdr_deploy._console import console
+from ivdr_deploy._console import print_text
 from ivdr_deploy._files import atomic_path
-from ivdr_deploy._text import one_line, quoted, reason_of
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.errors import CheckpointError, FolderError, TrainingError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import canonical_json
@@ -189,10 +189,9 @@ def keep_state(state: TrainState, folder: Path, *, keep: int) -> None:
         state.save(folder / f"state-{state.step:08d}.pt")
     except (OSError, TrainingError):
         if before:
-            console.print(
+            print_text(
                 f"step {state.step} could not be saved; {before[0]} is kept, and the same command goes on from it",
                 style="yellow",
-                markup=False,
             )
         raise
     for path in saved_states(folder)[keep:]:
@@ -213,9 +212,7 @@ def load_newest(state: TrainState, folder: Path) -> Path:
         except CheckpointError as error:
             if path == paths[-1]:
                 raise
-            console.print(
-                one_line(f"{error.message}; going on from the one before"), style="yellow", markup=False
-            )
+            print_text(f"{error.message}; going on from the one before", style="yellow")
         else:
             _set_aside(paths[: paths.index(path)])
             return path

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ivdr_deploy._console import console
+from ivdr_deploy._console import print_text
 from ivdr_deploy._files import atomic_path
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.checkpoint import read_checkpoint_info
@@ -112,11 +112,10 @@ class Validation:
         write_rows(self._path, self.rows)
         self._show(step, report)
         note = ", the best so far" if self.best is row else ""
-        console.print(f"step {step}: validation accuracy {report.video_estimate}{note}", markup=False)
+        print_text(f"step {step}: validation accuracy {report.video_estimate}{note}")
         if self.stopped and step != self._total:
-            console.print(
+            print_text(
                 f"ends early: no better in {self._config.patience} measurements than at step {self._best_step}",
-                markup=False,
             )
             return "end"
         return "save"

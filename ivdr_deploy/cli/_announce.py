@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ivdr_deploy._console import console, print_json, print_text
+from ivdr_deploy._console import print_json, print_text
 
 if TYPE_CHECKING:
     from ivdr_deploy.serving.client import EndpointClient
@@ -37,15 +37,15 @@ def announce(
     if as_json:
         addresses = {"management_url": client.management_url, "metrics_url": client.metrics_url}
         print_json({"url": client.predict_url, **addresses, **facts})
-    console.print(
-        f"READY: {facts['name']} {facts['version']}, {facts['variant']} on {facts['runtime']}; {_proof(facts)}\n"
-        f"try:     curl {credentials}-T video.mp4 {client.predict_url}\n"
-        + (f"gRPC:    {facts['grpc_address']}\n" if "grpc_address" in facts else "")
-        + f"metrics: {client.metrics_url}/metrics\n"
-        f"logs:    {logs}\n"
+    for line in (
+        f"READY: {facts['name']} {facts['version']}, {facts['variant']} on {facts['runtime']}; {_proof(facts)}",
+        f"try:     curl {credentials}-T video.mp4 {client.predict_url}",
+        *([f"gRPC:    {facts['grpc_address']}"] if "grpc_address" in facts else []),
+        f"metrics: {client.metrics_url}/metrics",
+        f"logs:    {logs}",
         "stop it with Ctrl-C",
-        markup=False,
-    )
+    ):
+        print_text(line)
 
 
 def _proof(facts: dict[str, Any]) -> str:

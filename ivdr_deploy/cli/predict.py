@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ivdr_deploy._console import console, print_json, print_line, print_text, progress
+from ivdr_deploy._console import print_json, print_line, print_text, progress
 from ivdr_deploy._text import as_text
 from ivdr_deploy.cli._options import (
     AllowContainerOption,
@@ -105,7 +105,7 @@ def predict(
                     failures += outcome.error is not None
                     _report(source, outcome, top_k=top_k, as_json=as_json)
     if failures:
-        console.print(f"{failures} of {len(sources)} videos could not be used", markup=False)
+        print_text(f"{failures} of {len(sources)} videos could not be used")
     if failures or any_unread(left_out):
         raise typer.Exit(1)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ivdr_deploy._console import console, done
+from ivdr_deploy._console import console, done, print_text
 from ivdr_deploy.cli._announce import announce, announce_http
 from ivdr_deploy.cli._options import VIDEOS_HELP
 from ivdr_deploy.errors import ConfigError
@@ -146,7 +146,8 @@ def serve(
     from ivdr_deploy.serving.torchserve.config import Ports
 
     running = servers.serve(source, run_dir=run_dir or Path("runs/serve"), ports=Ports.starting_at(port))
-    console.print(f"the same by hand:\n{running.command_line}\n", style="dim", markup=False)
+    print_text("the same by hand:", style="dim")
+    print_text(running.command_line, style="dim")
     _interrupt_once()
     try:
         with console.status("starting TorchServe"):
