@@ -110,7 +110,8 @@ def class_bars(per_class: dict[str, Accuracy]) -> str:
 def _range(low: float, high: float) -> tuple[float, float]:
     """Widen a range a little, so that lines do not lie on its ends."""
     if high - low < 1e-12 * max(1.0, abs(high)):
-        return low - 0.5 * max(abs(low), 1e-6), high + 0.5 * max(abs(high), 1e-6)
+        half = 0.5 * max(abs(low), abs(high)) or 1.0
+        return low - half, high + half
     edge = 0.04 * (high - low)
     return (low if low >= 0 and low - edge < 0 else low - edge), high + edge
 
