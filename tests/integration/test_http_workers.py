@@ -258,19 +258,19 @@ def test_a_decoder_that_is_killed_costs_its_request_alone(
 
 def kill_busy_decoder(serving: ServingCommand) -> bool:
     """Kill the decoder that has computed most of a slow video; False where none has."""
-    decoders = [
-        decoder
-        for worker in serving.workers
-        for decoder in worker.children(recursive=True)
-        if "forkserver" in " ".join(decoder.cmdline()) and decoder.ppid() != worker.pid
-    ]
-    busy = []
+    decoders, shares = [], {}
+    for worker in serving.workers:
+        for each in worker.children(recursive=True):
+            with suppress(psutil.Error):  # it may end at any moment
+                if "forkserver" in " ".join(each.cmdline()) and each.ppid() != worker.pid:
+                    decoders.append(each)
     for decoder in decoders:
         with suppress(psutil.Error):
             decoder.cpu_percent()
-            busy.append(decoder)
     time.sleep(0.1)  # what a share of the CPU is measured over
-    shares = {decoder: decoder.cpu_percent() for decoder in busy if decoder.is_running()}
+    for decoder in decoders:
+        with suppress(psutil.Error):
+            shares[decoder] = decoder.cpu_percent()
     if not shares or max(shares.values()) < 10:
         return False
     max(shares, key=lambda decoder: shares[decoder]).kill()
