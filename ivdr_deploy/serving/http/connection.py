@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -43,7 +44,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         """Begin."""
         self._number = transport.get_extra_info("socket").fileno()
-        super().connection_made(transport)
+        self._outgoing = _HeadWithBody(transport, self.loop, before=lambda: self._note(ANSWERING))
+        super().connection_made(cast(asyncio.Transport, self._outgoing))
         self._wait_for_request()
 
     def data_received(self, data: bytes) -> None:
@@ -82,11 +84,12 @@ class Connection(HttpToolsProtocol):
         self._wait_no_longer()
 
     def answering(self) -> None:
-        """Say that an answer begins to go out."""
-        self._note(ANSWERING)
+        """Say that the head of an answer comes next."""
+        self._outgoing.hold_next()
 
     def on_response_complete(self) -> None:
         """Hear that an answer has been written."""
+        self._outgoing.let_go()
         self._wait_for_taking()
         if self._taking is None:
             self._note(ASKED if self.pipeline else IDLE)
@@ -145,3 +148,47 @@ class Connection(HttpToolsProtocol):
         if self._taking is not None:
             self._taking.cancel()
             self._taking = None
+
+
+class _HeadWithBody:
+    """A transport that sends the head of an answer with what follows it: in one piece where that is there at once.
+
+    A worker that is killed between the two would leave the client with half an answer, and nobody could say more.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, *, before: Callable[[], None]
+    ) -> None:
+        self._transport, self._loop, self._before = transport, loop, before
+        self._holds_next = False
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def hold_next(self) -> None:
+        """Keep what is written next until more is, or until there is something else to do."""
+        self._holds_next = True
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep."""
+        if self._holds_next:
+            self._holds_next, self._head = False, data
+            self._loop.call_soon(self.let_go)
+        elif self._head:
+            self._head += data
+            self.let_go()
+        else:
+            self._transport.write(data)
+
+    def let_go(self) -> None:
+        """Send what is kept."""
+        if self._head:
+            self._before()
+            self._transport.write(self._head)
+            self._head = b""
+
+    def close(self) -> None:
+        """Send what is kept, and end."""
+        self.let_go()
+        self._transport.close()

@@ -91,8 +91,8 @@ class Listening:
         self._ended = threading.Event()
         self._failure = "no reason is known"
         for held in sockets:
-            # The connections inherit it. The body of an answer follows its head in a packet of its own, and would else
-            # wait for the client's system to acknowledge the head, which takes its time: 40 ms.
+            # The connections inherit it. What is streamed goes in packets of its own, each of which would else wait for
+            # the client's system to acknowledge the one before, which takes its time: 40 ms.
             held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             held.handover = handover
 

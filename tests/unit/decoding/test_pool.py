@@ -1,24 +1,27 @@
 import ctypes
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import numpy as np
 import psutil
 import pytest
 from hostile_sources import EatsMemory, Hangs, KillsItsProcess, Surprises, memory_left, page_faults
+from served import wait_for
 from videos import numbered_video
 
-from ivdr_deploy.decoding import DecodeOptions, DecodePool, ScratchError, pool
+from ivdr_deploy.decoding import DecodeOptions, DecodePool, ScratchError, _process, pool
 from ivdr_deploy.decoding._worker import Parcel, Scratch
 from ivdr_deploy.errors import (
     ConfigError,
@@ -132,6 +135,42 @@ def test_what_nobody_foresaw_is_an_error_of_its_video(
     assert "unexpected ZeroDivisionError" in error.message
     assert len(error.message) < 300
     assert "decoding a\\u000ahostile failed unexpectedly" in caplog.text
+    assert "in local" in caplog.text, "where it happened, also in another process"
+
+
+class OddError(Exception):
+    """Cannot be read by another process: its class wants more than it keeps."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+
+
+def raises_oddly(source: Source, *, limits: VideoLimits) -> None:
+    raise OddError("what it says\nand more", "two")
+
+
+def gives_what_stays(source: Source, *, limits: VideoLimits) -> object:
+    return threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        (raises_oddly, r"RuntimeError while decoding \(OddError: what it says\)"),
+        (gives_what_stays, r"TypeError while decoding \(cannot pickle '_thread.lock' object\)"),
+    ],
+    ids=["error", "result"],
+)
+def test_what_does_not_travel_is_an_error_of_its_video_that_says_what_it_was(
+    video: Path, job: Callable[..., object], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with DecodePool(PROCESS) as decoding:
+        with pytest.raises(VideoCrashError, match=said):
+            decoding.submit(job, PathSource(video), limits=LIMITS).result(30)
+        (worker,) = decode_workers()
+        assert len(load(decoding, PathSource(video)).result(30).video) == 2
+        assert decode_workers() == [worker], "it need not be replaced"
+    assert "test_pool.py" in caplog.text or job is gives_what_stays
 
 
 def needs_a_package(source: Source, *, limits: VideoLimits) -> None:
@@ -147,64 +186,92 @@ def test_what_would_hit_every_video_stays_what_it_is(video: Path, options: Decod
 def test_an_idle_worker_that_was_killed_is_replaced(video: Path) -> None:
     with DecodePool(PROCESS) as decoding:
         load(decoding, PathSource(video)).result(30)
-        (server,) = [
-            child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())
-        ]
-        for worker in server.children():
+        for worker in decode_workers():
             worker.send_signal(signal.SIGKILL)
             worker.wait(10)
         assert len(load(decoding, PathSource(video)).result(30).video) == 2
 
 
-def test_a_task_on_its_way_when_an_idle_worker_is_killed_is_done_all_the_same(
-    video: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def decode_workers() -> list[psutil.Process]:
+    """The worker processes of this process."""
+    servers = [child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())]
+    return [worker for server in servers for worker in server.children()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells whether a job was taken")
+def test_a_job_that_lies_before_an_idle_worker_when_it_is_killed_is_done_all_the_same(video: Path) -> None:
     with DecodePool(PROCESS) as decoding:
         load(decoding, PathSource(video)).result(30)
-        broken = decoding._processes
-        assert broken is not None
-        schedule = broken._pool_manager.schedule
-
-        def late(task: object) -> None:
-            """Take the task from the queue, and tell the manager of it after it has given everything up."""
-            for worker in broken._pool_manager.worker_manager.workers.values():
-                os.kill(worker.pid, signal.SIGKILL)
-            while broken.active:
-                time.sleep(0.01)
-            schedule(task)
-
-        monkeypatch.setattr(broken._pool_manager, "schedule", late)
-        assert len(load(decoding, PathSource(video)).result(30).video) == 2
-        assert not decoding._sent
+        (idle,) = decode_workers()
+        idle.suspend()
+        wait_for(lambda: idle.status() == psutil.STATUS_STOPPED)
+        lying = load(decoding, PathSource(video))
+        with pytest.raises(TimeoutError):
+            lying.result(0.3)
+        idle.kill()
+        assert len(lying.result(30).video) == 2
 
 
-def test_a_task_whose_workers_are_killed_twice_before_it_begins_says_so(
+def test_a_job_that_one_worker_after_the_other_does_not_take_says_so(
     video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = pool._start_processes
-
-    def doomed(options: DecodeOptions) -> object:
-        processes = start(options)
-        schedule = processes._pool_manager.schedule
-
-        def late(task: object) -> None:
-            while processes.active:
-                for worker in list(processes._pool_manager.worker_manager.workers.values()):
-                    with suppress(ProcessLookupError):
-                        os.kill(worker.pid, signal.SIGKILL)
-                time.sleep(0.01)
-            schedule(task)
-
-        processes._pool_manager.schedule = late
-        return processes
-
     with DecodePool(PROCESS) as decoding:
-        with monkeypatch.context() as killing:
-            killing.setattr(pool, "_start_processes", doomed)
-            with pytest.raises(ResourceError, match=r"killed twice while .*a\.mp4 waited"):
+        with monkeypatch.context() as ending:
+            ending.setattr(_process, "serve", ends_at_once)
+            with pytest.raises(
+                ResourceError, match=r"a\.mp4 was taken by none of 3 .*ended with exit code 7"
+            ):
                 load(decoding, PathSource(video)).result(60)
         assert len(load(decoding, PathSource(video)).result(30).video) == 2
-        assert not decoding._sent
+
+
+def test_each_worker_that_is_killed_costs_one_job_at_most_and_nobody_waits_for_it(video: Path) -> None:
+    """Whatever it was doing: taking a job, doing it, sending what it gives, or nothing."""
+    drawn = random.Random(3)
+    kills, waits, failures = 0, [0.0], 0
+    done = threading.Event()
+    with DecodePool(DecodeOptions(workers=2)) as decoding:
+
+        def kill() -> None:
+            nonlocal kills
+            while not done.wait(drawn.uniform(0.01, 0.1)):
+                if workers := decode_workers():
+                    with suppress(psutil.NoSuchProcess):
+                        drawn.choice(workers).kill()
+                        kills += 1
+
+        decoding.submit(number_of, PathSource(video), 0, limits=LIMITS).result(30)
+        with ThreadPoolExecutor(1) as killing:
+            killer = killing.submit(kill)
+            try:
+                while kills < 60:
+                    begun = time.monotonic()
+                    jobs = [
+                        decoding.submit(number_of, PathSource(video), number, limits=LIMITS)
+                        for number in range(20)
+                    ]
+                    for number, job in enumerate(jobs):
+                        try:
+                            assert job.result(60) == number
+                        except (VideoCrashError, ResourceError):
+                            failures += 1
+                    waits.append(time.monotonic() - begun)
+            finally:
+                done.set()
+        killer.result()
+    assert 0 < failures <= kills
+    assert max(waits) < 10.0  # of 20 jobs that take no time, on a busy machine
+
+
+def ends_at_once(*given: object) -> NoReturn:
+    """What a worker process runs in place of ``serve``."""
+    os._exit(7)
+
+
+def number_of(source: Source, number: int, *, limits: VideoLimits) -> int:
+    if number % 10 == 0:
+        time.sleep(0.02)  # now and then one works while the other is killed
+    return number
 
 
 def test_a_result_that_is_cut_short_on_its_way_is_no_result(
@@ -212,15 +279,15 @@ def test_a_result_that_is_cut_short_on_its_way_is_no_result(
 ) -> None:
     monkeypatch.setattr("ivdr_deploy.decoding._worker._SHARED_MEMORY", tmp_path / "absent")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    unpack = Scratch.unpack
+    unpack = Parcel.unpack
 
-    def cutting(scratch: Scratch, parcel: Parcel, packed: tuple[bytes, list[int]]) -> object:
+    def cutting(parcel: Parcel, packed: tuple[bytes, list[int]]) -> object:
         os.truncate(parcel.path, parcel.path.stat().st_size - 1)
-        return unpack(scratch, parcel, packed)
+        return unpack(parcel, packed)
 
     with DecodePool(PROCESS) as decoding:
         with monkeypatch.context() as full:
-            full.setattr(Scratch, "unpack", cutting)
+            full.setattr(Parcel, "unpack", cutting)
             with pytest.raises(ScratchError, match="cut short"):
                 load(decoding, PathSource(video)).result(30)
         assert len(load(decoding, PathSource(video)).result(30).video) == 2
@@ -309,18 +376,33 @@ with DecodePool() as pool:
 """
 
 
-def test_closing_ends_the_workers_once_and_what_still_waits(
-    video: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool, "_LOOK_SECONDS", 0)  # the watch looks at any time, also while the pool closes
-    for _ in range(10):
+def test_closing_ends_the_workers_at_once_and_what_still_waits(video: Path) -> None:
+    for _ in range(5):
+        begun = time.monotonic()
         with DecodePool(DecodeOptions(workers=2)) as decoding:
             load(decoding, PathSource(video)).result(30)
-            waiting = [load(decoding, PathSource(video)) for _ in range(20)]
-        done, undone = wait(waiting, 0)
-        assert not undone
-        for task in done:
-            assert isinstance(task.exception(), CancelledError | VideoError | None)
+            jobs = [
+                load(decoding, source) for source in [PathSource(video), *[Hangs()] * 3] for _ in range(3)
+            ]
+            workers = decode_workers()
+        assert workers
+        assert time.monotonic() - begun < LIMITS.max_decode_seconds
+        assert all(job.done() for job in jobs)
+        for job in jobs:
+            assert job.exception() is not None or len(job.result().video) == 2
+            assert isinstance(job.exception(), CancelledError | None)
+        assert not any(worker.is_running() for worker in workers)
+
+
+def test_closing_waits_for_threads_and_drops_what_still_waits(video: Path) -> None:
+    with DecodePool(THREAD) as decoding:
+        jobs = [
+            decoding.submit(number_of, PathSource(video), number, limits=LIMITS)
+            for number in range(0, 500, 10)
+        ]
+        jobs[0].result(30)
+    assert all(job.done() for job in jobs)
+    assert {type(job.exception()) for job in jobs} == {type(None), CancelledError}
 
 
 def test_a_script_without_a_guard_does_not_start_itself_over(video: Path, tmp_path: Path) -> None:
