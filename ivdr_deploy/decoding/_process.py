@@ -23,9 +23,6 @@ from ivdr_deploy.video.source import Source
 _ATTEMPTS = 3
 """At giving a job to a process: one that is idle may be killed, and is not missed before."""
 
-_EXIT_SECONDS = 5.0
-"""For a process that has closed its connection to be gone: how it ended is known then."""
-
 
 class _NotTakenError(Exception):
     """A job has not begun: there is no process, or it has ended before it read of it."""
@@ -82,18 +79,13 @@ class WorkerProcess:
         finally:
             parcel.release()
 
-    def end(self, *, patience_seconds: float = 0.0) -> int | None:
-        """End the process, if there is one; return its exit code.
-
-        Args:
-            patience_seconds: In which it may end by itself.
-        """
+    def end(self) -> int | None:
+        """Kill the process, if there is one; return its exit code."""
         if self._running is None:
             return None
         (process, connection), self._running = self._running, None
         connection.close()
-        process.join(patience_seconds)
-        if process.exitcode is None:
+        if process.exitcode is None:  # else its number may be another process's by now
             process.kill()
             process.join()
         code = process.exitcode
@@ -121,12 +113,10 @@ class WorkerProcess:
         except (BrokenPipeError, ConnectionResetError) as error:
             # What it was sent lies there unread: it was idle when it ended. Linux alone tells that from a job that was
             # taken; elsewhere a job that meets the death of an idle worker is a crash of its video.
-            raise _NotTakenError(
-                f"the one before {ending(self.end(patience_seconds=_EXIT_SECONDS))}"
-            ) from error
+            raise _NotTakenError(f"the one before {ending(self.end())}") from error
         except (EOFError, OSError) as error:
             raise VideoCrashError(
-                f"{name}: the process that decoded it {ending(self.end(patience_seconds=_EXIT_SECONDS))}",
+                f"{name}: the process that decoded it {ending(self.end())}",
                 hint="the file, or the machine's memory; the other videos are not affected",
             ) from error
         self.end()
