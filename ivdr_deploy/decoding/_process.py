@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -130,13 +131,16 @@ class WorkerProcess:
     def _connected(self) -> Connection:
         """Return the connection to the process, which is started where there is none."""
         if self._running is None:
-            ours, theirs = self._context.Pipe()
-            with theirs:
-                process = self._context.Process(target=serve, args=(theirs, self._memory_bytes), daemon=True)
-                try:
+            try:
+                ours, theirs = self._context.Pipe()
+                with theirs, ExitStack() as undone:
+                    undone.enter_context(ours)
+                    process = self._context.Process(
+                        target=serve, args=(theirs, self._memory_bytes), daemon=True
+                    )
                     process.start()
-                except (OSError, EOFError) as error:  # EOFError: of the server that forks, which was killed
-                    ours.close()
-                    raise _NotTakenError(f"no process can be started: {reason_of(error)}") from error
+                    undone.pop_all()
+            except (OSError, EOFError) as error:  # EOFError: of the server that forks, which was killed
+                raise _NotTakenError(f"no process can be started: {reason_of(error)}") from error
             self._running = process, ours
         return self._running[1]

@@ -1,4 +1,5 @@
 import ctypes
+import errno
 import logging
 import os
 import random
@@ -241,6 +242,26 @@ def test_a_job_that_one_worker_after_the_other_does_not_take_says_so(
             ):
                 load(decoding, PathSource(video)).result(60)
         assert len(load(decoding, PathSource(video)).result(30).video) == 2
+
+
+def test_where_there_are_no_more_descriptors_no_video_is_to_blame_and_nothing_stays_open(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DecodePool(PROCESS) as decoding:
+        load(decoding, PathSource(video)).result(30)
+        before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+        with monkeypatch.context() as refusing:
+            decode_workers()[0].kill()
+            refusing.setattr("multiprocessing.forkserver.connect_to_new_process", no_descriptors)
+            with pytest.raises(ResourceError, match=r"no process can be started: .*Too many open files"):
+                load(decoding, PathSource(video)).result(30)
+        if sys.platform == "linux":
+            assert len(os.listdir("/proc/self/fd")) < before
+        assert len(load(decoding, PathSource(video)).result(30).video) == 2
+
+
+def no_descriptors(numbers: object) -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_each_worker_that_is_killed_costs_one_job_at_most_and_nobody_waits_for_it(video: Path) -> None:
