@@ -8,7 +8,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -43,6 +43,11 @@ class WorkerProcess:
         self._context, self._path = context, path
         self._memory_bytes, self._closing = memory_bytes, closing
         self._running: tuple[BaseProcess, Connection] | None = None
+
+    def start(self) -> None:
+        """Start the process, so that the first job need not wait; where that fails, the first job tries again."""
+        with suppress(_NotTakenError):
+            self._connected()
 
     def do(
         self,

@@ -74,7 +74,7 @@ class DecodeOptions:
 class DecodePool:
     """Runs decode jobs in the background. Safe to use from many threads; a context manager.
 
-    Workers start when there are jobs for them. Processes are forked from a small server process that has the decoder
+    Workers start at the first job. Processes are forked from a small server process that has the decoder
     loaded, so that replacing a dead one takes milliseconds.
     """
 
@@ -102,16 +102,16 @@ class DecodePool:
             ResourceError: if this process may start no more threads.
         """
         kwargs["limits"] = limits
-        with self._lock:
-            if self._crew is None:
-                self._crew = (_Crew if self.options.isolation == "thread" else _ProcessCrew)(self.options)
-            try:
+        try:
+            with self._lock:
+                if self._crew is None:
+                    self._crew = (_Crew if self.options.isolation == "thread" else _ProcessCrew)(self.options)
                 return self._crew.submit(job, source, args, kwargs)
-            except RuntimeError as error:
-                raise ResourceError(
-                    f"the decode workers cannot be started ({reason_of(error)})",
-                    hint="raise the limit of memory or threads of this process (`ulimit -v`, `ulimit -u`)",
-                ) from error
+        except RuntimeError as error:
+            raise ResourceError(
+                f"the decode workers cannot be started ({reason_of(error)})",
+                hint="raise the limit of memory or threads of this process (`ulimit -v`, `ulimit -u`)",
+            ) from error
 
     def each(
         self, job: DecodeJob[T], calls: Iterable[tuple[Source, *tuple[Any, ...]]], *, limits: VideoLimits
@@ -206,6 +206,14 @@ class _ProcessCrew(_Crew):
         self._own = threading.local()
         self._workers: list[WorkerProcess] = []
         self._numbers = itertools.count()
+        met = threading.Barrier(options.workers)
+        try:
+            for _ in range(options.workers):
+                self._threads.submit(self._begin, met)
+        except RuntimeError:
+            met.abort()
+            self.close()
+            raise
 
     def close(self) -> None:
         """End them at once."""
@@ -221,6 +229,15 @@ class _ProcessCrew(_Crew):
         path, memory_bytes = self._scratch.file(next(self._numbers)), self._options.memory_bytes
         self._own.worker = WorkerProcess(self._context, path, memory_bytes, self._closing)
         self._workers.append(self._own.worker)
+
+    def _begin(self, met: threading.Barrier) -> None:
+        """Start the process of one of the threads, before it takes jobs.
+
+        Args:
+            met: When all threads have come there, each has taken one of these.
+        """
+        met.wait()
+        self._own.worker.start()
 
     def _do(self, job: DecodeJob[T], source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         seconds = kwargs["limits"].max_decode_seconds + GRACE_SECONDS

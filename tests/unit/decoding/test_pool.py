@@ -382,6 +382,10 @@ def test_workers_give_way_to_the_network(video: Path, options: DecodeOptions) ->
 
 def test_workers_are_parallel(video: Path) -> None:
     with DecodePool(DecodeOptions(workers=2)) as decoding:
+        load(decoding, PathSource(video)).result(30)
+        wait_for(
+            lambda: len(decode_workers()) == 2
+        )  # the second has begun too, though nothing was there for it
         futures = [load(decoding, PathSource(video)) for _ in range(8)]
         assert all(future.exception(30) is None for future in futures)
 

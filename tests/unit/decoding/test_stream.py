@@ -116,6 +116,7 @@ def test_it_is_one_piece_ahead_and_no_more_and_ends_when_closed(
     video: Path, tmp_path: Path, options: DecodeOptions
 ) -> None:
     lines = tmp_path / "lines"
+    before = set(threading.enumerate())
     with DecodeStream(third_is, PathSource(video), limits=LIMITS, options=options, lines=lines) as stream:
         assert [next(stream), next(stream)] == [0, 1]
         wait_for_lines(lines, 3)
@@ -126,7 +127,7 @@ def test_it_is_one_piece_ahead_and_no_more_and_ends_when_closed(
     assert len(lines.read_text().split()) == 3
     if options is PROCESS:
         assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    assert set(threading.enumerate()) <= before
 
 
 def wait_for_lines(path: Path, count: int) -> None:
