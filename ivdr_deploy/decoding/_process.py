@@ -90,10 +90,10 @@ class WorkerProcess:
         if self._running is None:
             return None
         (process, connection), self._running = self._running, None
-        connection.close()
         if process.exitcode is None:  # else its number may be another process's by now
             process.kill()
             process.join()
+        connection.close()
         code = process.exitcode
         process.close()
         return code

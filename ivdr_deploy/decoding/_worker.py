@@ -157,7 +157,7 @@ def serve(connection: Connection, memory_bytes: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started the pool ends it
     _initialise(memory_bytes)
-    with suppress(EOFError):
+    with suppress(EOFError, OSError):  # OSError: it has gone in the middle of a message
         while True:
             connection.send_bytes(_answer(connection.recv_bytes()))
 
