@@ -25,6 +25,10 @@ _ATTEMPTS = 3
 """At giving a job to a process: one that is idle may be killed, and is not missed before."""
 
 
+_START_SECONDS = 60.0
+"""For a process to be ready. It takes milliseconds, and seconds on a machine that is busy."""
+
+
 class _NotTakenError(Exception):
     """A job has not begun: there is no process, or it has ended before it read of it."""
 
@@ -119,7 +123,7 @@ class WorkerProcess:
         except (BrokenPipeError, ConnectionResetError) as error:
             # What it was sent lies there unread: it was idle when it ended. Linux alone tells that from a job that was
             # taken; elsewhere a job that meets the death of an idle worker is a crash of its video.
-            raise _NotTakenError(f"the one before {ending(self.end())}") from error
+            raise _NotTakenError(f"the last one {ending(self.end())}") from error
         except (EOFError, OSError) as error:
             raise VideoCrashError(
                 f"{name}: the process that decoded it {ending(self.end())}",
@@ -134,18 +138,36 @@ class WorkerProcess:
         )
 
     def _connected(self) -> Connection:
-        """Return the connection to the process, which is started where there is none."""
+        """Return the connection to a process that waits for a job, started where there is none."""
         if self._running is None:
             try:
-                ours, theirs = self._context.Pipe()
-                with theirs, ExitStack() as undone:
-                    undone.enter_context(ours)
-                    process = self._context.Process(
-                        target=serve, args=(theirs, self._memory_bytes), daemon=True
-                    )
-                    process.start()
-                    undone.pop_all()
+                connection = self._started()
             except (OSError, EOFError) as error:  # EOFError: of the server that forks, which was killed
                 raise _NotTakenError(f"no process can be started: {reason_of(error)}") from error
-            self._running = process, ours
+            self._await_ready(connection)
+            return connection
         return self._running[1]
+
+    def _started(self) -> Connection:
+        ours, theirs = self._context.Pipe()
+        with theirs, ExitStack() as undone:
+            undone.enter_context(ours)
+            process = self._context.Process(target=serve, args=(theirs, self._memory_bytes), daemon=True)
+            process.start()
+            undone.pop_all()
+        self._running = process, ours
+        return ours
+
+    def _await_ready(self, connection: Connection) -> None:
+        """Wait for the word of a new process, so that its start is no part of the time that a video has."""
+        ready = wait([connection, self._closing], _START_SECONDS)
+        try:
+            if ready and self._closing not in ready:
+                connection.recv_bytes()
+                return
+        except (EOFError, OSError) as error:
+            raise _NotTakenError(f"the last one {ending(self.end())}") from error
+        self.end()
+        if ready:
+            raise CancelledError
+        raise _NotTakenError(f"the last one was not ready within {_START_SECONDS:g} s")

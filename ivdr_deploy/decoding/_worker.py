@@ -152,12 +152,14 @@ def serve(connection: Connection, memory_bytes: int) -> None:
     """Do one job after the other until the other end is gone; what a worker process runs.
 
     Args:
-        connection: Brings what ``_run`` takes, and takes back ``(result, None)``, or ``(None, error)``; all pickled.
+        connection: Takes a word when this is ready. Brings what ``_run`` takes, and takes back ``(result, None)``, or
+            ``(None, error)``; all pickled.
         memory_bytes: That this process may take on top of what it has now.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started the pool ends it
     _initialise(memory_bytes)
     with suppress(EOFError, OSError):  # OSError: it has gone in the middle of a message
+        connection.send_bytes(b"ready")
         while True:
             connection.send_bytes(_answer(connection.recv_bytes()))
 

@@ -87,14 +87,14 @@ def test_a_piece_that_does_harm_ends_its_stream_within_the_deadline(
     video: Path, monkeypatch: pytest.MonkeyPatch, bad: Source, expected: type[Exception]
 ) -> None:
     monkeypatch.setattr(pool, "GRACE_SECONDS", 0.2)
-    limits = VideoLimits(max_decode_seconds=0.8)
+    # On a busy machine the pieces before take their time too.
+    limits = VideoLimits(max_decode_seconds=2.8) if expected is VideoTimeoutError else LIMITS
     start = time.monotonic()
     with DecodeStream(third_is, PathSource(video), limits=limits, options=PROCESS, bad=bad) as stream:
         assert [next(stream), next(stream)] == [0, 1]
         with pytest.raises(expected):
             next(stream)
-    # A busy machine takes its time to begin; `LIMITS` would take 20 s.
-    assert time.monotonic() - start < 1.0 + 15.0
+    assert time.monotonic() - start < 3 * 3.0 + 10.0  # `LIMITS` would take 20 s
 
 
 def test_a_worker_that_is_killed_between_two_pieces_is_noticed(video: Path, tmp_path: Path) -> None:
