@@ -48,6 +48,26 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return numbered_video(tmp_path_factory.mktemp("videos") / "a.mp4", num_frames=30)
 
 
+_of_others: set[psutil.Process] = set()
+
+
+@pytest.fixture(autouse=True)
+def of_others() -> None:
+    """Note whose workers there are already: of pools that another test has left to the collector of garbage."""
+    _of_others.clear()
+    _of_others.update(decode_workers())
+
+
+def decode_workers() -> list[psutil.Process]:
+    """The worker processes that a test has started."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it has ended just now
+            if "forkserver" in " ".join(child.cmdline()):
+                found += child.children()
+    return [worker for worker in found if worker not in _of_others]
+
+
 def load(decoding: DecodePool, source: Source, *, limits: VideoLimits = LIMITS) -> Future[Clips]:
     return decoding.submit(load_clips, source, CLIP, PLAN, limits=limits)
 
@@ -211,12 +231,6 @@ def test_an_idle_worker_that_was_killed_is_replaced(video: Path) -> None:
         assert len(load(decoding, PathSource(video)).result(30).video) == 2
 
 
-def decode_workers() -> list[psutil.Process]:
-    """The worker processes of this process."""
-    servers = [child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())]
-    return [worker for server in servers for worker in server.children()]
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system tells whether a job was taken")
 def test_a_job_that_lies_before_an_idle_worker_when_it_is_killed_is_done_all_the_same(video: Path) -> None:
     with DecodePool(PROCESS) as decoding:
@@ -283,7 +297,7 @@ def test_each_worker_that_is_killed_costs_one_job_at_most_and_nobody_waits_for_i
         with ThreadPoolExecutor(1) as killing:
             killer = killing.submit(kill)
             try:
-                while kills < 60:
+                while kills < 60 and not killer.done():
                     begun = time.monotonic()
                     jobs = [
                         decoding.submit(number_of, PathSource(video), number, limits=LIMITS)
