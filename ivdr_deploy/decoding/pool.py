@@ -202,7 +202,11 @@ class _ProcessCrew(_Crew):
         super().__init__(options)
         self._scratch = _worker.Scratch()
         self._context = _forkserver.context()
-        self._closing, self._open = os.pipe()
+        try:
+            self._closing, self._open = os.pipe()
+        except OSError:
+            self._scratch.remove()
+            raise
         self._own = threading.local()
         self._workers: list[WorkerProcess] = []
         self._numbers = itertools.count()

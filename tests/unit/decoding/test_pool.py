@@ -1,28 +1,25 @@
 import ctypes
-import errno
 import logging
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, wait
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
 
 import numpy as np
 import psutil
 import pytest
-from hostile_sources import EatsMemory, Hangs, KillsItsProcess, Surprises, memory_left, page_faults
+from decode_jobs import CLIP, LIMITS, PLAN, PROCESS, THREAD, decode_workers, load, number_of
+from hostile_sources import EatsMemory, Hangs, KillsItsProcess, Surprises
 from served import wait_for
 from videos import numbered_video
 
-from ivdr_deploy.decoding import DecodeOptions, DecodePool, ScratchError, _process, pool
+from ivdr_deploy.decoding import DecodeOptions, DecodePool, ScratchError, pool
 from ivdr_deploy.decoding._worker import Parcel, Scratch
 from ivdr_deploy.errors import (
     ConfigError,
@@ -34,42 +31,7 @@ from ivdr_deploy.errors import (
     VideoOpenError,
     VideoTimeoutError,
 )
-from ivdr_deploy.spec import ClipSpec, ViewPlan
-from ivdr_deploy.video import BytesSource, Clips, PathSource, Source, VideoLimits, load_clips
-
-CLIP = ClipSpec(num_frames=4, frame_stride=2, short_side=36, crop_size=32)
-PLAN = ViewPlan(num_clips=2)
-LIMITS = VideoLimits(max_decode_seconds=20)
-PROCESS, THREAD = DecodeOptions(isolation="process"), DecodeOptions(isolation="thread")
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return numbered_video(tmp_path_factory.mktemp("videos") / "a.mp4", num_frames=30)
-
-
-_of_others: set[psutil.Process] = set()
-
-
-@pytest.fixture(autouse=True)
-def of_others() -> None:
-    """Note whose workers there are already: of pools that another test has left to the collector of garbage."""
-    _of_others.clear()
-    _of_others.update(decode_workers())
-
-
-def decode_workers() -> list[psutil.Process]:
-    """The worker processes that a test has started."""
-    found: list[psutil.Process] = []
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):  # it has ended just now
-            if "forkserver" in " ".join(child.cmdline()):
-                found += child.children()
-    return [worker for worker in found if worker not in _of_others]
-
-
-def load(decoding: DecodePool, source: Source, *, limits: VideoLimits = LIMITS) -> Future[Clips]:
-    return decoding.submit(load_clips, source, CLIP, PLAN, limits=limits)
+from ivdr_deploy.video import BytesSource, PathSource, Source, VideoLimits, load_clips
 
 
 @pytest.mark.parametrize("options", [PROCESS, THREAD], ids=["process", "thread"])
@@ -117,34 +79,6 @@ def test_three_in_a_row_cost_their_own_videos_and_no_more_than_their_time(
     assert seconds < 3 * 1.0 + 20.0
 
 
-def test_memory_counts_beyond_what_a_worker_starts_with(video: Path) -> None:
-    with DecodePool(DecodeOptions(memory_bytes=64 << 20)) as decoding:
-        assert len(load(decoding, PathSource(video)).result(30).video) == 2
-        with pytest.raises(VideoLimitError, match="more memory than the 64 MiB allowed"):
-            load(decoding, EatsMemory()).result(30)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is given back as glibc is told to")
-def test_a_worker_keeps_the_memory_of_ordinary_frames_for_the_next_video(video: Path) -> None:
-    with DecodePool(PROCESS) as decoding:
-        first, *_, last = (
-            decoding.submit(page_faults, PathSource(video), limits=LIMITS).result(30) for _ in range(4)
-        )
-    assert first > 500  # 4 MB in pages of 4 KiB
-    assert last < first / 10
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the setting is glibc's")
-def test_a_worker_gives_back_what_one_video_took_and_others_do_not(video: Path) -> None:
-    with DecodePool(PROCESS) as decoding:
-        before, most, after = (
-            decoding.submit(memory_left, PathSource(video), limits=LIMITS, pictures=pictures).result(30)
-            for pictures in (1, 100, 1)
-        )
-    assert most - before > 50 << 20, "nothing is given back in the middle of a job"
-    assert after - before < 16 << 20  # of 72 MB
-
-
 @pytest.mark.parametrize("options", [PROCESS, THREAD], ids=["process", "thread"])
 def test_what_nobody_foresaw_is_an_error_of_its_video(
     video: Path, options: DecodeOptions, caplog: pytest.LogCaptureFixture
@@ -159,59 +93,6 @@ def test_what_nobody_foresaw_is_an_error_of_its_video(
     assert "in local" in caplog.text, "where it happened, also in another process"
 
 
-class OddError(Exception):
-    """Cannot be read by another process: its class wants more than it keeps."""
-
-    def __init__(self, one: str, two: str) -> None:
-        super().__init__(one)
-
-
-def raises_oddly(source: Source, *, limits: VideoLimits) -> None:
-    raise OddError("what it says\nand more", "two")
-
-
-def gives_what_stays(source: Source, *, limits: VideoLimits) -> object:
-    return threading.Lock()
-
-
-@pytest.mark.parametrize(
-    ("job", "said"),
-    [
-        (raises_oddly, r"RuntimeError while decoding \(OddError: what it says\)"),
-        (gives_what_stays, r"TypeError while decoding \(cannot pickle '_thread.lock' object\)"),
-    ],
-    ids=["error", "result"],
-)
-def test_what_does_not_travel_is_an_error_of_its_video_that_says_what_it_was(
-    video: Path, job: Callable[..., object], said: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with DecodePool(PROCESS) as decoding:
-        with pytest.raises(VideoCrashError, match=said):
-            decoding.submit(job, PathSource(video), limits=LIMITS).result(30)
-        (worker,) = decode_workers()
-        assert len(load(decoding, PathSource(video)).result(30).video) == 2
-        assert decode_workers() == [worker], "it need not be replaced"
-    assert "test_pool.py" in caplog.text or job is gives_what_stays
-
-
-def leaves(source: Source, *, limits: VideoLimits) -> NoReturn:
-    sys.exit(3)
-
-
-def test_a_process_that_ends_by_itself_is_told_with_its_exit_code(video: Path) -> None:
-    with DecodePool(PROCESS) as decoding, pytest.raises(VideoCrashError, match="ended with exit code 3"):
-        decoding.submit(leaves, PathSource(video), limits=LIMITS).result(30)
-
-
-def test_what_interrupts_the_terminal_is_not_for_the_workers(video: Path) -> None:
-    with DecodePool(PROCESS) as decoding:
-        load(decoding, PathSource(video)).result(30)
-        (worker,) = decode_workers()
-        worker.send_signal(signal.SIGINT)
-        assert len(load(decoding, PathSource(video)).result(30).video) == 2
-        assert decode_workers() == [worker]
-
-
 def needs_a_package(source: Source, *, limits: VideoLimits) -> None:
     raise MissingDependencyError("the package 'x' cannot be imported")
 
@@ -220,111 +101,6 @@ def needs_a_package(source: Source, *, limits: VideoLimits) -> None:
 def test_what_would_hit_every_video_stays_what_it_is(video: Path, options: DecodeOptions) -> None:
     with DecodePool(options) as decoding, pytest.raises(MissingDependencyError):
         decoding.submit(needs_a_package, PathSource(video), limits=LIMITS).result(30)
-
-
-def test_an_idle_worker_that_was_killed_is_replaced(video: Path) -> None:
-    with DecodePool(PROCESS) as decoding:
-        load(decoding, PathSource(video)).result(30)
-        for worker in decode_workers():
-            worker.send_signal(signal.SIGKILL)
-            worker.wait(10)
-        assert len(load(decoding, PathSource(video)).result(30).video) == 2
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells whether a job was taken")
-def test_a_job_that_lies_before_an_idle_worker_when_it_is_killed_is_done_all_the_same(video: Path) -> None:
-    with DecodePool(PROCESS) as decoding:
-        load(decoding, PathSource(video)).result(30)
-        (idle,) = decode_workers()
-        idle.suspend()
-        wait_for(lambda: idle.status() == psutil.STATUS_STOPPED)
-        lying = load(decoding, PathSource(video))
-        with pytest.raises(TimeoutError):
-            lying.result(0.3)
-        idle.kill()
-        assert len(lying.result(30).video) == 2
-
-
-def test_a_job_that_one_worker_after_the_other_does_not_take_says_so(
-    video: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with DecodePool(PROCESS) as decoding:
-        with monkeypatch.context() as ending:
-            ending.setattr(_process, "serve", ends_at_once)
-            with pytest.raises(
-                ResourceError, match=r"a\.mp4 was taken by none of 3 .*ended with exit code 7"
-            ):
-                load(decoding, PathSource(video)).result(60)
-        assert len(load(decoding, PathSource(video)).result(30).video) == 2
-
-
-def test_where_there_are_no_more_descriptors_no_video_is_to_blame_and_nothing_stays_open(
-    video: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with DecodePool(PROCESS) as decoding:
-        load(decoding, PathSource(video)).result(30)
-        before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
-        with monkeypatch.context() as refusing:
-            decode_workers()[0].kill()
-            refusing.setattr("multiprocessing.forkserver.connect_to_new_process", no_descriptors)
-            with pytest.raises(ResourceError, match=r"in a row .*Too many open files"):
-                load(decoding, PathSource(video)).result(30)
-        if sys.platform == "linux":
-            assert len(os.listdir("/proc/self/fd")) < before
-        assert len(load(decoding, PathSource(video)).result(30).video) == 2
-
-
-def no_descriptors(numbers: object) -> NoReturn:
-    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-
-def test_each_worker_that_is_killed_costs_one_job_at_most_and_nobody_waits_for_it(video: Path) -> None:
-    """Whatever it was doing: taking a job, doing it, sending what it gives, or nothing."""
-    drawn = random.Random(3)
-    kills, waits, failures = 0, [0.0], 0
-    done = threading.Event()
-    with DecodePool(DecodeOptions(workers=2)) as decoding:
-
-        def kill() -> None:
-            nonlocal kills
-            while not done.wait(drawn.uniform(0.01, 0.1)):
-                if workers := decode_workers():
-                    with suppress(psutil.NoSuchProcess):
-                        drawn.choice(workers).kill()
-                        kills += 1
-
-        decoding.submit(number_of, PathSource(video), 0, limits=LIMITS).result(30)
-        with ThreadPoolExecutor(1) as killing:
-            killer = killing.submit(kill)
-            try:
-                while kills < 60 and not killer.done():
-                    begun = time.monotonic()
-                    jobs = [
-                        decoding.submit(number_of, PathSource(video), number, limits=LIMITS)
-                        for number in range(20)
-                    ]
-                    for number, job in enumerate(jobs):
-                        try:
-                            assert job.result(60) == number
-                        except (VideoCrashError, ResourceError):
-                            failures += 1
-                    waits.append(time.monotonic() - begun)
-            finally:
-                done.set()
-        killer.result()
-    assert 0 < failures <= kills
-    assert max(waits) < 10.0  # of 20 jobs that take no time, on a busy machine
-
-
-def ends_at_once(*given: object) -> NoReturn:
-    """What a worker process runs in place of ``serve``."""
-    os._exit(7)
-
-
-def number_of(source: Source, number: int, *, limits: VideoLimits) -> int:
-    if number % 10 == 0:
-        time.sleep(0.02)  # now and then one works while the other is killed
-    return number
 
 
 def test_a_result_that_is_cut_short_on_its_way_is_no_result(
@@ -431,19 +207,6 @@ with DecodePool() as pool:
     if "wait" in sys.argv:
         sys.stdin.read()
 """
-
-
-def test_closing_ends_the_workers_at_once_and_what_still_waits(video: Path) -> None:
-    for _ in range(5):
-        begun = time.monotonic()
-        with DecodePool(DecodeOptions(workers=2)) as decoding:
-            jobs = [load(decoding, source) for source in (Hangs(), Hangs(), PathSource(video), Hangs())]
-            wait_for(lambda: len(decode_workers()) == 2)
-            workers = decode_workers()
-        assert time.monotonic() - begun < LIMITS.max_decode_seconds
-        assert all(job.done() for job in jobs)
-        assert {type(job.exception()) for job in jobs} == {CancelledError}
-        assert not any(worker.is_running() for worker in workers)
 
 
 def test_closing_waits_for_threads_and_drops_what_still_waits(video: Path) -> None:

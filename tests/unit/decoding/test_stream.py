@@ -12,19 +12,15 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from decode_jobs import CLIP, LIMITS, PROCESS, THREAD
 from hostile_sources import EatsMemory, Hangs, KillsItsProcess
 from videos import numbered_video
 
 from ivdr_deploy.decoding import DecodeOptions, DecodeStream, pool
 from ivdr_deploy.decoding import stream as module
 from ivdr_deploy.errors import VideoCrashError, VideoLimitError, VideoOpenError, VideoTimeoutError
-from ivdr_deploy.spec import ClipSpec
 from ivdr_deploy.video import BytesSource, PathSource, Source, VideoLimits
 from ivdr_deploy.video.windows import Windows, read_windows
-
-CLIP = ClipSpec(num_frames=4, frame_stride=2, short_side=36, crop_size=32)
-LIMITS = VideoLimits(max_decode_seconds=20)
-PROCESS, THREAD = DecodeOptions(isolation="process"), DecodeOptions(isolation="thread")
 
 
 @pytest.fixture(scope="module")
