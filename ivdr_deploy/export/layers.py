@@ -26,6 +26,41 @@ Round = Callable[[str, list[onnx.NodeProto]], str]
 """Appends nodes that round a value as the coarse precision does; returns the name of the rounded value, in fp32."""
 
 
+def open_probe(
+    model: onnx.ModelProto,
+    outputs: Sequence[str],
+    nodes: Iterable[onnx.NodeProto] = (),
+    constants: Mapping[str, np.ndarray] | None = None,
+    *,
+    as_written: bool = False,
+) -> Any:
+    """Open a graph with other outputs; what they do not need is not computed.
+
+    Args:
+        model: The graph. It is not changed.
+        outputs: Names of fp32 values, of the graph or of ``nodes``.
+        nodes: More nodes, behind its own.
+        constants: More constants.
+        as_written: Without any optimisation.
+
+    Returns:
+        An ``onnxruntime.InferenceSession`` for the CPU.
+    """
+    ort: Any = import_onnxruntime()
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    probe.graph.node.extend(nodes)
+    probe.graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in (constants or {}).items()
+    )
+    del probe.graph.output[:]
+    probe.graph.output.extend(helper.make_tensor_value_info(name, _FLOAT, None) for name in outputs)
+    options = ort.SessionOptions()
+    if as_written:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
 def layer_name(node: onnx.NodeProto) -> str:
     """Return how a node is called for people: module and source line, else its name in the graph."""
     return next((entry.value for entry in node.metadata_props if entry.key == LAYER_KEY), node.name)
@@ -137,18 +172,7 @@ def _probe(
     constants: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Run a graph with more nodes, clip by clip; returns for each key the values of its output."""
-    ort: Any = import_onnxruntime()
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    probe.graph.node.extend(nodes)
-    probe.graph.initializer.extend(
-        onnx.numpy_helper.from_array(value, name) for name, value in (constants or {}).items()
-    )
-    del probe.graph.output[:]
-    probe.graph.output.extend(helper.make_tensor_value_info(name, _FLOAT, None) for name in outputs.values())
-    options = ort.SessionOptions()
     # Else a rounding to half precision and back, which is the point here, may be taken out as useless.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_probe(model, list(outputs.values()), nodes, constants, as_written=True)
     runs = [session.run(list(outputs.values()), {INPUT_NAME: clip[None]}) for clip in clips]
     return {key: np.stack(values) for key, values in zip(outputs, zip(*runs, strict=True), strict=True)}

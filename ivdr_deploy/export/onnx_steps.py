@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ivdr_deploy._text import quoted
@@ -151,10 +150,10 @@ def add_onnx_int8(draft: Draft, calibration: Calibration) -> None:
     _add_int8(
         draft,
         calibration,
-        partial(lower, weight_bits=weight_bits),
+        lower,
+        weight_bits=weight_bits,
         variant_id="onnx-int8-cpu-vnni" if exact else "onnx-int8-cpu",
         target=Target(device="cpu", instruction_set="vnni" if exact else ""),
-        build={"weight_bits": str(weight_bits)},
     )
 
 
@@ -166,7 +165,7 @@ def add_onnx_int8_trt(draft: Draft, calibration: Calibration) -> None:
     """
     from ivdr_deploy.export.int8.qdq import insert_pairs
 
-    _add_int8(draft, calibration, insert_pairs, variant_id="onnx-int8-trt", target=Target(), build={})
+    _add_int8(draft, calibration, insert_pairs, weight_bits=8, variant_id="onnx-int8-trt", target=Target())
 
 
 def _add_int8(
@@ -174,9 +173,9 @@ def _add_int8(
     calibration: Calibration,
     write: Write,
     *,
+    weight_bits: int,
     variant_id: str,
     target: Target,
-    build: Mapping[str, str],
 ) -> None:
     import onnx
 
@@ -184,7 +183,7 @@ def _add_int8(
 
     origin = held_variant(draft, ONNX_ID)
     clips = calibration_clips(calibration, draft.manifest.clip)
-    made = quantise(draft.folder / origin.files[0], clips, write)
+    made = quantise(draft.folder / origin.files[0], clips, write, weight_bits=weight_bits)
     path = draft.add_file(f"{variant_id}.onnx", kind="model")
     metadata = onnx_metadata(draft.manifest, "int8", instruction_set=target.instruction_set)
 
@@ -205,7 +204,7 @@ def _add_int8(
             derived_from=origin.id,
             parity=parity,
             build={
-                **build,
+                "weight_bits": str(weight_bits),
                 **_note_kept(made.source.model, {"inexact": kept}),
                 "calibration_data": calibration.videos.data_hash,
                 "calibration_clips": str(len(clips)),

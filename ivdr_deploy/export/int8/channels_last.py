@@ -9,7 +9,7 @@ operator: zero is the smallest value that its output can hold. The normalisation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from ivdr_deploy.errors import ExportError
 from ivdr_deploy.export.int8.planes import Planes, as_planes
 from ivdr_deploy.export.int8.scales import Ranges, Scale, fused_output, quantised_tensors
 from ivdr_deploy.export.int8.source import SourceGraph, attributes
+from ivdr_deploy.export.int8.weights import Weights
 
 _TO_CHANNELS_LAST = (0, 2, 3, 4, 1)
 _AXIS = {0: 0, 1: 4, 2: 1, 3: 2, 4: 3}
@@ -40,26 +41,27 @@ class _Value:
 
 
 def lower(
-    source: SourceGraph, ranges: Ranges, kept: Collection[str] = (), *, weight_bits: int
+    source: SourceGraph, ranges: Ranges, rounded: Mapping[str, Weights], kept: Collection[str] = ()
 ) -> onnx.ModelProto:
     """Write the int8 graph.
 
     Args:
         source: The fp32 graph.
         ranges: For every tensor of ``quantised_tensors``.
+        rounded: Weights of every convolution, by the names of their constants.
         kept: Names of convolutions that stay in fp32; their operands are transposed for them.
-        weight_bits: 8, or 7 for processors whose 8-bit products would saturate.
 
     Raises:
         ExportError: if the graph holds an operator that has no 8-bit channels-last form.
     """
-    return _Lowering(source, ranges, kept, weight_bits).run()
+    return _Lowering(source, ranges, rounded, kept).run()
 
 
 class _Lowering:
-    def __init__(self, source: SourceGraph, ranges: Ranges, kept: Collection[str], weight_bits: int) -> None:
-        self.source, self.kept = source, kept
-        self.limit = 2 ** (weight_bits - 1) - 1
+    def __init__(
+        self, source: SourceGraph, ranges: Ranges, rounded: Mapping[str, Weights], kept: Collection[str]
+    ) -> None:
+        self.source, self.rounded, self.kept = source, rounded, kept
         self.scales: dict[str, Scale] = {}
         for group in quantised_tensors(source):
             low, high = (
@@ -117,23 +119,23 @@ class _Lowering:
 
     def _conv(self, node: onnx.NodeProto) -> None:
         given = attributes(node)
-        x, pads = self._padded(node)
+        x, pads = self.source.padded(node)
         if node.name in self.kept:
             self._full_conv(node, x, pads)
             return
         source = self._quantised(x)
-        if source.scale is None or given["group"] != 1:
+        if source.scale is None or node.input[1] not in self.rounded:
             raise self._unknown(node)
-        weights = self.source.constants[node.input[1]]
+        weights = self.rounded[node.input[1]]
         bias = (
             self.source.constants[node.input[2]]
             if len(node.input) > 2
-            else np.zeros(len(weights), np.float32)
+            else np.zeros(len(weights.stored), np.float32)
         )
         name = fused_output(self.source, node)
         frames_out, rows_out, columns_out = self.source.shapes[node.output[0]][1:]
         planes = as_planes(
-            weights,
+            weights.stored,
             self.source.shapes[x],
             frames_out,
             strides=given["strides"],
@@ -144,25 +146,28 @@ class _Lowering:
         nodes, constants = planes.read(source.name, zero=zero, name=name)
         self.nodes += nodes
         self.constants |= constants
-        self._emit_conv(name, nodes[-1].output[0], source.scale, planes, bias)
-        clip = [-1, frames_out, rows_out, columns_out, len(weights)]
+        self._emit_conv(name, nodes[-1].output[0], source.scale, planes, weights.scale, bias)
+        clip = [-1, frames_out, rows_out, columns_out, len(weights.stored)]
         self._emit("Reshape", [f"{name}/planes", self._constant(f"{name}/clip", np.array(clip))], name)
 
-    def _emit_conv(self, name: str, images: str, scale: Scale, planes: Planes, bias: np.ndarray) -> None:
-        weights = planes.weights
-        largest = np.abs(weights).reshape(len(weights), -1).max(axis=1)
-        weight_scale = (np.maximum(largest, 1e-8) / self.limit).astype(np.float32)
-        stored = np.round(weights / weight_scale.reshape(-1, 1, 1, 1))
-        stored = np.clip(stored, -self.limit, self.limit).astype(np.int8)
+    def _emit_conv(
+        self,
+        name: str,
+        images: str,
+        scale: Scale,
+        planes: Planes,
+        weight_scale: np.ndarray,
+        bias: np.ndarray,
+    ) -> None:
         product = weight_scale.astype(np.float64) * float(scale.scale)
         span = np.iinfo(np.int32)
         stored_bias = np.clip(np.round(bias / product), span.min, span.max).astype(np.int32)
         inputs = [
             images,
             *self._scale_inputs(scale, name, "x"),
-            self._constant(f"{name}/weight", stored),
+            self._constant(f"{name}/weight", planes.weights),
             self._constant(f"{name}/weight_scale", weight_scale),
-            self._constant(f"{name}/weight_zero", np.zeros(len(weights), np.int8)),
+            self._constant(f"{name}/weight_zero", np.zeros(len(weight_scale), np.int8)),
             *self._scale_inputs(self.scales[name], name, "y"),
             self._constant(f"{name}/bias", stored_bias),
         ]
@@ -172,7 +177,7 @@ class _Lowering:
             [f"{name}/planes"],
             domain=_DOMAIN,
             channels_last=1,
-            kernel_shape=weights.shape[2:],
+            kernel_shape=planes.weights.shape[2:],
             strides=planes.strides,
             dilations=planes.dilations,
             pads=planes.pads,
@@ -216,7 +221,7 @@ class _Lowering:
 
     def _max_pool(self, node: onnx.NodeProto) -> None:
         given = attributes(node)
-        x, pads = self._padded(node)
+        x, pads = self.source.padded(node)
         source = self._quantised(x)
         self._emit(
             "NhwcMaxPool",
@@ -290,14 +295,6 @@ class _Lowering:
         self.nodes.append(kept)
         for name in node.output:
             self.values[name] = _Value(name, channels_last=last)
-
-    def _padded(self, node: onnx.NodeProto) -> tuple[str, list[int]]:
-        pads = [int(pad) for pad in attributes(node)["pads"]]
-        name = node.input[0]
-        if name in self.source.padding:
-            name, more = self.source.padding[name]
-            pads = [a + b for a, b in zip(pads, more, strict=True)]
-        return name, pads
 
     def _read(self, name: str) -> _Value:
         if name in self.source.padding:

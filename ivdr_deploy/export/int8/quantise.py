@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -12,9 +12,11 @@ import onnx
 
 from ivdr_deploy._optional import import_onnxruntime
 from ivdr_deploy.errors import ExportError
+from ivdr_deploy.export.int8.equalise import equalised
 from ivdr_deploy.export.int8.ranges import Method, choose_ranges, observe
 from ivdr_deploy.export.int8.scales import Ranges, quantised_tensors, round_trip
 from ivdr_deploy.export.int8.source import SourceGraph
+from ivdr_deploy.export.int8.weights import Weights, round_weights
 from ivdr_deploy.export.layers import layer_errors
 from ivdr_deploy.spec import INPUT_NAME
 
@@ -24,8 +26,9 @@ _HELD_OUT = 3
 _LEAST_CLIPS = 2 * _HELD_OUT
 
 
-Write = Callable[[SourceGraph, Ranges, Collection[str]], onnx.ModelProto]
-"""Makes an int8 graph from the fp32 one, the ranges of its tensors, and the names of convolutions that stay in fp32."""
+Write = Callable[[SourceGraph, Ranges, Mapping[str, Weights], Collection[str]], onnx.ModelProto]
+"""Makes an int8 graph from the fp32 one, the ranges of its tensors, its rounded weights, and the names of convolutions
+that stay in fp32: ``channels_last.lower`` or ``qdq.insert_pairs``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +36,11 @@ class Quantised:
     """An int8 graph and how it came about."""
 
     source: SourceGraph
+    """The fp32 graph with equalised channels."""
+
+    rounded: Mapping[str, Weights]
+    """Its weights, by the names of their constants."""
+
     ranges: Ranges
     """Of the method that was chosen."""
 
@@ -47,7 +55,7 @@ class Quantised:
 
     def keeping(self, kept: Collection[str]) -> onnx.ModelProto:
         """Return the int8 graph with some convolutions in fp32, by the names of their nodes."""
-        return self.write(self.source, self.ranges, kept)
+        return self.write(self.source, self.ranges, self.rounded, kept)
 
     def by_error(self) -> list[str]:
         """Return the names of the convolutions, the one that adds most error first."""
@@ -62,13 +70,7 @@ class Quantised:
             return f"{name}/rounded"
 
         def round_constant(name: str) -> np.ndarray | None:
-            value = self.source.constants.get(name)
-            if value is None or value.ndim < 3:
-                return value
-            scale = np.maximum(np.abs(value).reshape(len(value), -1).max(axis=1), 1e-8) / 127
-            scale = scale.reshape(-1, *[1] * (value.ndim - 1))
-            stored: np.ndarray = np.round(value / scale) * scale
-            return stored.astype(np.float32)
+            return self.rounded[name].real if name in self.rounded else self.source.constants.get(name)
 
         rounded: set[str] = set()
         names = [node.name for node in self.source.nodes if node.op_type == "Conv"]
@@ -78,13 +80,14 @@ class Quantised:
         return sorted(names, key=lambda name: -errors[name])
 
 
-def quantise(path: Path, clips: np.ndarray, write: Write) -> Quantised:
+def quantise(path: Path, clips: np.ndarray, write: Write, *, weight_bits: int = 8) -> Quantised:
     """Make the int8 form of an fp32 graph.
 
     Args:
         path: The fp32 file that ``export_onnx`` wrote.
         clips: uint8 (N, T, H, W, 3), N >= 6, from real videos.
-        write: ``channels_last.lower`` or ``qdq.insert_pairs``.
+        write: What the form is.
+        weight_bits: 8, or 7 for processors whose 8-bit products would saturate.
 
     Raises:
         ExportError: if there are too few clips, or the graph holds what has no 8-bit form.
@@ -94,20 +97,22 @@ def quantise(path: Path, clips: np.ndarray, write: Write) -> Quantised:
             f"{len(clips)} clips are too few to calibrate with; at least {_LEAST_CLIPS} are needed",
             hint="give a longer list with --calibrate",
         )
-    source = SourceGraph(onnx.load(path))
-    names = sorted(set().union(*quantised_tensors(source)))
     judged = np.arange(len(clips)) % _HELD_OUT == _HELD_OUT - 1
+    source = SourceGraph(equalised(onnx.load(path), clips[~judged]))
+    rounded = round_weights(source, clips[~judged], weight_bits)
+    names = sorted(set().union(*quantised_tensors(source)))
     histograms = observe(source.model, clips[~judged], names)
     expected = _outputs(source.model, clips[judged])
     candidates: dict[Method, Ranges] = {}
     errors: dict[Method, float] = {}
     for method in get_args(Method):
         candidates[method] = choose_ranges(histograms, method)
-        made = write(source, candidates[method], ())
+        made = write(source, candidates[method], rounded, ())
         errors[method] = _relative_error(expected, _outputs(made, clips[judged]))
     best = min(errors, key=lambda method: errors[method])
     return Quantised(
         source=source,
+        rounded=rounded,
         ranges=candidates[best],
         write=write,
         clips=clips[judged],

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
 
-from ivdr_deploy._optional import import_onnxruntime
 from ivdr_deploy.export.int8.scales import Ranges
+from ivdr_deploy.export.layers import open_probe
 from ivdr_deploy.spec import INPUT_NAME
 
 Method = Literal["min-max", "percentile", "entropy"]
@@ -46,7 +46,7 @@ def observe(model: onnx.ModelProto, clips: np.ndarray, names: Sequence[str]) -> 
         One histogram per name. The clips pass twice: once for the ends, once for the counts, so that memory is bounded
         by one clip.
     """
-    session = _probed(model, names)
+    session = open_probe(model, names)
 
     def values(clip: np.ndarray) -> list[np.ndarray]:
         found: list[np.ndarray] = session.run(list(names), {INPUT_NAME: clip[None]})
@@ -113,16 +113,3 @@ def _entropy(histogram: Histogram) -> tuple[float, float]:
         if divergence < best:
             best, best_share = divergence, float(share)
     return histogram.low * best_share, histogram.high * best_share
-
-
-def _probed(model: onnx.ModelProto, names: Sequence[str]) -> Any:
-    """Open the graph with more outputs."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    held = {output.name for output in probe.graph.output}
-    for name in names:
-        if name not in held:
-            probe.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return import_onnxruntime().InferenceSession(
-        probe.SerializeToString(), providers=["CPUExecutionProvider"]
-    )

@@ -11,6 +11,14 @@ from onnx import numpy_helper
 
 from ivdr_deploy.errors import ExportError
 
+_WINDOW = {"strides": [1, 1, 1], "dilations": [1, 1, 1], "pads": [0] * 6}
+_IMPLIED: dict[str, dict[str, Any]] = {
+    "Conv": {**_WINDOW, "group": 1},
+    "MaxPool": _WINDOW,
+    "ReduceMean": {"keepdims": 1},
+    "Transpose": {"perm": []},
+}
+
 
 class SourceGraph:
     """What ``export_onnx`` wrote, indexed for lowering.
@@ -49,6 +57,15 @@ class SourceGraph:
         is_output = any(output.name == name for output in self.model.graph.output)
         return readers[0] if len(readers) == 1 and not is_output and readers[0].op_type == op_type else None
 
+    def padded(self, node: onnx.NodeProto) -> tuple[str, list[int]]:
+        """Return what a convolution or a pooling reads, and by how much it is padded: begins, then ends, of T, H, W."""
+        pads = [int(pad) for pad in attributes(node)["pads"]]
+        name = node.input[0]
+        if name in self.padding:
+            name, more = self.padding[name]
+            pads = [a + b for a, b in zip(pads, more, strict=True)]
+        return name, pads
+
     def _zero_padding(self, node: onnx.NodeProto) -> list[int] | None:
         if node.op_type != "Pad" or attributes(node).get("mode", b"constant") != b"constant":
             return None
@@ -61,8 +78,9 @@ class SourceGraph:
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return the attributes of a node by name."""
-    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+    """Return the attributes of a node by name, and what the operators that are lowered do where one is not given."""
+    given = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+    return {**_IMPLIED.get(node.op_type, {}), **given}
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:

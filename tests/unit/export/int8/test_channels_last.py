@@ -1,23 +1,20 @@
 """The int8 graph computes what its fp32 graph computes, to within its steps; one operator at a time, then whole."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from int8_graphs import RNG, conv, graph, ranges_of, rounded, run, weights
+from onnx import helper, numpy_helper
 
-from ivdr_deploy._optional import import_onnxruntime
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.errors import ExportError
 from ivdr_deploy.export.int8.channels_last import lower
 from ivdr_deploy.export.int8.qdq import insert_pairs
-from ivdr_deploy.export.int8.ranges import choose_ranges, observe
-from ivdr_deploy.export.int8.scales import quantised_tensors
 from ivdr_deploy.export.int8.source import SourceGraph, attributes
 from ivdr_deploy.export.to_onnx import export_onnx
 from ivdr_deploy.models.backbones import BACKBONES
@@ -28,62 +25,6 @@ CLIP = ClipSpec(num_frames=8, short_side=32, crop_size=32)
 NEEDS_VNNI = pytest.mark.skipif(
     "vnni" not in instruction_sets(), reason="8-bit products saturate on this processor"
 )
-RNG = np.random.default_rng(0)
-
-
-def run(model: onnx.ModelProto, video: np.ndarray) -> list[np.ndarray]:
-    session = import_onnxruntime().InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, {"video": video})
-
-
-def ranges_of(source: SourceGraph, video: np.ndarray, method: str = "min-max"):
-    names = sorted(set().union(*quantised_tensors(source)))
-    return choose_ranges(observe(source.model, video, names), method)
-
-
-def graph(*nodes: onnx.NodeProto, result: str = "y", **constants: np.ndarray) -> SourceGraph:
-    """A clip of 4x6x6, to channels first, through ``nodes``, and averaged."""
-    whole = [
-        helper.make_node("Cast", ["video"], ["cast"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["cast"], ["x"], perm=[0, 4, 1, 2, 3]),
-        *nodes,
-        helper.make_node("ReduceMean", [result, "axes"], ["feature"], keepdims=0),
-    ]
-    constants = {"axes": np.array([2, 3, 4]), **constants}
-    return SourceGraph(
-        helper.make_model(
-            helper.make_graph(
-                whole,
-                "graph",
-                [helper.make_tensor_value_info("video", TensorProto.UINT8, ["batch", 4, 6, 6, 3])],
-                [helper.make_tensor_value_info("feature", TensorProto.FLOAT, None)],
-                [numpy_helper.from_array(value, name) for name, value in constants.items()],
-            ),
-            opset_imports=[helper.make_opsetid("", 20)],
-            ir_version=10,
-        )
-    )
-
-
-def conv(
-    x: str, y: str, *, kernel: Sequence[int], strides=(1, 1, 1), pads=(0,) * 6, dilations=(1, 1, 1)
-) -> onnx.NodeProto:
-    return helper.make_node(
-        "Conv", [x, f"{y}_w", f"{y}_b"], [y], kernel_shape=kernel, strides=strides, pads=pads,
-        dilations=dilations, group=1,
-    )  # fmt: skip
-
-
-def weights(
-    y: str, kernel: Sequence[int], channels: int = 3, out: int = 5, rng: np.random.Generator = RNG
-) -> dict[str, np.ndarray]:
-    shape = (out, channels, *kernel)
-    return {
-        f"{y}_w": rng.normal(size=shape).astype(np.float32),
-        f"{y}_b": rng.normal(size=out).astype(np.float32) * 50,
-    }
 
 
 VIDEO = RNG.integers(0, 256, (3, 4, 6, 6, 3), dtype=np.uint8)
@@ -164,7 +105,7 @@ PIECES = {
 def test_each_operator_computes_what_its_fp32_form_does(piece: str, weight_bits: int) -> None:
     nodes, constants = PIECES[piece]
     source = graph(*nodes, **constants)
-    made = lower(source, ranges_of(source, VIDEO), weight_bits=weight_bits)
+    made = lower(source, ranges_of(source, VIDEO), rounded(source, weight_bits))
     assert not [node for node in made.graph.node if node.op_type in ("Conv", "Transpose")]
     (expected,), (found,) = run(source.model, VIDEO), run(made, VIDEO)
     spread_of = expected.max() - expected.min()
@@ -176,7 +117,7 @@ def test_a_convolution_runs_over_two_axes_and_copies_nothing_where_frames_need_n
     for piece, copies in {"full kernel, stride and padding": 5, "temporal kernel": 0, "ReLU": 0}.items():
         nodes, constants = PIECES[piece]
         source = graph(*nodes, **constants)
-        made = lower(source, ranges_of(source, VIDEO), weight_bits=7)
+        made = lower(source, ranges_of(source, VIDEO), rounded(source, 7))
         (convolution,) = [node for node in made.graph.node if node.op_type == "QLinearConv"]
         assert len(attributes(convolution)["kernel_shape"]) == 2
         assert sum(node.op_type in ("Pad", "Slice", "Concat") for node in made.graph.node) == copies
@@ -192,7 +133,7 @@ def test_an_average_pooling_stays_in_fp32_and_what_follows_it_reads_its_result()
         **weights("c", (1, 3, 3), rng=rng),
         **weights("y", (1, 1, 1), channels=5, out=4, rng=rng),
     )
-    made = lower(source, ranges_of(source, VIDEO), weight_bits=7)
+    made = lower(source, ranges_of(source, VIDEO), rounded(source, 7))
     assert [n.op_type for n in made.graph.node].count("QLinearConv") == 2
     (expected,), (found,) = run(source.model, VIDEO), run(made, VIDEO)
     assert np.abs(found - expected).max() < 0.02 * (expected.max() - expected.min())
@@ -217,10 +158,10 @@ def test_channels_are_weighed_by_a_gate_and_joined_in_8_bits() -> None:
         linear=rng.normal(size=(5, 5)).astype(np.float32) / 100,
     )
     video = VIDEO // np.array([1, 2, 8], np.uint8).reshape(3, 1, 1, 1, 1)
-    made = lower(source, ranges_of(source, video), weight_bits=7)
+    made = lower(source, ranges_of(source, video), rounded(source, 7))
     kinds = Counter(node.op_type for node in made.graph.node)
     assert (kinds["QLinearConv"], kinds["QLinearMul"], kinds["Mul"], kinds["Transpose"]) == (3, 1, 0, 1)
-    for candidate in (made, insert_pairs(source, ranges_of(source, video))):
+    for candidate in (made, insert_pairs(source, ranges_of(source, video), rounded(source, 8))):
         (expected,), (found,) = run(source.model, video), run(candidate, video)
         # Two convolutions one after the other, of weights of 7 bits.
         assert np.abs(found - expected).max() < 0.04 * (expected.max() - expected.min())
@@ -228,7 +169,7 @@ def test_channels_are_weighed_by_a_gate_and_joined_in_8_bits() -> None:
 
 def test_weights_of_7_bits_stay_below_what_saturates() -> None:
     source = graph(conv("x", "y", kernel=(1, 1, 1)), **weights("y", (1, 1, 1)))
-    made = lower(source, ranges_of(source, VIDEO), weight_bits=7)
+    made = lower(source, ranges_of(source, VIDEO), rounded(source, 7))
     (stored,) = (numpy_helper.to_array(t) for t in made.graph.initializer if t.name == "y/weight")
     # Two products of 255 and the largest weight are summed in 16 bits there.
     assert np.abs(stored).max() == 63
@@ -243,7 +184,7 @@ def test_an_operator_without_8_bit_form_is_refused_by_name() -> None:
         sizes=np.array([1, 5, 4, 6, 6]),
     )
     with pytest.raises(ExportError, match=r"no form for the operator Resize that makes y"):
-        lower(source, {"x": (0, 1), "c": (0, 1)}, weight_bits=8)
+        lower(source, {"x": (0, 1), "c": (0, 1)}, rounded(source, 8))
 
 
 QUICK = ("tiny",)
@@ -280,7 +221,7 @@ def test_every_backbone_becomes_8_bit_from_end_to_end(backbone: str, tmp_path: P
     export_onnx(model, tmp_path / "model.onnx", clip=CLIP, metadata=metadata)
     source = SourceGraph(onnx.load(tmp_path / "model.onnx"))
     ranges = ranges_of(source, clips[:8])
-    made = lower(source, ranges, weight_bits=7)
+    made = lower(source, ranges, rounded(source, 7))
     kinds = Counter(node.op_type for node in made.graph.node)
     assert kinds["QLinearConv"] == sum(node.op_type == "Conv" for node in source.nodes)
     gates = sum(node.op_type == "Sigmoid" for node in source.nodes)
@@ -288,7 +229,7 @@ def test_every_backbone_becomes_8_bit_from_end_to_end(backbone: str, tmp_path: P
     assert (kinds["QLinearMul"], kinds["Transpose"]) == (gates, gates)
     assert OnnxMetadata.from_props({p.key: p.value for p in made.metadata_props}, where="made") == metadata
     expected = run(source.model, clips[8:])
-    for candidate in (made, insert_pairs(source, ranges)):
+    for candidate in (made, insert_pairs(source, ranges, rounded(source, 8))):
         for name, a, b in zip(outputs, expected, run(candidate, clips[8:]), strict=True):
             error = np.sqrt(np.square(a - b).mean() / np.square(a).mean())
             assert error < 0.1, (name, error)

@@ -1,6 +1,6 @@
 """Calibration is judged by clips that took no part in it, and the method that changes them least is taken."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -14,6 +14,7 @@ from ivdr_deploy.export.int8.quantise import quantise
 from ivdr_deploy.export.int8.ranges import Method
 from ivdr_deploy.export.int8.scales import Ranges
 from ivdr_deploy.export.int8.source import SourceGraph
+from ivdr_deploy.export.int8.weights import Weights
 
 SHAPE = (2, 4, 4, 3)
 DARK, BRIGHT = 20, 200
@@ -62,7 +63,9 @@ class Written:
     def __init__(self, *answers: onnx.ModelProto) -> None:
         self.answers, self.ranges = list(answers), list[Ranges]()
 
-    def __call__(self, source: SourceGraph, ranges: Ranges, kept: Collection[str]) -> onnx.ModelProto:
+    def __call__(
+        self, source: SourceGraph, ranges: Ranges, rounded: Mapping[str, Weights], kept: Collection[str]
+    ) -> onnx.ModelProto:
         self.ranges.append(ranges)
         return self.answers[len(self.ranges) - 1]
 

@@ -1,0 +1,83 @@
+"""Small graphs as ``export_onnx`` writes them, and what the forms of 8 bits are made from."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ivdr_deploy._optional import import_onnxruntime
+from ivdr_deploy.export.int8.ranges import choose_ranges, observe
+from ivdr_deploy.export.int8.scales import quantised_tensors
+from ivdr_deploy.export.int8.source import SourceGraph
+from ivdr_deploy.export.int8.weights import Weights, channel_parts, round_together
+
+RNG = np.random.default_rng(0)
+
+
+def run(model: onnx.ModelProto, video: np.ndarray) -> list[np.ndarray]:
+    session = import_onnxruntime().InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {"video": video})
+
+
+def ranges_of(source: SourceGraph, video: np.ndarray, method: str = "min-max"):
+    names = sorted(set().union(*quantised_tensors(source)))
+    return choose_ranges(observe(source.model, video, names), method)
+
+
+def rounded(source: SourceGraph, bits: int) -> dict[str, Weights]:
+    """Each weight by itself: what a convolution reads has channels that are not alike."""
+    found = {}
+    for node in source.nodes:
+        if node.op_type == "Conv":
+            given = source.constants[node.input[1]]
+            moments = [np.eye(given[0, part].size) for part in channel_parts(given)]
+            found[node.input[1]] = round_together(given, bits, moments)
+    return found
+
+
+def graph(
+    *nodes: onnx.NodeProto, result: str = "y", size: Sequence[int] = (4, 6, 6), **constants: np.ndarray
+) -> SourceGraph:
+    """A clip, to channels first, through ``nodes``, and averaged."""
+    whole = [
+        helper.make_node("Cast", ["video"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["cast"], ["x"], perm=[0, 4, 1, 2, 3]),
+        *nodes,
+        helper.make_node("ReduceMean", [result, "axes"], ["feature"], keepdims=0),
+    ]
+    constants = {"axes": np.array([2, 3, 4]), **constants}
+    return SourceGraph(
+        helper.make_model(
+            helper.make_graph(
+                whole,
+                "graph",
+                [helper.make_tensor_value_info("video", TensorProto.UINT8, ["batch", *size, 3])],
+                [helper.make_tensor_value_info("feature", TensorProto.FLOAT, None)],
+                [numpy_helper.from_array(value, name) for name, value in constants.items()],
+            ),
+            opset_imports=[helper.make_opsetid("", 20)],
+            ir_version=10,
+        )
+    )
+
+
+def conv(
+    x: str, y: str, *, kernel: Sequence[int], strides=(1, 1, 1), pads=(0,) * 6, dilations=(1, 1, 1)
+) -> onnx.NodeProto:
+    return helper.make_node(
+        "Conv", [x, f"{y}_w", f"{y}_b"], [y], kernel_shape=kernel, strides=strides, pads=pads,
+        dilations=dilations, group=1,
+    )  # fmt: skip
+
+
+def weights(
+    y: str, kernel: Sequence[int], channels: int = 3, out: int = 5, rng: np.random.Generator = RNG
+) -> dict[str, np.ndarray]:
+    shape = (out, channels, *kernel)
+    return {
+        f"{y}_w": rng.normal(size=shape).astype(np.float32),
+        f"{y}_b": rng.normal(size=out).astype(np.float32) * 50,
+    }
