@@ -27,6 +27,7 @@ _INSTRUCTION_SETS = {
     "avx2": (_AVX2,),
     "avx512": (_AVX512,),
     "vnni": ({"avx512_vnni"}, {"avx_vnni"}),
+    "avx512_vnni": ({*_AVX512, "avx512_vnni"},),
     "bf16": ({*_AVX512, "avx512_bf16"}, {*_AVX512, "amx_bf16"}),
     "amx": ({"amx_int8"},),
 }
@@ -154,8 +155,8 @@ def instruction_sets() -> frozenset[str]:
     """Name the instruction sets of this processor that decide which engine runs on it.
 
     Returns:
-        Of ``avx2``, ``avx512``, ``vnni`` (8-bit products summed in 32 bits, in whatever register width), ``bf16`` and
-        ``amx``; empty where the system does not tell.
+        Of ``avx2``, ``avx512``, ``vnni`` (8-bit products summed in 32 bits, in whatever register width),
+        ``avx512_vnni`` (the same in registers of 512 bits), ``bf16`` and ``amx``; empty where the system does not tell.
     """
     try:
         lines = _CPU_FILE.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -66,6 +66,11 @@ def layer_name(node: onnx.NodeProto) -> str:
     return next((entry.value for entry in node.metadata_props if entry.key == LAYER_KEY), node.name)
 
 
+def module_of(node: onnx.NodeProto) -> str:
+    """Return the path of the module that a node came from; empty where its file does not say."""
+    return next((entry.value.split(" ")[0] for entry in node.metadata_props if entry.key == LAYER_KEY), "")
+
+
 def describe_layers(model: onnx.ModelProto, names: Collection[str]) -> str:
     """Return the layers of some nodes, each once, in the order of the graph."""
     return "; ".join(dict.fromkeys(layer_name(node) for node in model.graph.node if node.name in names))

@@ -1,4 +1,4 @@
-"""Export steps that add an ONNX variant: fp32, fp16, and int8 for the CPU."""
+"""Export steps that add an ONNX variant in fp32 or fp16, and what other steps share with them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.bundle import Draft
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
-from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputParity, Target, Variant
+from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputParity, Variant
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
-from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.errors import ExportError, ParityError
-from ivdr_deploy.export.calibration import Calibration, calibration_clips
 from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, ONNX_FILE, ONNX_ID, REFERENCE_ID, golden_of
 from ivdr_deploy.runtimes.compare import check_parity
 from ivdr_deploy.spec import Precision
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
-    from ivdr_deploy.export.int8.quantise import Write
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +47,7 @@ def add_onnx(draft: Draft, precision: Precision = "fp32") -> None:
     if precision == "fp16":
         parity, build = _fit_half(draft, path, metadata)
     else:
-        parity = _prove(draft, path, metadata, precision)
+        parity = prove_onnx(draft, path, metadata, precision)
     draft.add_variant(
         Variant(
             id=f"onnx-{precision}",
@@ -78,18 +75,18 @@ def _fit_half(
         graph = HalfGraph(onnx.load(path), onnx.load(draft.folder / held_variant(draft, ONNX_ID).files[0]))
     except UnlikeGraphsError as error:  # then the file is proved as it is
         _log.warning("%s, so no layer can be kept in fp32", error.message)
-        return _prove(draft, path, metadata, "fp16"), {}
+        return prove_onnx(draft, path, metadata, "fp16"), {}
     large = sorted(graph.overflowing(clips))
 
     def prove(kept: Collection[str]) -> tuple[OutputParity, ...]:
         onnx.save_model(graph.keeping([*large, *kept]), path)
-        return _prove(draft, path, metadata, "fp16")
+        return prove_onnx(draft, path, metadata, "fp16")
 
-    parity, kept = _keeping(prove, lambda: graph.by_error(clips, without=large))
-    return parity, _note_kept(onnx.load(path), {"overflows": large, "inexact": kept})
+    parity, kept = keeping(prove, lambda: graph.by_error(clips, without=large))
+    return parity, note_kept(onnx.load(path), {"overflows": large, "inexact": kept})
 
 
-def _keeping(
+def keeping(
     prove: Callable[[Collection[str]], tuple[OutputParity, ...]], by_error: Callable[[], Sequence[str]]
 ) -> tuple[tuple[OutputParity, ...], list[str]]:
     """Prove a file, and where it fails with as few nodes in fp32 as it takes.
@@ -121,7 +118,7 @@ def _keeping(
         return prove(kept), kept
 
 
-def _note_kept(model: ModelProto, kept: Mapping[str, Collection[str]]) -> dict[str, str]:
+def note_kept(model: ModelProto, kept: Mapping[str, Collection[str]]) -> dict[str, str]:
     """Say which layers stayed in fp32, and why; returns the entries for ``Variant.build``."""
     from ivdr_deploy.export.layers import describe_layers
 
@@ -131,88 +128,6 @@ def _note_kept(model: ModelProto, kept: Mapping[str, Collection[str]]) -> dict[s
             noted[f"fp32_{why}"] = layers
             _log.warning("kept in fp32 (%s): %s", why, layers)
     return noted
-
-
-def add_onnx_int8(draft: Draft, calibration: Calibration) -> None:
-    """Add the int8 ONNX file for the CPU, made from the fp32 file in the draft; see ``export.int8.channels_last``.
-
-    Weights have 8 bits where this processor multiplies them exactly (VNNI), and then the variant asks for such a
-    processor; elsewhere 7 bits, which are exact on every processor.
-
-    Raises:
-        ExportError: if the network has no int8 form; ``ParityError`` if the file computes something else.
-        DataError: if too few clips can be had from the calibration list.
-    """
-    from ivdr_deploy.export.int8.channels_last import lower
-
-    exact = "vnni" in instruction_sets()
-    weight_bits = 8 if exact else 7
-    _add_int8(
-        draft,
-        calibration,
-        lower,
-        weight_bits=weight_bits,
-        variant_id="onnx-int8-cpu-vnni" if exact else "onnx-int8-cpu",
-        target=Target(device="cpu", instruction_set="vnni" if exact else ""),
-    )
-
-
-def add_onnx_int8_trt(draft: Draft, calibration: Calibration) -> None:
-    """Add the int8 ONNX file that a TensorRT plan is built from; see ``export.int8.qdq``.
-
-    Raises:
-        As ``add_onnx_int8``.
-    """
-    from ivdr_deploy.export.int8.qdq import insert_pairs
-
-    _add_int8(draft, calibration, insert_pairs, weight_bits=8, variant_id="onnx-int8-trt", target=Target())
-
-
-def _add_int8(
-    draft: Draft,
-    calibration: Calibration,
-    write: Write,
-    *,
-    weight_bits: int,
-    variant_id: str,
-    target: Target,
-) -> None:
-    import onnx
-
-    from ivdr_deploy.export.int8.quantise import quantise
-
-    origin = held_variant(draft, ONNX_ID)
-    clips = calibration_clips(calibration, draft.manifest.clip)
-    made = quantise(draft.folder / origin.files[0], clips, write, weight_bits=weight_bits)
-    path = draft.add_file(f"{variant_id}.onnx", kind="model")
-    metadata = onnx_metadata(draft.manifest, "int8", instruction_set=target.instruction_set)
-
-    def prove(kept: Collection[str]) -> tuple[OutputParity, ...]:
-        model = made.keeping(kept)
-        onnx.helper.set_model_props(model, metadata.to_props())
-        onnx.save_model(model, path)
-        return _prove(draft, path, metadata, "int8")
-
-    parity, kept = _keeping(prove, made.by_error)
-    draft.add_variant(
-        Variant(
-            id=variant_id,
-            runtime="onnxruntime",
-            precision="int8",
-            target=target,
-            files=(path.name,),
-            derived_from=origin.id,
-            parity=parity,
-            build={
-                "weight_bits": str(weight_bits),
-                **_note_kept(made.source.model, {"inexact": kept}),
-                "calibration_data": calibration.videos.data_hash,
-                "calibration_clips": str(len(clips)),
-                "ranges": made.method,
-                **{f"error_{method}": f"{error:.4f}" for method, error in made.errors.items()},
-            },
-        )
-    )
 
 
 def held_variant(draft: Draft, variant_id: str) -> Variant:
@@ -248,7 +163,7 @@ def onnx_metadata(
     )
 
 
-def _prove(
+def prove_onnx(
     draft: Draft, path: Path, metadata: OnnxMetadata, precision: Precision
 ) -> tuple[OutputParity, ...]:
     """Run a file on the golden clips, and see that it says about itself what it should."""

@@ -11,7 +11,8 @@ from ivdr_deploy.artifacts.bundle import Draft
 from ivdr_deploy.errors import ConfigError, IvdrError
 from ivdr_deploy.export.aoti_steps import add_aoti, package_targets
 from ivdr_deploy.export.calibration import Calibration
-from ivdr_deploy.export.onnx_steps import add_onnx, add_onnx_int8, add_onnx_int8_trt
+from ivdr_deploy.export.int8_steps import add_aoti_int8, add_onnx_int8, add_onnx_int8_trt
+from ivdr_deploy.export.onnx_steps import add_onnx
 from ivdr_deploy.export.torch_steps import add_torch, require_gpu
 from ivdr_deploy.export.trt_steps import add_tensorrt
 from ivdr_deploy.spec import Engine, Precision
@@ -102,6 +103,11 @@ def _check_int8(options: StepOptions) -> None:
     _calibration(options)
 
 
+def _check_aoti_int8(options: StepOptions) -> None:
+    package_targets("int8")
+    _check_int8(options)
+
+
 def _check_tensorrt(options: StepOptions) -> None:
     _check_onnx(options)
     from ivdr_deploy.export.to_tensorrt import choose_targets
@@ -152,6 +158,11 @@ STEPS: dict[Request, Step] = {
     ("aoti", "fp32"): _by_torch("fp32", add_aoti, package_targets),
     ("aoti", "bf16"): _by_torch("bf16", add_aoti, package_targets),
     ("aoti", "fp16"): _by_torch("fp16", add_aoti, package_targets),
+    ("aoti", "int8"): Step(
+        lambda draft, options: add_aoti_int8(draft, _calibration(options)),
+        _check_aoti_int8,
+        (("onnx", "fp32"),),
+    ),
     ("trt", "fp32"): Step(
         lambda draft, options: add_tensorrt(draft, options.compute_capabilities),
         _check_tensorrt,

@@ -187,8 +187,8 @@ V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
         (f"{V3} avx_vnni", {"avx2", "vnni"}),
         (f"{V3} avx512f avx512cd", {"avx2"}),  # as on Knights Landing
         (V4, {"avx2", "avx512"}),
-        (f"{V4} avx512_vnni avx512_bf16", {"avx2", "avx512", "vnni", "bf16"}),
-        (f"{V4} avx512_vnni amx_bf16 amx_int8", {"avx2", "avx512", "vnni", "bf16", "amx"}),
+        (f"{V4} avx512_vnni avx512_bf16", {"avx2", "avx512", "vnni", "avx512_vnni", "bf16"}),
+        (f"{V4} avx512_vnni amx_bf16 amx_int8", {"avx2", "avx512", "vnni", "avx512_vnni", "bf16", "amx"}),
     ],
 )
 def test_an_instruction_set_is_there_when_all_that_compilers_mean_by_it_is(

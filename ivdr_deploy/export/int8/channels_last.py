@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from ivdr_deploy.errors import ExportError
 from ivdr_deploy.export.int8.planes import Planes, as_planes
-from ivdr_deploy.export.int8.scales import Ranges, Scale, fused_output, quantised_tensors
+from ivdr_deploy.export.int8.scales import Ranges, Scale, fused_output, tensor_scales
 from ivdr_deploy.export.int8.source import SourceGraph, attributes
 from ivdr_deploy.export.int8.weights import Weights
 
@@ -62,13 +62,7 @@ class _Lowering:
         self, source: SourceGraph, ranges: Ranges, rounded: Mapping[str, Weights], kept: Collection[str]
     ) -> None:
         self.source, self.rounded, self.kept = source, rounded, kept
-        self.scales: dict[str, Scale] = {}
-        for group in quantised_tensors(source):
-            low, high = (
-                min(ranges[name][0] for name in group),
-                max(ranges[name][1] for name in group),
-            )
-            self.scales |= dict.fromkeys(group, Scale.of(low, high))
+        self.scales = tensor_scales(source, ranges)
         (video,) = source.model.graph.input
         self.values = {video.name: _Value(video.name)}
         self.nodes: list[onnx.NodeProto] = []

@@ -59,6 +59,15 @@ def quantised_tensors(source: SourceGraph) -> list[set[str]]:
     return list({id(group): group for group in groups.values()}.values())
 
 
+def tensor_scales(source: SourceGraph, ranges: Ranges) -> dict[str, Scale]:
+    """Return the scale of every tensor of ``quantised_tensors``."""
+    scales: dict[str, Scale] = {}
+    for group in quantised_tensors(source):
+        low, high = min(ranges[name][0] for name in group), max(ranges[name][1] for name in group)
+        scales |= dict.fromkeys(group, Scale.of(low, high))
+    return scales
+
+
 def _gate(source: SourceGraph, names: set[str], known: set[str]) -> str | None:
     """Return the operand of a product with an 8-bit tensor that holds one number for each channel, if there is one."""
     others = names - known

@@ -14,7 +14,7 @@ from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import ParityError
-from ivdr_deploy.export import layers, onnx_steps
+from ivdr_deploy.export import int8_steps, layers, onnx_steps
 from ivdr_deploy.export.bundle_export import add_variants, export_bundle
 from ivdr_deploy.export.calibration import Calibration
 from ivdr_deploy.export.half import HalfGraph, UnlikeGraphsError
@@ -61,7 +61,7 @@ def test_a_layer_that_overflows_fp16_is_kept_in_fp32_and_named(
     with monkeypatch.context() as patch:
         # The file as the exporter writes it.
         patch.setattr(
-            onnx_steps, "_fit_half", lambda *given: (onnx_steps._prove(*given, precision="fp16"), {})
+            onnx_steps, "_fit_half", lambda *given: (onnx_steps.prove_onnx(*given, precision="fp16"), {})
         )
         with pytest.raises(ParityError):
             add_variants(folder, [("onnx", "fp16")])
@@ -156,7 +156,7 @@ def test_a_network_that_fits_fp16_keeps_no_layer(bundle: Path, tmp_path: Path) -
 def test_a_layer_that_8_bits_cannot_hold_is_kept_in_fp32_and_named(
     checkpoint: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_steps, "instruction_sets", frozenset)
+    monkeypatch.setattr(int8_steps, "instruction_sets", frozenset)
     folder = planted(checkpoint, tmp_path, one_loud_channel)
     options = StepOptions(calibration=Calibration(videos=read_video_list(videos), limits=VideoLimits()))
     with monkeypatch.context() as patch:

@@ -39,7 +39,7 @@ def calibration(path: Path) -> StepOptions:
 def half_and_eighth(bundle: Path, videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle with an fp16 and an int8 variant, made as on a processor without VNNI."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ivdr_deploy.export.onnx_steps.instruction_sets", frozenset)
+        patch.setattr("ivdr_deploy.export.int8_steps.instruction_sets", frozenset)
         folder = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("precisions") / "lively"))
         add_variants(folder, [("onnx", "int8"), ("onnx", "fp16")], calibration(videos))
     return folder
@@ -103,7 +103,7 @@ def test_a_variant_for_instructions_that_are_not_there_is_never_run(
 ) -> None:
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     monkeypatch.setattr(registry, "instruction_sets", lambda: frozenset({"vnni"}))
-    monkeypatch.setattr("ivdr_deploy.export.onnx_steps.instruction_sets", lambda: frozenset({"vnni"}))
+    monkeypatch.setattr("ivdr_deploy.export.int8_steps.instruction_sets", lambda: frozenset({"vnni"}))
     add_variants(folder, [("onnx", "int8")], calibration(videos))
     opened = open_bundle(folder)
     made = opened.manifest.variants[-1]

@@ -12,12 +12,15 @@ from full_disk import run_on_full_disk
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.manifest import Target, Variant, file_entry, labels_sha256, write_manifest
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.errors import ArtifactError, EngineIncompatibleError, ExportError
 from ivdr_deploy.evaluation.verify import verify_bundle
 from ivdr_deploy.export import aoti_steps
 from ivdr_deploy.export.aoti_steps import package_targets
 from ivdr_deploy.export.bundle_export import add_variants
+from ivdr_deploy.export.calibration import Calibration
+from ivdr_deploy.export.steps import StepOptions
 from ivdr_deploy.runtimes import aoti_runtime, registry
 from ivdr_deploy.runtimes.aoti_runtime import LABELS_KEY, AotiRuntime
 from ivdr_deploy.runtimes.base import infer_all
@@ -26,6 +29,7 @@ from ivdr_deploy.runtimes.variants import choose_variant, open_variant
 from ivdr_deploy.serving.core.settings import ServiceSettings
 from ivdr_deploy.serving.torchserve.archive import build_archive
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
+from ivdr_deploy.video.reader import VideoLimits
 
 needs_compiler = pytest.mark.skipif(
     "avx2" not in instruction_sets() or not (shutil.which("g++") or shutil.which("clang++")),
@@ -88,6 +92,30 @@ def test_a_compiled_package_computes_what_torch_does_in_any_batch(
         assert runtime.name == "aoti"
     assert choose_variant(opened, package.id)[0] == package
     assert verify_bundle(folder, variants=[package.id]).passed
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.skipif("avx512_vnni" not in instruction_sets(), reason="this processor does not multiply int8")
+def test_a_package_of_8_bits_is_calibrated_proved_and_runs_in_any_batch(
+    bundle: Path, videos: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    listed = Calibration(videos=read_video_list(videos), limits=VideoLimits())
+    add_variants(folder, [("aoti", "int8")], StepOptions(calibration=listed))
+    opened = open_bundle(folder)
+    package = opened.manifest.variants[-1]
+    assert (package.id, package.precision, package.verified) == ("aoti-int8-cpu", "int8", True)
+    assert (package.derived_from, package.target.instruction_set) == ("onnx-fp32", "avx512_vnni")
+    assert package.build[LABELS_KEY] == labels_sha256(opened.manifest.labels)
+    assert package.build["calibration_data"] == listed.videos.data_hash
+    assert all(entry.max_abs_diff > 1e-6 for entry in package.parity), "it computes in fp32"
+    clips = opened.golden().video
+    assert clips is not None
+    with open_variant(opened, package, threads=1) as runtime:
+        whole = infer_all(runtime, clips)
+        for name, value in runtime.infer(clips[:1]).items():
+            np.testing.assert_allclose(value, whole[name][:1], atol=1e-4 * np.abs(whole[name]).max())
 
 
 def test_a_package_made_for_labels_in_another_order_is_refused_before_it_is_loaded(
@@ -217,6 +245,10 @@ def test_packages_are_made_only_for_what_this_processor_does_well(monkeypatch: p
     monkeypatch.setattr(aoti_steps, "instruction_sets", lambda: frozenset({"avx2", "avx512", "bf16"}))
     assert [ending for ending, _ in package_targets("fp32")] == ["cpu-avx2", "cpu-avx512"]
     assert package_targets("bf16") == [("cpu", Target(device="cpu", instruction_set="bf16"))]
+    with pytest.raises(ExportError, match="does not multiply int8"):
+        package_targets("int8")
+    monkeypatch.setattr(aoti_steps, "instruction_sets", lambda: frozenset({"avx2", "vnni", "avx512_vnni"}))
+    assert package_targets("int8") == [("cpu", Target(device="cpu", instruction_set="avx512_vnni"))]
     monkeypatch.setattr(aoti_steps.shutil, "which", lambda _: None)
     with pytest.raises(ExportError, match="needs a C\\+\\+ compiler"):
         package_targets("fp32")

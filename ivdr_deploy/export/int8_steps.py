@@ -1,0 +1,147 @@
+"""Export steps that add an int8 variant, calibrated on real clips: ONNX for CPU or TensorRT, AOTInductor for a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ivdr_deploy.artifacts.bundle import Draft
+from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from ivdr_deploy.artifacts.manifest import OutputParity, Target, Variant
+from ivdr_deploy.environment import instruction_sets
+from ivdr_deploy.export.aoti_steps import compile_and_prove, package_notes, package_targets
+from ivdr_deploy.export.calibration import Calibration, calibration_clips
+from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, ONNX_ID
+from ivdr_deploy.export.onnx_steps import held_variant, keeping, note_kept, onnx_metadata, prove_onnx
+from ivdr_deploy.spec import RuntimeName
+
+if TYPE_CHECKING:
+    from ivdr_deploy.export.int8.quantise import Quantised, Write
+
+_Prove = Callable[["Quantised", Path, Collection[str]], tuple[OutputParity, ...]]
+"""Writes a file with some nodes in fp32, and proves it."""
+
+
+def add_onnx_int8(draft: Draft, calibration: Calibration) -> None:
+    """Add the int8 ONNX file for the CPU, made from the fp32 file in the draft; see ``export.int8.channels_last``.
+
+    Weights have 8 bits where this processor multiplies them exactly (VNNI), and then the variant asks for such a
+    processor; elsewhere 7 bits, which are exact on every processor.
+
+    Raises:
+        ExportError: if the network has no int8 form; ``ParityError`` if the file computes something else.
+        DataError: if too few clips can be had from the calibration list.
+    """
+    from ivdr_deploy.export.int8.channels_last import lower
+
+    exact = "vnni" in instruction_sets()
+    _add_onnx(
+        draft,
+        calibration,
+        lower,
+        weight_bits=8 if exact else 7,
+        variant_id="onnx-int8-cpu-vnni" if exact else "onnx-int8-cpu",
+        target=Target(device="cpu", instruction_set="vnni" if exact else ""),
+    )
+
+
+def add_onnx_int8_trt(draft: Draft, calibration: Calibration) -> None:
+    """Add the int8 ONNX file that a TensorRT plan is built from; see ``export.int8.qdq``.
+
+    Raises:
+        As ``add_onnx_int8``.
+    """
+    from ivdr_deploy.export.int8.qdq import insert_pairs
+
+    _add_onnx(draft, calibration, insert_pairs, weight_bits=8, variant_id="onnx-int8-trt", target=Target())
+
+
+def add_aoti_int8(draft: Draft, calibration: Calibration) -> None:
+    """Add an AOTInductor package of the network with convolutions of 8 bits; see ``export.int8.modules``.
+
+    Its ranges and weights are those that ``add_onnx_int8`` would take with the same list.
+
+    Raises:
+        As ``add_onnx_int8``; ``ExportError`` also if it cannot be compiled.
+    """
+    from ivdr_deploy.export.int8.channels_last import lower
+
+    ((ending, target),) = package_targets("int8")
+
+    def prove(made: Quantised, path: Path, kept: Collection[str]) -> tuple[OutputParity, ...]:
+        from ivdr_deploy.export.int8.modules import quantise_modules
+
+        model = load_checkpoint(draft.folder / CHECKPOINT_FILE).model
+        quantise_modules(model, made, kept)
+        return compile_and_prove(draft, path, model, "int8", target)
+
+    name = f"aoti-int8-{ending}.pt2"
+    _add(draft, calibration, lower, prove, weight_bits=8, file=name, runtime="aoti", target=target)
+
+
+def _add_onnx(
+    draft: Draft, calibration: Calibration, write: Write, *, weight_bits: int, variant_id: str, target: Target
+) -> None:
+    metadata = onnx_metadata(draft.manifest, "int8", instruction_set=target.instruction_set)
+
+    def prove(made: Quantised, path: Path, kept: Collection[str]) -> tuple[OutputParity, ...]:
+        import onnx
+
+        model = made.keeping(kept)
+        onnx.helper.set_model_props(model, metadata.to_props())
+        onnx.save_model(model, path)
+        return prove_onnx(draft, path, metadata, "int8")
+
+    name = f"{variant_id}.onnx"
+    _add(
+        draft,
+        calibration,
+        write,
+        prove,
+        weight_bits=weight_bits,
+        file=name,
+        runtime="onnxruntime",
+        target=target,
+    )
+
+
+def _add(
+    draft: Draft,
+    calibration: Calibration,
+    write: Write,
+    prove: _Prove,
+    *,
+    weight_bits: int,
+    file: str,
+    runtime: RuntimeName,
+    target: Target,
+) -> None:
+    """Calibrate, write a file with as few layers in fp32 as it takes, and add the variant that is called as it is."""
+    from ivdr_deploy.export.int8.quantise import quantise
+
+    origin = held_variant(draft, ONNX_ID)
+    clips = calibration_clips(calibration, draft.manifest.clip)
+    made = quantise(draft.folder / origin.files[0], clips, write, weight_bits=weight_bits)
+    path = draft.add_file(file, kind="model")
+    parity, kept = keeping(lambda kept: prove(made, path, kept), made.by_error)
+    draft.add_variant(
+        Variant(
+            id=path.stem,
+            runtime=runtime,
+            precision="int8",
+            target=target,
+            files=(path.name,),
+            derived_from=origin.id,
+            parity=parity,
+            build={
+                **(package_notes(draft) if runtime == "aoti" else {}),
+                "weight_bits": str(weight_bits),
+                **note_kept(made.source.model, {"inexact": kept}),
+                "calibration_data": calibration.videos.data_hash,
+                "calibration_clips": str(len(clips)),
+                "ranges": made.method,
+                **{f"error_{method}": f"{error:.4f}" for method, error in made.errors.items()},
+            },
+        )
+    )
