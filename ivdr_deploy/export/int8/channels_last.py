@@ -118,7 +118,7 @@ class _Lowering:
             self._full_conv(node, x, pads)
             return
         source = self._quantised(x)
-        if source.scale is None or node.input[1] not in self.rounded:
+        if source.scale is None or given["group"] != 1 or node.input[1] not in self.rounded:
             raise self._unknown(node)
         weights = self.rounded[node.input[1]]
         bias = (

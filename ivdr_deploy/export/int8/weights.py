@@ -85,6 +85,11 @@ def round_weights(source: SourceGraph, clips: np.ndarray, bits: int) -> dict[str
         bits: As in ``round_together``.
     """
     rounded = {}
+    for name, node in _convolutions(source).items():
+        if attributes(node)["group"] != 1:  # each weight by itself: a channel is read by its own group alone
+            weights = source.constants[name]
+            apart = [np.eye(weights[0, part].size) for part in channel_parts(weights)]
+            rounded[name] = round_together(weights, bits, apart)
     for node, moments in _moments(source, clips):
         rounded[node.input[1]] = round_together(source.constants[node.input[1]], bits, moments)
     return rounded
@@ -111,11 +116,11 @@ def _round_columns(left: np.ndarray, limit: int, moment: np.ndarray) -> np.ndarr
 
 
 def _convolutions(source: SourceGraph) -> dict[str, onnx.NodeProto]:
-    """Return the convolutions that 8 bits can hold, by the names of their weights."""
+    """Return the convolutions of a graph by the names of their weights."""
     return {
         node.input[1]: node
         for node in source.nodes
-        if node.op_type == "Conv" and node.input[1] in source.constants and attributes(node)["group"] == 1
+        if node.op_type == "Conv" and node.input[1] in source.constants
     }
 
 
@@ -147,6 +152,8 @@ def _batches(source: SourceGraph) -> Iterator[list[onnx.NodeProto]]:
     batch: list[onnx.NodeProto] = []
     held = 0
     for name, node in _convolutions(source).items():
+        if attributes(node)["group"] != 1:
+            continue
         weights = source.constants[name]
         size = sum(weights[0, part].size ** 2 for part in channel_parts(weights)) * 4
         if batch and held + size > _MOST_BYTES:

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from int8_graphs import conv, graph, ranges_of, rounded, run, weights
 
+from ivdr_deploy.errors import ExportError
 from ivdr_deploy.export import layers
 from ivdr_deploy.export.int8 import weights as rounding
 from ivdr_deploy.export.int8.channels_last import lower
@@ -112,6 +113,29 @@ def test_what_is_watched_is_what_the_convolution_multiplies(index: int) -> None:
     expected = made[0].reshape(len(given), -1).T
     assert computed.shape == expected.shape
     np.testing.assert_allclose(np.sort(computed, axis=0), np.sort(expected, axis=0), rtol=1e-3, atol=0.5)
+
+
+def test_a_convolution_of_groups_is_rounded_too_and_has_no_form_for_the_cpu() -> None:
+    rng = np.random.default_rng(10)
+    grouped = conv("a", "y", kernel=(1, 3, 3))
+    next(entry for entry in grouped.attribute if entry.name == "group").i = 5
+    source = graph(
+        conv("x", "a", kernel=(1, 1, 1)),
+        grouped,
+        size=SIZE,
+        **weights("a", (1, 1, 1), rng=rng),
+        **weights("y", (1, 3, 3), channels=1, rng=rng),
+    )
+    clips = smooth_clips(6, seed=10)
+    found = round_weights(source, clips, 8)
+    for name in ("a_w", "y_w"):
+        assert np.abs(found[name].real - source.constants[name]).max() < 5 * found[name].scale.max()
+    (expected,), (made,) = (
+        run(model, clips) for model in (source.model, insert_pairs(source, ranges_of(source, clips), found))
+    )
+    assert 1e-6 < np.abs(made - expected).max() < 0.02 * np.ptp(expected)
+    with pytest.raises(ExportError, match=r"no form for the operator Conv"):
+        lower(source, ranges_of(source, clips), found)
 
 
 def test_few_places_are_picked_from_all_over_a_clip() -> None:
