@@ -111,7 +111,9 @@ def test_every_backbone_computes_what_its_8_bit_graph_does(backbone: str, tmp_pa
     for name, a, b, c in zip(
         OUTPUTS, exact, computed(model, clips), run(made.keeping(()), clips), strict=True
     ):
-        assert 1e-6 < off(a, b) < 0.1, name
+        # Of random weights what the heads give may hardly depend on the clip, and so on the rounding.
+        assert not np.array_equal(a, b), name
+        assert off(a, b) < 0.1, name
         assert off(c, b) < max(0.01, off(a, c)), name
 
 
