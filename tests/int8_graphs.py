@@ -1,18 +1,26 @@
 """Small graphs as ``export_onnx`` writes them, and what the forms of 8 bits are made from."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from ivdr_deploy._optional import import_onnxruntime
+from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.export.int8.ranges import choose_ranges, observe
 from ivdr_deploy.export.int8.scales import quantised_tensors
 from ivdr_deploy.export.int8.source import SourceGraph
 from ivdr_deploy.export.int8.weights import Weights, channel_parts, round_together
+from ivdr_deploy.export.to_onnx import export_onnx
+from ivdr_deploy.models.network import VideoModel, build_model
+from ivdr_deploy.spec import ClipSpec, ModelSpec, ViewPlan
 
 RNG = np.random.default_rng(0)
+CLIP = ClipSpec(num_frames=8, short_side=32, crop_size=32)
+OUTPUTS = ("logits", "feature", "inter", "intra")
 
 
 def run(model: onnx.ModelProto, video: np.ndarray) -> list[np.ndarray]:
@@ -81,3 +89,24 @@ def weights(
         f"{y}_w": rng.normal(size=shape).astype(np.float32),
         f"{y}_b": rng.normal(size=out).astype(np.float32) * 50,
     }
+
+
+def exported(backbone: str, path: Path) -> tuple[VideoModel, OnnxMetadata]:
+    """A network of random weights, written to a file in fp32."""
+    spec = ModelSpec(backbone=backbone, num_slots=2, slot_dim=8, clip_dim=8, num_classes=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        # Batch norm as it begins: fitted to a few clips, a random network is so uneven that each rounding grows.
+        model = build_model(spec, CLIP).eval()
+    metadata = OnnxMetadata(
+        name="model",
+        version="1",
+        contract_hash=CLIP.contract_hash,
+        contract=CLIP,
+        view_plan=ViewPlan(),
+        labels=("a", "b", "c", "d"),
+        outputs=OUTPUTS,
+        ivdr_version="1",
+    )
+    export_onnx(model, path, clip=CLIP, metadata=metadata)
+    return model, metadata

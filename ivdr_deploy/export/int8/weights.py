@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from ivdr_deploy.errors import ExportError
 from ivdr_deploy.export.int8.source import SourceGraph, attributes
 from ivdr_deploy.export.layers import open_probe
 from ivdr_deploy.spec import INPUT_NAME
@@ -58,6 +59,9 @@ def round_together(weights: np.ndarray, bits: int, moments: Sequence[np.ndarray]
         weights: float32 (outputs, channels, kt, kh, kw).
         bits: 8, or 7 for processors whose 8-bit products would saturate.
         moments: Second moments of what they are multiplied with, one matrix for each part of ``channel_parts``.
+
+    Raises:
+        ExportError: if one is NaN or infinite.
     """
     limit = 2 ** (bits - 1) - 1
     largest = np.abs(weights).reshape(len(weights), -1).max(axis=1)
@@ -98,6 +102,10 @@ def round_weights(source: SourceGraph, clips: np.ndarray, bits: int) -> dict[str
 def _round_columns(left: np.ndarray, limit: int, moment: np.ndarray) -> np.ndarray:
     """Round a matrix to whole numbers, column after column; (outputs, columns) -> int8 of the same shape."""
     columns = left.shape[1]
+    if not np.isfinite(moment).all():
+        raise ExportError(
+            "the fp32 network gives NaN or infinity on the calibration clips, so it cannot become int8"
+        )
     damped = moment.astype(np.float64)
     damped[np.diag_indices(columns)] += _DAMPING * np.diag(damped).mean() + 1e-12
     # Row j of the triangle: how an error in column j is best made good by the columns after it.

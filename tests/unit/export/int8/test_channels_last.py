@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
-from int8_graphs import RNG, conv, graph, ranges_of, rounded, run, weights
+from int8_graphs import CLIP, OUTPUTS, RNG, conv, exported, graph, ranges_of, rounded, run, weights
 from onnx import helper, numpy_helper
 
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
@@ -16,12 +15,8 @@ from ivdr_deploy.errors import ExportError
 from ivdr_deploy.export.int8.channels_last import lower
 from ivdr_deploy.export.int8.qdq import insert_pairs
 from ivdr_deploy.export.int8.source import SourceGraph, attributes
-from ivdr_deploy.export.to_onnx import export_onnx
 from ivdr_deploy.models.backbones import BACKBONES
-from ivdr_deploy.models.network import build_model
-from ivdr_deploy.spec import ClipSpec, ModelSpec, ViewPlan
 
-CLIP = ClipSpec(num_frames=8, short_side=32, crop_size=32)
 NEEDS_VNNI = pytest.mark.skipif(
     "vnni" not in instruction_sets(), reason="8-bit products saturate on this processor"
 )
@@ -200,25 +195,9 @@ QUICK = ("tiny",)
     ],
 )
 def test_every_backbone_becomes_8_bit_from_end_to_end(backbone: str, tmp_path: Path) -> None:
-    spec = ModelSpec(backbone=backbone, num_slots=2, slot_dim=8, clip_dim=8, num_classes=4)
     rng = np.random.default_rng(1)
     clips = rng.integers(0, 256, (12, *CLIP.clip_shape), dtype=np.uint8)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        # Batch norm as it begins: fitted to a few clips, a random network is so uneven that each rounding grows.
-        model = build_model(spec, CLIP).eval()
-    outputs = ("logits", "feature", "inter", "intra")
-    metadata = OnnxMetadata(
-        name="model",
-        version="1",
-        contract_hash=CLIP.contract_hash,
-        contract=CLIP,
-        view_plan=ViewPlan(),
-        labels=("a", "b", "c", "d"),
-        outputs=outputs,
-        ivdr_version="1",
-    )
-    export_onnx(model, tmp_path / "model.onnx", clip=CLIP, metadata=metadata)
+    _, metadata = exported(backbone, tmp_path / "model.onnx")
     source = SourceGraph(onnx.load(tmp_path / "model.onnx"))
     ranges = ranges_of(source, clips[:8])
     made = lower(source, ranges, rounded(source, 7))
@@ -230,6 +209,6 @@ def test_every_backbone_becomes_8_bit_from_end_to_end(backbone: str, tmp_path: P
     assert OnnxMetadata.from_props({p.key: p.value for p in made.metadata_props}, where="made") == metadata
     expected = run(source.model, clips[8:])
     for candidate in (made, insert_pairs(source, ranges, rounded(source, 8))):
-        for name, a, b in zip(outputs, expected, run(candidate, clips[8:]), strict=True):
+        for name, a, b in zip(OUTPUTS, expected, run(candidate, clips[8:]), strict=True):
             error = np.sqrt(np.square(a - b).mean() / np.square(a).mean())
             assert error < 0.1, (name, error)

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from int8_graphs import run
+from int8_graphs import CLIP, OUTPUTS, exported, run
 from torch import nn
 
-from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.errors import ExportError
 from ivdr_deploy.export.int8.channels_last import lower
@@ -16,13 +15,9 @@ from ivdr_deploy.export.int8.modules import Conv8, quantise_modules
 from ivdr_deploy.export.int8.quantise import Quantised, quantise
 from ivdr_deploy.export.int8.scales import Scale
 from ivdr_deploy.export.int8.weights import round_together
-from ivdr_deploy.export.to_onnx import export_onnx
 from ivdr_deploy.models.backbones import BACKBONES
-from ivdr_deploy.models.network import ExportNetwork, VideoModel, build_model
-from ivdr_deploy.spec import ClipSpec, ModelSpec, ViewPlan
+from ivdr_deploy.models.network import ExportNetwork, VideoModel
 
-CLIP = ClipSpec(num_frames=8, short_side=32, crop_size=32)
-OUTPUTS = ("logits", "feature", "inter", "intra")
 pytestmark = pytest.mark.skipif(
     "avx512_vnni" not in instruction_sets(), reason="oneDNN's 8-bit products saturate on this processor"
 )
@@ -64,23 +59,9 @@ def test_a_convolution_of_8_bits_is_one_step_from_that_of_the_values_it_stands_f
 
 
 def quantised(backbone: str, folder: Path) -> tuple[VideoModel, Quantised, np.ndarray]:
-    spec = ModelSpec(backbone=backbone, num_slots=2, slot_dim=8, clip_dim=8, num_classes=4)
     rng = np.random.default_rng(1)
     clips = rng.integers(0, 256, (9, *CLIP.clip_shape), dtype=np.uint8)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_model(spec, CLIP).eval()
-    metadata = OnnxMetadata(
-        name="model",
-        version="1",
-        contract_hash=CLIP.contract_hash,
-        contract=CLIP,
-        view_plan=ViewPlan(),
-        labels=("a", "b", "c", "d"),
-        outputs=OUTPUTS,
-        ivdr_version="1",
-    )
-    export_onnx(model, folder / "model.onnx", clip=CLIP, metadata=metadata)
+    model, _ = exported(backbone, folder / "model.onnx")
     return model, quantise(folder / "model.onnx", clips, lower), clips
 
 

@@ -115,6 +115,13 @@ def test_what_is_watched_is_what_the_convolution_multiplies(index: int) -> None:
     np.testing.assert_allclose(np.sort(computed, axis=0), np.sort(expected, axis=0), rtol=1e-3, atol=0.5)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_gives_no_numbers_is_refused(value: float) -> None:
+    given = np.ones((2, 3, 1, 1, 1), np.float32)
+    with pytest.raises(ExportError, match="gives NaN or infinity on the calibration clips"):
+        round_together(given, 8, [np.full((3, 3), value)])
+
+
 def test_a_convolution_of_groups_is_rounded_too_and_has_no_form_for_the_cpu() -> None:
     rng = np.random.default_rng(10)
     grouped = conv("a", "y", kernel=(1, 3, 3))
