@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from ivdr_deploy.errors import DataError, VideoError
 from ivdr_deploy.spec import ClipSpec, ViewPlan
 from ivdr_deploy.video.clips import load_clips
 from ivdr_deploy.video.reader import VideoLimits
+
+if TYPE_CHECKING:
+    from ivdr_deploy.export.int8.quantise import Calibrated
 
 CLIPS = 48
 """Enough that the ranges of a small network hardly move with more; the run over them stays within a minute or two."""
@@ -29,10 +33,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """Where the clips come from."""
+    """Where the clips come from, and what they told last."""
 
     videos: VideoList
     limits: VideoLimits
+    told: dict[tuple[str, int], Calibrated] = field(default_factory=dict, init=False, repr=False)
+    """Of the last graph alone, by its SHA-256 and the bits of its weights: all its 8-bit forms are made from it, and
+    finding it takes minutes."""
 
 
 def calibration_clips(calibration: Calibration, clip: ClipSpec) -> np.ndarray:

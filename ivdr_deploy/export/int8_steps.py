@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ivdr_deploy._files import sha256_file
 from ivdr_deploy.artifacts.bundle import Draft
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.artifacts.manifest import OutputParity, Target, Variant
@@ -17,7 +18,7 @@ from ivdr_deploy.export.onnx_steps import held_variant, keeping, note_kept, onnx
 from ivdr_deploy.spec import RuntimeName
 
 if TYPE_CHECKING:
-    from ivdr_deploy.export.int8.quantise import Quantised, Write
+    from ivdr_deploy.export.int8.quantise import Calibrated, Quantised, Write
 
 _Prove = Callable[["Quantised", Path, Collection[str]], tuple[OutputParity, ...]]
 """Writes a file with some nodes in fp32, and proves it."""
@@ -121,8 +122,8 @@ def _add(
     from ivdr_deploy.export.int8.quantise import quantise
 
     origin = held_variant(draft, ONNX_ID)
-    clips = calibration_clips(calibration, draft.manifest.clip)
-    made = quantise(draft.folder / origin.files[0], clips, write, weight_bits=weight_bits)
+    calibrated = _calibrated(draft, calibration, draft.folder / origin.files[0], weight_bits)
+    made = quantise(calibrated, write)
     path = draft.add_file(file, kind="model")
     parity, kept = keeping(lambda kept: prove(made, path, kept), made.by_error)
     draft.add_variant(
@@ -139,9 +140,21 @@ def _add(
                 "weight_bits": str(weight_bits),
                 **note_kept(made.source.model, {"inexact": kept}),
                 "calibration_data": calibration.videos.data_hash,
-                "calibration_clips": str(len(clips)),
+                "calibration_clips": str(calibrated.number),
                 "ranges": made.method,
                 **{f"error_{method}": f"{error:.4f}" for method, error in made.errors.items()},
             },
         )
     )
+
+
+def _calibrated(draft: Draft, calibration: Calibration, graph: Path, weight_bits: int) -> Calibrated:
+    """Return what the clips tell of a graph, found once for all forms that are asked for with one list."""
+    from ivdr_deploy.export.int8.quantise import calibrate
+
+    key = (sha256_file(graph), weight_bits)
+    if key not in calibration.told:
+        clips = calibration_clips(calibration, draft.manifest.clip)
+        calibration.told.clear()
+        calibration.told[key] = calibrate(graph, clips, weight_bits=weight_bits)
+    return calibration.told[key]

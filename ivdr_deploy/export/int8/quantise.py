@@ -32,6 +32,29 @@ that stay in fp32: ``channels_last.lower`` or ``qdq.insert_pairs``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Calibrated:
+    """What real clips tell of an fp32 graph, whatever form it takes in 8 bits."""
+
+    source: SourceGraph
+    """The graph with equalised channels."""
+
+    rounded: Mapping[str, Weights]
+    """Its weights, by the names of their constants."""
+
+    candidates: Mapping[Method, Ranges]
+    """Of its tensors, by every method."""
+
+    clips: np.ndarray
+    """Those that judge the methods; uint8 (N, T, H, W, 3)."""
+
+    expected: list[np.ndarray]
+    """Outputs of the fp32 graph for them."""
+
+    number: int
+    """Of all clips."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Quantised:
     """An int8 graph and how it came about."""
 
@@ -80,13 +103,12 @@ class Quantised:
         return sorted(names, key=lambda name: -errors[name])
 
 
-def quantise(path: Path, clips: np.ndarray, write: Write, *, weight_bits: int = 8) -> Quantised:
-    """Make the int8 form of an fp32 graph.
+def calibrate(path: Path, clips: np.ndarray, *, weight_bits: int = 8) -> Calibrated:
+    """Run clips through an fp32 graph, and round its weights.
 
     Args:
         path: The fp32 file that ``export_onnx`` wrote.
         clips: uint8 (N, T, H, W, 3), N >= 6, from real videos.
-        write: What the form is.
         weight_bits: 8, or 7 for processors whose 8-bit products would saturate.
 
     Raises:
@@ -97,25 +119,42 @@ def quantise(path: Path, clips: np.ndarray, write: Write, *, weight_bits: int = 
             f"{len(clips)} clips are too few to calibrate with; at least {_LEAST_CLIPS} are needed",
             hint="give a longer list with --calibrate",
         )
-    judged = np.arange(len(clips)) % _HELD_OUT == _HELD_OUT - 1
-    source = SourceGraph(equalised(onnx.load(path), clips[~judged]))
-    rounded = round_weights(source, clips[~judged], weight_bits)
+    judges = np.arange(len(clips)) % _HELD_OUT == _HELD_OUT - 1
+    source = SourceGraph(equalised(onnx.load(path), clips[~judges]))
+    rounded = round_weights(source, clips[~judges], weight_bits)
     names = sorted(set().union(*quantised_tensors(source)))
-    histograms = observe(source.model, clips[~judged], names)
-    expected = _outputs(source.model, clips[judged])
-    candidates: dict[Method, Ranges] = {}
-    errors: dict[Method, float] = {}
-    for method in get_args(Method):
-        candidates[method] = choose_ranges(histograms, method)
-        made = write(source, candidates[method], rounded, ())
-        errors[method] = _relative_error(expected, _outputs(made, clips[judged]))
-    best = min(errors, key=lambda method: errors[method])
-    return Quantised(
+    histograms = observe(source.model, clips[~judges], names)
+    return Calibrated(
         source=source,
         rounded=rounded,
-        ranges=candidates[best],
+        candidates={method: choose_ranges(histograms, method) for method in get_args(Method)},
+        clips=clips[judges],
+        expected=_outputs(source.model, clips[judges]),
+        number=len(clips),
+    )
+
+
+def quantise(given: Calibrated, write: Write) -> Quantised:
+    """Make the int8 form of a graph, with the ranges that change its outputs least.
+
+    Args:
+        given: The graph.
+        write: What the form is.
+
+    Raises:
+        ExportError: if the graph holds what has no such form.
+    """
+    errors: dict[Method, float] = {}
+    for method, ranges in given.candidates.items():
+        made = write(given.source, ranges, given.rounded, ())
+        errors[method] = _relative_error(given.expected, _outputs(made, given.clips))
+    best = min(errors, key=lambda method: errors[method])
+    return Quantised(
+        source=given.source,
+        rounded=given.rounded,
+        ranges=given.candidates[best],
         write=write,
-        clips=clips[judged],
+        clips=given.clips,
         method=best,
         errors=errors,
     )

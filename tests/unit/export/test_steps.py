@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bundles import reseal
+from bundles import make_tiny_bundle, reseal
 
 from ivdr_deploy import environment
-from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy._files import sha256_file
+from ivdr_deploy.artifacts.bundle import changed_bundle, open_bundle
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.environment import has_nvidia_driver
 from ivdr_deploy.errors import (
@@ -22,7 +23,9 @@ from ivdr_deploy.errors import (
 )
 from ivdr_deploy.export.bundle_export import add_variants
 from ivdr_deploy.export.calibration import Calibration, calibration_clips
+from ivdr_deploy.export.int8 import quantise
 from ivdr_deploy.export.int8.scales import Scale
+from ivdr_deploy.export.int8_steps import add_onnx_int8, add_onnx_int8_trt
 from ivdr_deploy.export.steps import StepOptions, buildable_steps, plan_steps, requests
 from ivdr_deploy.runtimes import registry
 from ivdr_deploy.runtimes.loading import open_model
@@ -96,6 +99,36 @@ def test_a_file_of_another_precision_is_not_judged_by_the_tolerance_of_its_varia
     reseal(folder)
     with pytest.raises(ArtifactError, match=r"onnx-int8-cpu\.onnx computes in fp32, expected int8"):
         open_model(folder, variant="onnx-int8-cpu")
+
+
+def test_what_clips_tell_of_a_graph_is_found_once_for_all_its_forms(
+    bundle: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def counted(graph: Path, clips: np.ndarray, *, weight_bits: int) -> quantise.Calibrated:
+        found.append((sha256_file(graph), weight_bits))
+        return whole(graph, clips, weight_bits=weight_bits)
+
+    whole = quantise.calibrate
+    monkeypatch.setattr(quantise, "calibrate", counted)
+    given = calibration(videos).calibration
+    assert given is not None
+    folders = [Path(shutil.copytree(bundle, tmp_path / "one")), make_tiny_bundle(tmp_path / "other", seed=1)]
+    one, other = [sha256_file(folder / "model.onnx") for folder in folders]
+    for folder, sets in ((0, {"vnni"}), (0, set()), (1, set())):
+        monkeypatch.setattr(
+            "ivdr_deploy.export.int8_steps.instruction_sets", lambda sets=sets: frozenset(sets)
+        )
+        with changed_bundle(open_bundle(folders[folder])) as draft:
+            add_onnx_int8(draft, given)
+            add_onnx_int8_trt(draft, given)
+    # TensorRT's form has 8 bits everywhere.
+    assert found == [(one, 8), (one, 7), (one, 8), (other, 7), (other, 8)]
+    assert list(given.told) == found[-1:], "graphs of former exports are kept"
+    made = {variant.id: variant.build for variant in open_bundle(folders[0]).manifest.variants}
+    # Six of the seven videos can be used, and each gives seven clips.
+    assert {made[name]["calibration_clips"] for name in ("onnx-int8-cpu", "onnx-int8-trt")} == {"42"}
 
 
 def test_a_variant_for_instructions_that_are_not_there_is_never_run(

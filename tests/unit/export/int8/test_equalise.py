@@ -11,7 +11,7 @@ from onnx import helper
 from ivdr_deploy.export.int8 import quantise as int8_quantise
 from ivdr_deploy.export.int8.channels_last import lower
 from ivdr_deploy.export.int8.equalise import equalised
-from ivdr_deploy.export.int8.quantise import quantise
+from ivdr_deploy.export.int8.quantise import calibrate, quantise
 from ivdr_deploy.export.int8.source import SourceGraph
 
 RNG = np.random.default_rng(3)
@@ -149,7 +149,7 @@ def test_an_8_bit_network_of_uneven_channels_is_several_times_as_exact(
     (expected,) = run(source.model, CLIPS)
 
     def error() -> float:
-        made = quantise(tmp_path / "fp32.onnx", CLIPS, lower, weight_bits=7).keeping(())
+        made = quantise(calibrate(tmp_path / "fp32.onnx", CLIPS, weight_bits=7), lower).keeping(())
         return float(np.square(run(made, CLIPS)[0] - expected).mean() ** 0.5)
 
     found = error()

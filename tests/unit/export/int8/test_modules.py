@@ -12,7 +12,7 @@ from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.errors import ExportError
 from ivdr_deploy.export.int8.channels_last import lower
 from ivdr_deploy.export.int8.modules import Conv8, quantise_modules
-from ivdr_deploy.export.int8.quantise import Quantised, quantise
+from ivdr_deploy.export.int8.quantise import Quantised, calibrate, quantise
 from ivdr_deploy.export.int8.scales import Scale
 from ivdr_deploy.export.int8.weights import round_together
 from ivdr_deploy.models.backbones import BACKBONES
@@ -62,7 +62,7 @@ def quantised(backbone: str, folder: Path) -> tuple[VideoModel, Quantised, np.nd
     rng = np.random.default_rng(1)
     clips = rng.integers(0, 256, (9, *CLIP.clip_shape), dtype=np.uint8)
     model, _ = exported(backbone, folder / "model.onnx")
-    return model, quantise(folder / "model.onnx", clips, lower), clips
+    return model, quantise(calibrate(folder / "model.onnx", clips), lower), clips
 
 
 def computed(model: VideoModel, clips: np.ndarray) -> list[np.ndarray]:

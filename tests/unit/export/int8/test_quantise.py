@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ivdr_deploy.errors import ExportError
-from ivdr_deploy.export.int8.quantise import quantise
+from ivdr_deploy.export.int8.quantise import calibrate, quantise
 from ivdr_deploy.export.int8.ranges import Method
 from ivdr_deploy.export.int8.scales import Ranges
 from ivdr_deploy.export.int8.source import SourceGraph
@@ -74,7 +74,7 @@ def test_every_third_clip_judges_and_takes_no_part(tmp_path: Path) -> None:
     exact = network(tmp_path / "fp32.onnx")
     write = Written(*[exact] * len(get_args(Method)))
     given = clips(DARK, DARK, BRIGHT, DARK, DARK, BRIGHT, DARK)
-    found = quantise(tmp_path / "fp32.onnx", given, write)
+    found = quantise(calibrate(tmp_path / "fp32.onnx", given), write)
     assert np.array_equal(found.clips, clips(BRIGHT, BRIGHT))
     for ranges in write.ranges:
         assert ranges.keys() == {"x", "y"}
@@ -88,7 +88,7 @@ def test_the_method_that_changes_the_held_out_clips_least_is_taken(tmp_path: Pat
     wrong = network(tmp_path / "wrong.onnx", lift=BRIGHT / 2)
     nearly = network(tmp_path / "nearly.onnx", gain=1.01)
     write = Written(*[nearly if place == best else wrong for place in range(len(get_args(Method)))])
-    found = quantise(tmp_path / "fp32.onnx", clips(DARK, DARK, BRIGHT, DARK, DARK, BRIGHT), write)
+    found = quantise(calibrate(tmp_path / "fp32.onnx", clips(DARK, DARK, BRIGHT, DARK, DARK, BRIGHT)), write)
     assert found.method == get_args(Method)[best]
     assert found.ranges is write.ranges[best]
     assert found.errors[found.method] == pytest.approx(0.01, rel=1e-3)
@@ -98,4 +98,4 @@ def test_the_method_that_changes_the_held_out_clips_least_is_taken(tmp_path: Pat
 def test_too_few_clips_to_hold_some_out_are_refused(tmp_path: Path) -> None:
     network(tmp_path / "fp32.onnx")
     with pytest.raises(ExportError, match=r"5 clips are too few to calibrate with; at least 6"):
-        quantise(tmp_path / "fp32.onnx", clips(*[DARK] * 5), Written())
+        calibrate(tmp_path / "fp32.onnx", clips(*[DARK] * 5))

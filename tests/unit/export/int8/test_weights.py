@@ -12,7 +12,7 @@ from ivdr_deploy.export import layers
 from ivdr_deploy.export.int8 import weights as rounding
 from ivdr_deploy.export.int8.channels_last import lower
 from ivdr_deploy.export.int8.qdq import insert_pairs
-from ivdr_deploy.export.int8.quantise import quantise
+from ivdr_deploy.export.int8.quantise import calibrate, quantise
 from ivdr_deploy.export.int8.source import SourceGraph
 from ivdr_deploy.export.int8.weights import channel_parts, patches, round_together, round_weights
 
@@ -181,7 +181,7 @@ def test_an_8_bit_network_of_smooth_videos_is_several_times_as_exact(tmp_path: P
     (expected,) = run(source.model, others)
     for write, bits in ((lower, 7), (insert_pairs, 8)):
         plain = write(source, ranges_of(source, clips), rounded(source, bits))
-        quantised = quantise(tmp_path / "fp32.onnx", clips, write, weight_bits=bits)
+        quantised = quantise(calibrate(tmp_path / "fp32.onnx", clips, weight_bits=bits), write)
         assert (
             max(np.abs(w.stored.astype(int)).max() for w in quantised.rounded.values()) == 2 ** (bits - 1) - 1
         )
