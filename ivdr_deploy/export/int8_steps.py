@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,8 +78,9 @@ def add_aoti_int8(draft: Draft, calibration: Calibration) -> None:
         quantise_modules(model, made, kept)
         return compile_and_prove(draft, path, model, "int8", target)
 
-    name = f"aoti-int8-{ending}.pt2"
-    _add(draft, calibration, lower, prove, weight_bits=8, file=name, runtime="aoti", target=target)
+    name = f"aoti-int8-{ending}"
+    variant = _variant(name, f"{name}.pt2", runtime="aoti", target=target, build=package_notes(draft))
+    _add(draft, calibration, lower, prove, variant, weight_bits=8)
 
 
 def _add_onnx(
@@ -94,16 +96,21 @@ def _add_onnx(
         onnx.save_model(model, path)
         return prove_onnx(draft, path, metadata, "int8")
 
-    name = f"{variant_id}.onnx"
-    _add(
-        draft,
-        calibration,
-        write,
-        prove,
-        weight_bits=weight_bits,
-        file=name,
-        runtime="onnxruntime",
+    variant = _variant(variant_id, f"{variant_id}.onnx", runtime="onnxruntime", target=target)
+    _add(draft, calibration, write, prove, variant, weight_bits=weight_bits)
+
+
+def _variant(
+    name: str, file: str, *, runtime: RuntimeName, target: Target, build: dict[str, str] | None = None
+) -> Variant:
+    return Variant(
+        id=name,
+        runtime=runtime,
+        precision="int8",
         target=target,
+        files=(file,),
+        derived_from=ONNX_ID,
+        build=build or {},
     )
 
 
@@ -112,40 +119,28 @@ def _add(
     calibration: Calibration,
     write: Write,
     prove: _Prove,
+    variant: Variant,
     *,
     weight_bits: int,
-    file: str,
-    runtime: RuntimeName,
-    target: Target,
 ) -> None:
-    """Calibrate, write a file with as few layers in fp32 as it takes, and add the variant that is called as it is."""
+    """Calibrate, write the one file of a variant with as few layers in fp32 as it takes, and add the variant."""
     from ivdr_deploy.export.int8.quantise import quantise
 
     origin = held_variant(draft, ONNX_ID)
     calibrated = _calibrated(draft, calibration, draft.folder / origin.files[0], weight_bits)
     made = quantise(calibrated, write)
-    path = draft.add_file(file, kind="model")
+    path = draft.add_file(variant.files[0], kind="model")
     parity, kept = keeping(lambda kept: prove(made, path, kept), made.by_error)
-    draft.add_variant(
-        Variant(
-            id=path.stem,
-            runtime=runtime,
-            precision="int8",
-            target=target,
-            files=(path.name,),
-            derived_from=origin.id,
-            parity=parity,
-            build={
-                **(package_notes(draft) if runtime == "aoti" else {}),
-                "weight_bits": str(weight_bits),
-                **note_kept(made.source.model, {"inexact": kept}),
-                "calibration_data": calibration.videos.data_hash,
-                "calibration_clips": str(calibrated.number),
-                "ranges": made.method,
-                **{f"error_{method}": f"{error:.4f}" for method, error in made.errors.items()},
-            },
-        )
-    )
+    build = {
+        **variant.build,
+        "weight_bits": str(weight_bits),
+        **note_kept(made.source.model, {"inexact": kept}),
+        "calibration_data": calibration.videos.data_hash,
+        "calibration_clips": str(calibrated.number),
+        "ranges": made.method,
+        **{f"error_{method}": f"{error:.4f}" for method, error in made.errors.items()},
+    }
+    draft.add_variant(replace(variant, parity=parity, build=build))
 
 
 def _calibrated(draft: Draft, calibration: Calibration, graph: Path, weight_bits: int) -> Calibrated:
