@@ -61,6 +61,19 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 def fsync_directory(path: Path) -> None:
     """Make renames inside ``path`` durable."""
+    _fsync(path)
+
+
+def _fsync_all(folder: Path) -> None:
+    """Make a folder durable with all files and folders below it."""
+    for place, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            if not os.path.islink(os.path.join(place, name)):
+                _fsync(Path(place, name))
+        _fsync(Path(place))
+
+
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -87,8 +100,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         if temporary.stat().st_mode != mode:
             temporary.chmod(mode)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+        _fsync(temporary)
         try:
             temporary.replace(path)
         except OSError as error:  # it names the temporary file first
@@ -100,9 +112,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that takes the place of ``path`` when the block ends well.
 
-    An older folder at ``path`` is replaced as a whole; on an exception it stays as it was. On Linux the two change
-    places in one step, so that a kill at any moment leaves one of them under the name. Where ``path`` is a link, the
-    folder it leads to is replaced. What runs that were killed here left over for the same ``path`` is removed.
+    An older folder at ``path`` is replaced as a whole; on an exception it stays as it was. The new one is flushed to
+    disk first, with all that is in it. On Linux the two change places in one step, so that a kill at any moment leaves
+    one of them under the name. Where ``path`` is a link, the folder it leads to is replaced. What runs that were killed
+    here left over for the same ``path`` is removed.
 
     Raises:
         NotADirectoryError: if ``path`` is a file.
@@ -113,6 +126,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise NotADirectoryError(f"{path} is a file, expected a folder")
     with _temporary_folder(path) as temporary:
         yield temporary
+        _fsync_all(temporary)
         _put_in_place(temporary, path)
         fsync_directory(path.parent)
 

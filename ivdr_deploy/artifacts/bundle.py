@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -40,6 +40,9 @@ class Bundle:
     made: tuple[str, ...] = field(default=(), compare=False)
     """Ids of the variants that were made, and run where they can be, by the export that returns this; empty for a
     bundle that was only opened."""
+
+    dropped: tuple[str, ...] = field(default=(), compare=False)
+    """Ids of the variants that the export took out: plans of a file that it made anew."""
 
     def golden(self) -> Golden:
         """Read the golden clips and what is expected of them; empty where the bundle has none.
@@ -140,6 +143,9 @@ class Draft:
     made: list[str] = field(default_factory=list)
     """Ids of the variants that were added."""
 
+    dropped: list[str] = field(default_factory=list)
+    """Ids of the variants that were taken out because what they were made from has changed."""
+
     def add_file(self, name: str, *, kind: FileKind) -> Path:
         """Announce a file and return the path to write it to; one of the same name is taken away."""
         self.kinds[name] = kind
@@ -151,16 +157,43 @@ class Draft:
     def add_variant(self, variant: Variant) -> None:
         """Add a variant, in the place of one with the same id; its files have been announced."""
         for former in [held for held in self.variants if held.id == variant.id]:
-            self.variants.remove(former)
-            shared = {name for other in self.variants for name in other.files}
-            for name in _all_files(former) - _all_files(variant) - shared:
-                self.kinds.pop(name, None)  # the record of a verification may be absent
-                (self.folder / name).unlink(missing_ok=True)
+            self._take_out(former, but=_all_files(variant))
         self.variants.append(variant)
         self.made.append(variant.id)
 
+    def _take_out(self, variant: Variant, *, but: Collection[str] = ()) -> None:
+        """Remove a variant with its files, except for those that another one has too."""
+        self.variants.remove(variant)
+        shared = {name for other in self.variants for name in other.files}
+        for name in _all_files(variant) - {*but} - shared:
+            self.kinds.pop(name, None)  # the record of a verification may be absent
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _drop_outdated(self) -> None:
+        """Take out the plans of an ONNX file that is another one now: their sidecars name the former one.
+
+        Everything else that was made from it was proved by itself, against the same checkpoint.
+        """
+        before = {entry.path: entry.sha256 for entry in self.manifest.files}
+        changed = {
+            variant.id
+            for variant in self.variants
+            if variant.id in self.made
+            and (name := variant.files[0]) in before
+            and sha256_file(self.folder / name) != before[name]
+        }
+        for variant in list(self.variants):
+            if (
+                variant.runtime == "tensorrt"
+                and variant.derived_from in changed
+                and variant.id not in self.made
+            ):
+                self._take_out(variant)
+                self.dropped.append(variant.id)
+
     def finish(self) -> None:
         """Describe every file, and write the model card and, last, the manifest."""
+        self._drop_outdated()
         card = self.add_file(MODEL_CARD_FILE, kind="document")
         files = [
             file_entry(self.folder, name, kind=kind)

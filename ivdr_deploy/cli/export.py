@@ -137,6 +137,7 @@ def _report(bundle: Bundle, path: Path, left_out: Mapping[str, str], *, as_json:
                 "name": manifest.name,
                 "variants": [variant.id for variant in manifest.variants],
                 "made": [variant.id for variant in made],
+                "dropped": list(bundle.dropped),
                 "left_out": dict(left_out),
                 "unverified": [variant.id for variant in manifest.variants if not variant.verified],
             }
@@ -151,6 +152,7 @@ def _report(bundle: Bundle, path: Path, left_out: Mapping[str, str], *, as_json:
         *([f"PASS: {', '.join(judged)}"] if judged else []),
         *([f"built, but not run here: {', '.join(not_run)}"] if not_run else []),
         *([f"as they were: {', '.join(held)}"] if held else []),
+        *([f"taken out, being of a former ONNX file: {', '.join(bundle.dropped)}"] if bundle.dropped else []),
         f"{manifest.name} {manifest.version} with {', '.join(manifest.output_names)} -> {path}",
     ]
     done("; ".join(parts), next_command=("ivdr", "verify", path, "--videos", "test.csv"))

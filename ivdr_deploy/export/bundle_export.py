@@ -132,7 +132,7 @@ def add_variants(path: str | Path, steps: Sequence[Request], options: StepOption
     with changed_bundle(bundle) as draft:
         for request in planned:
             STEPS[request].add(draft, options)
-    return replace(open_bundle(path), made=tuple(draft.made))
+    return replace(open_bundle(path), made=tuple(draft.made), dropped=tuple(draft.dropped))
 
 
 def choose_outputs(info: CheckpointInfo, *, include_stale: bool) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ CHECKPOINT_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
 REFERENCE_ID = "torch-fp32"
 ONNX_ID = "onnx-fp32"
+INT8_TRT_ID = "onnx-int8-trt"
 
 
 def golden_of(draft: Draft) -> Golden:

@@ -14,7 +14,7 @@ from ivdr_deploy.artifacts.manifest import OutputParity, Target, Variant
 from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.export.aoti_steps import compile_and_prove, package_notes, package_targets
 from ivdr_deploy.export.calibration import Calibration, calibration_clips
-from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, ONNX_ID
+from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, INT8_TRT_ID, ONNX_ID
 from ivdr_deploy.export.onnx_steps import held_variant, keeping, note_kept, onnx_metadata, prove_onnx
 from ivdr_deploy.spec import RuntimeName
 
@@ -56,7 +56,15 @@ def add_onnx_int8_trt(draft: Draft, calibration: Calibration) -> None:
     """
     from ivdr_deploy.export.int8.qdq import insert_pairs
 
-    _add_onnx(draft, calibration, insert_pairs, weight_bits=8, variant_id="onnx-int8-trt", target=Target())
+    _add_onnx(draft, calibration, insert_pairs, weight_bits=8, variant_id=INT8_TRT_ID, target=Target())
+
+
+def holds_int8_trt(draft: Draft, calibration: Calibration) -> bool:
+    """Say whether the draft has the file of ``add_onnx_int8_trt`` already, calibrated on the same list."""
+    return any(
+        variant.id == INT8_TRT_ID and variant.build.get("calibration_data") == calibration.videos.data_hash
+        for variant in draft.variants
+    )
 
 
 def add_aoti_int8(draft: Draft, calibration: Calibration) -> None:

@@ -11,7 +11,7 @@ from ivdr_deploy.artifacts.bundle import Draft
 from ivdr_deploy.errors import ConfigError, IvdrError
 from ivdr_deploy.export.aoti_steps import add_aoti, package_targets
 from ivdr_deploy.export.calibration import Calibration
-from ivdr_deploy.export.int8_steps import add_aoti_int8, add_onnx_int8, add_onnx_int8_trt
+from ivdr_deploy.export.int8_steps import add_aoti_int8, add_onnx_int8, add_onnx_int8_trt, holds_int8_trt
 from ivdr_deploy.export.onnx_steps import add_onnx
 from ivdr_deploy.export.torch_steps import add_torch, require_gpu
 from ivdr_deploy.export.trt_steps import add_tensorrt
@@ -130,7 +130,9 @@ def _calibration(options: StepOptions) -> Calibration:
 
 
 def _add_tensorrt_int8(draft: Draft, options: StepOptions) -> None:
-    add_onnx_int8_trt(draft, _calibration(options))
+    calibration = _calibration(options)
+    if not holds_int8_trt(draft, calibration):  # another plan may be of the same file, for another GPU
+        add_onnx_int8_trt(draft, calibration)
     add_tensorrt(draft, options.compute_capabilities, precision="int8")
 
 

@@ -76,6 +76,29 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, swap: str
     assert names(tmp_path) == ["bundle"]
 
 
+def test_a_folder_is_flushed_with_all_that_is_in_it_before_it_appears(
+    tmp_path: Path, swap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = set()
+    target, flush = tmp_path / "bundle", os.fsync
+
+    def noted(descriptor: int) -> None:
+        if not (target / "new").exists():
+            flushed.add(os.fstat(descriptor).st_ino)
+        flush(descriptor)
+
+    replace_folder(target, "first")
+    monkeypatch.setattr(os, "fsync", noted)
+    with atomic_directory(target) as temporary:
+        (temporary / "new").write_text("new")
+        (temporary / "deep" / "er").mkdir(parents=True)
+        (temporary / "deep" / "er" / "file").write_text("file")
+        (temporary / "link").symlink_to("nowhere")
+    found = [path for path in (target, *target.rglob("*")) if not path.is_symlink()]
+    assert len(found) == 5
+    assert {path.stat().st_ino for path in found} <= flushed
+
+
 def test_an_empty_folder_is_replaced_and_a_file_is_not(tmp_path: Path, swap: str) -> None:
     (tmp_path / "empty").mkdir()
     replace_folder(tmp_path / "empty", "new")

@@ -14,7 +14,7 @@ import pytest
 
 from ivdr_deploy.artifacts import bundle as bundle_module
 from ivdr_deploy.artifacts.bundle import Bundle, Draft, changed_bundle, new_bundle, open_bundle
-from ivdr_deploy.artifacts.manifest import OutputParity, Variant, write_manifest
+from ivdr_deploy.artifacts.manifest import OutputParity, Target, Variant, write_manifest
 from ivdr_deploy.errors import ArtifactError, FolderError
 
 
@@ -22,7 +22,9 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def add(draft: Draft, *names: str, variant_id: str = "onnx-int8", text: str = "weights") -> Variant:
+def add(
+    draft: Draft, *names: str, variant_id: str = "onnx-int8", text: str = "weights", of: str = "onnx-fp32"
+) -> Variant:
     """A step that adds a variant of some small files."""
     for name in names:
         draft.add_file(name, kind="model").write_text(text)
@@ -32,7 +34,7 @@ def add(draft: Draft, *names: str, variant_id: str = "onnx-int8", text: str = "w
         runtime="onnxruntime",
         precision="int8",
         files=names,
-        derived_from="onnx-fp32",
+        derived_from=of,
         parity=(parity,),
     )
     draft.add_variant(variant)
@@ -53,6 +55,43 @@ def test_a_variant_is_added_and_everything_else_stays(tiny_bundle_copy: Path) ->
     assert {name for name in old if old[name] != new[name]} == {"manifest.json", "MODEL_CARD.md"}
     assert "`onnx-int8`" in new["MODEL_CARD.md"].decode()
     assert [path.name for path in tiny_bundle_copy.parent.iterdir()] == ["bundle"]
+
+
+def add_plan(draft: Draft, variant_id: str, *, of: str) -> None:
+    draft.add_file(f"{variant_id}.engine", kind="model").write_text("plan")
+    draft.add_file(f"{variant_id}.engine.json", kind="sidecar").write_text("{}")
+    draft.add_variant(
+        Variant(
+            id=variant_id,
+            runtime="tensorrt",
+            precision="int8",
+            provider="tensorrt",
+            target=Target(device="cuda", compute_capabilities=("8.6",)),
+            files=(f"{variant_id}.engine", f"{variant_id}.engine.json"),
+            derived_from=of,
+        )
+    )
+
+
+@pytest.mark.parametrize("text", ["weights", "other weights"])
+def test_plans_of_a_file_that_changes_are_taken_out_and_named(tiny_bundle_copy: Path, text: str) -> None:
+    with changed_bundle(open_bundle(tiny_bundle_copy)) as draft:
+        add(draft, "int8.onnx", variant_id="onnx-int8-trt")
+        add(draft, "other.onnx", variant_id="onnx-int8-other", of="onnx-int8-trt")
+        add_plan(draft, "trt-int8-sm86", of="onnx-int8-trt")
+        add_plan(draft, "trt-fp32-sm86", of="onnx-fp32")
+    assert draft.dropped == []
+    old = open_bundle(tiny_bundle_copy)
+    with changed_bundle(old) as draft:
+        add(draft, "int8.onnx", variant_id="onnx-int8-trt", text=text)
+        add_plan(draft, "trt-int8-sm89", of="onnx-int8-trt")
+    new = open_bundle(tiny_bundle_copy)
+    gone = ["trt-int8-sm86"] if text != "weights" else []
+    assert draft.dropped == gone
+    held = {variant.id for variant in old.manifest.variants}
+    assert {variant.id for variant in new.manifest.variants} == held - {*gone} | {"trt-int8-sm89"}
+    for name in ("trt-int8-sm86.engine", "trt-int8-sm86.engine.json"):
+        assert (tiny_bundle_copy / name).exists() != bool(gone)
 
 
 def test_an_exception_leaves_the_old_bundle_byte_for_byte(tiny_bundle_copy: Path) -> None:

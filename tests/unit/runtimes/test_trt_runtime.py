@@ -9,7 +9,7 @@ from bundles import TINY_CLIP, keep_variants, reseal
 from requirements import missing
 from videos import numbered_video
 
-from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.manifest import Variant, labels_sha256
 from ivdr_deploy.artifacts.sidecar import BatchProfile, EngineInfo, read_sidecar, write_sidecar
 from ivdr_deploy.errors import (
@@ -80,6 +80,43 @@ def test_a_plan_computes_in_the_types_of_its_onnx_file(
     assert sizes[".engine"] > 10_000
     if not torch.cuda.is_available():
         assert not plan.verified
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tensorrt may build where there is a GPU")
+def test_a_plan_for_another_gpu_shares_the_int8_file_of_the_same_list(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    from ivdr_deploy.datasets.lists import read_video_list
+    from ivdr_deploy.export.bundle_export import add_variants
+    from ivdr_deploy.export.calibration import Calibration
+    from ivdr_deploy.export.steps import StepOptions
+    from ivdr_deploy.video.reader import VideoLimits
+
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    for index in range(7):
+        numbered_video(tmp_path / f"{index}.mp4", num_frames=20 + index, size=(64, 48))
+    lists = [tmp_path / "six.csv", tmp_path / "seven.csv"]
+    for path, count in zip(lists, (6, 7), strict=True):
+        path.write_text("path\n" + "".join(f"{index}.mp4\n" for index in range(count)))
+
+    def add(target: str, path: Path) -> Bundle:
+        videos = Calibration(videos=read_video_list(path), limits=VideoLimits())
+        options = StepOptions(calibration=videos, compute_capabilities=(target,))
+        return add_variants(folder, [("trt", "int8")], options)
+
+    def plans(bundle: Bundle) -> list[str]:
+        for held in bundle.manifest.variants:
+            if held.runtime == "tensorrt":  # each is of the file that lies there
+                digest = bundle.manifest.entry("onnx-int8-trt.onnx").sha256
+                assert read_sidecar(bundle.variant_file(held)).onnx_sha256 == digest
+        return [held.id for held in bundle.manifest.variants if held.runtime == "tensorrt"]
+
+    add("8.6", lists[0])
+    second = add("8.9", lists[0])
+    assert (plans(second), second.dropped) == (["trt-int8-sm86", "trt-int8-sm89"], ())
+    assert second.made == ("trt-int8-sm89",)
+    third = add("8.9", lists[1])
+    assert (plans(third), third.dropped) == (["trt-int8-sm89"], ("trt-int8-sm86",))
 
 
 def test_adding_a_plan_adds_a_variant_and_keeps_the_rest(built: Path, tiny_bundle: Path) -> None:
