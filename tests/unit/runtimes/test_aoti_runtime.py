@@ -1,6 +1,7 @@
 """Packages compiled ahead of time: they compute what torch does, and never run where they do not fit or unasked."""
 
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from ivdr_deploy.export.aoti_steps import package_targets
 from ivdr_deploy.export.bundle_export import add_variants
 from ivdr_deploy.export.calibration import Calibration
 from ivdr_deploy.export.steps import StepOptions
+from ivdr_deploy.export.to_aoti import compile_package
+from ivdr_deploy.models.network import build_model
 from ivdr_deploy.runtimes import aoti_runtime, registry
 from ivdr_deploy.runtimes.aoti_runtime import LABELS_KEY, AotiRuntime
 from ivdr_deploy.runtimes.base import infer_all
@@ -29,6 +32,7 @@ from ivdr_deploy.runtimes.variants import choose_variant, open_variant
 from ivdr_deploy.serving.core.settings import ServiceSettings
 from ivdr_deploy.serving.torchserve.archive import build_archive
 from ivdr_deploy.serving.torchserve.settings import EndpointSettings
+from ivdr_deploy.spec import ClipSpec, ModelSpec
 from ivdr_deploy.video.reader import VideoLimits
 
 needs_compiler = pytest.mark.skipif(
@@ -92,6 +96,21 @@ def test_a_compiled_package_computes_what_torch_does_in_any_batch(
         assert runtime.name == "aoti"
     assert choose_variant(opened, package.id)[0] == package
     assert verify_bundle(folder, variants=[package.id]).passed
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_threads_of_a_package_do_not_meet_at_every_pixel(tmp_path: Path) -> None:
+    """They would take 40 times as long as one thread alone."""
+    clip = ClipSpec(num_frames=16, short_side=112, crop_size=112)
+    model = build_model(ModelSpec(backbone="tiny", num_classes=5, num_slots=0, clip_dim=0), clip).eval()
+    path = tmp_path / "tiny.pt2"
+    compile_package(model, path, clip=clip, outputs=("logits",), device="cpu", instruction_set="avx2")
+    with zipfile.ZipFile(path) as archive:
+        (kernels,) = [name for name in archive.namelist() if name.endswith(".kernel.cpp")]
+        lines = archive.read(kernels).decode().splitlines()
+    begun = [line for line in lines if line.lstrip().startswith("#pragma omp parallel")]
+    assert {len(line) - len(line.lstrip()) for line in begun} == {4}, "threads begin inside a loop"
 
 
 @pytest.mark.slow
