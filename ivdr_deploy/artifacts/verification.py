@@ -35,7 +35,7 @@ FIGURES: dict[str, str] = {
 """Name -> meaning of what ``Verification.figures`` may hold. What does not apply, or is infinite, is left out."""
 
 
-_NAMED = 12
+_NAMED = 13
 """Checks that are named when they failed: all that there are."""
 
 

@@ -163,7 +163,7 @@ def _print_report(report: VerifyReport, *, rechecked: bool) -> None:
     golden = [(variant.id, entry) for variant in report.variants for entry in variant.golden]
     if golden:
         console.print(parity_table(golden, "golden clips: difference from the recorded outputs"))
-    elif not rechecked:
+    elif not rechecked and not any(variant.record and variant.record.failure for variant in report.variants):
         print_text("the bundle holds no golden clips: none were replayed")
     for name, difference in report.decode_mean_diff.items():
         print_text(f"golden video {name}: decoded within {difference:.2f} levels")

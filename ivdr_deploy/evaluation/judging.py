@@ -75,13 +75,15 @@ def judge(record: VariantRecord, thresholds: Thresholds) -> VariantReport:
 def _checks(
     report: VariantReport, record: VariantRecord, limits: Thresholds, scale: float
 ) -> Iterator[Check]:
+    if record.failure:
+        yield Check(name="runs", passed=False, text=f"it failed {record.failure}, expected to run through")
     yield from _parity_checks("golden", report.golden, "the recorded outputs of the golden clips", limits)
     yield from _parity_checks("outputs", report.parity, "the reference's outputs", limits)
     if record.videos.uris:
         yield Check(
             name="finite",
             passed=not record.not_finite,
-            text=f"NaN or infinity for {record.not_finite} videos, expected none",
+            text=f"NaN, infinity or nothing for {record.not_finite} videos, expected none",
         )
     if report.agreement is not None:
         yield from _label_checks(report, limits)

@@ -105,8 +105,11 @@ class VariantRecord:
     outputs: tuple[OutputParity, ...] = ()
     """Against the reference, over every clip of the videos; empty for the reference itself."""
 
+    failure: str = ""
+    """What it raised first, and on what: the golden clips, videos, batches. Empty where it ran through."""
+
     not_finite: int = 0
-    """Videos for which it gave NaN or infinity."""
+    """Videos for which it gave NaN or infinity, or nothing since it raised."""
 
     bad_videos: int = 0
     """Listed videos that could not be used."""

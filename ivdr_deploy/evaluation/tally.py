@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.artifacts.golden import Golden
 from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputParity, Variant
 from ivdr_deploy.datasets.lists import VideoItem
+from ivdr_deploy.errors import InferenceError
 from ivdr_deploy.evaluation.invariance import (
     PROBE_CLIPS,
     BatchInvariance,
@@ -41,13 +44,26 @@ class Tally:
     def __init__(self, variant: Variant, runtime: Runtime, golden: Golden) -> None:
         self.variant, self.runtime, self._golden = variant, runtime, golden
         self.items: list[VideoItem] = []
-        self._replayed = replay_golden(golden, runtime)
+        self.failure = ""
+        """What it raised first, and on what; empty while it runs through."""
+
+        self._replayed: tuple[OutputParity, ...] = ()
         self._probabilities: list[np.ndarray] = []
         self._features: list[np.ndarray] = []
         self._parity: dict[str, OutputParity] = {}
         self._not_finite = 0
         self._batch: BatchInvariance | None = None
         self._sensitivity: tuple[Sensitivity, ...] = ()
+        with self.blamed("on the golden clips"):
+            self._replayed = replay_golden(golden, runtime)
+
+    @contextmanager
+    def blamed(self, doing: str) -> Iterator[None]:
+        """Run the variant: what it raises in the block is its own failure, and ends no other's verdict."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # a runtime raises what it likes
+            self.failure = self.failure or f"{doing} ({_what(error)})"
 
     def add(
         self, item: VideoItem, outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]
@@ -72,10 +88,11 @@ class Tally:
             batches: Whether to make batches of them, or only compare with the calls over the videos.
         """
         if probes := choose_probes(self._golden, seen):
-            batch, alone = measure_batches(self.runtime, probes, place=place, batches=batches)
-            if batch.sizes or batch.calls:
-                self._batch = batch
-            self._sensitivity = measure_sensitivity(self.runtime, probes, alone)
+            with self.blamed("on clips alone, in batches or in reverse"):
+                batch, alone = measure_batches(self.runtime, probes, place=place, batches=batches)
+                if batch.sizes or batch.calls:
+                    self._batch = batch
+                self._sensitivity = measure_sensitivity(self.runtime, probes, alone)
 
     def record(self, reference: Tally, manifest: ArtifactManifest, facts: Mapping[str, Any]) -> VariantRecord:
         """Sum up, beside the reference; ``facts`` are the fields that all records of a run share."""
@@ -87,6 +104,7 @@ class Tally:
             tolerance=TOLERANCE[self.runtime.precision],
             golden=self._replayed,
             outputs=tuple(self._parity.values()),
+            failure=self.failure,
             not_finite=self._not_finite,
             batch=self._batch,
             sensitivity=self._sensitivity,
@@ -122,9 +140,14 @@ class Tally:
 
 
 class SideBySide(Runtime):
-    """Feeds every batch to several runtimes, so that a video is decoded once; outputs are named ``place/name``."""
+    """Feeds every batch to several variants, so that a video is decoded once; outputs are named ``place/name``.
 
-    def __init__(self, runtimes: Sequence[Runtime]) -> None:
+    The first is what the others are held against. Where another one raises, NaN stands for its outputs: the variant
+    failed on these videos, and the videos are no worse for it.
+    """
+
+    def __init__(self, tallies: Sequence[Tally]) -> None:
+        runtimes = [tally.runtime for tally in tallies]
         first = runtimes[0]
         self.name, self.precision, self.output_names = first.name, first.precision, first.output_names
         self.call_clips = min(runtime.call_clips for runtime in runtimes)
@@ -132,11 +155,24 @@ class SideBySide(Runtime):
         self.seen: list[Probe] = []
         """A few of the clips that came by, of different videos where a call held several."""
 
-        self._runtimes = tuple(runtimes)
+        self._tallies = tuple(tallies)
 
     def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
-        """Run one batch on all of them; see ``Runtime.infer``."""
-        given = [runtime.infer(video) for runtime in self._runtimes]
+        """Run one batch on all of them; see ``Runtime.infer``.
+
+        Raises:
+            InferenceError: if the first one raises: there is nothing to compare with.
+        """
+        first, *others = self._tallies
+        try:
+            expected = first.runtime.infer(video)
+        except Exception as error:
+            raise InferenceError(f"the reference {first.variant.id} fails ({_what(error)})") from error
+        given = [expected]
+        for tally in others:
+            given.append({name: np.full_like(value, np.nan) for name, value in expected.items()})
+            with tally.blamed(f"on {len(video)} clips of videos"):
+                given[-1] = _shaped(tally.runtime.infer(video), expected)
         for place in {0, len(video) - 1}:
             if len(self.seen) < PROBE_CLIPS:
                 found = tuple({name: value[place] for name, value in one.items()} for one in given)
@@ -157,6 +193,17 @@ class SideBySide(Runtime):
 
     def close(self) -> None:
         """Nothing: whoever opened the runtimes closes them."""
+
+
+def _shaped(found: dict[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    shapes, wanted = ({name: value.shape for name, value in one.items()} for one in (found, expected))
+    if shapes != wanted:
+        raise InferenceError(f"it gives {quoted(shapes)}, expected {quoted(wanted)}")
+    return found
+
+
+def _what(error: Exception) -> str:
+    return f"{type(error).__name__}: {reason_of(error)}"
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

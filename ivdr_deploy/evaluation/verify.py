@@ -13,7 +13,13 @@ from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
-from ivdr_deploy.errors import ArtifactError, DataError, EngineIncompatibleError, MissingDependencyError
+from ivdr_deploy.errors import (
+    ArtifactError,
+    DataError,
+    EngineIncompatibleError,
+    InferenceError,
+    MissingDependencyError,
+)
 from ivdr_deploy.evaluation.invariance import Probe
 from ivdr_deploy.evaluation.judging import judge
 from ivdr_deploy.evaluation.records import now, read_record
@@ -42,7 +48,7 @@ def verify_bundle(
     decoder_skew: bool = False,
     track: Track = untracked,
 ) -> VerifyReport:
-    """Measure and judge a bundle. A variant that cannot run here has not passed.
+    """Measure and judge a bundle. A variant that cannot run here, or fails on the way, has not passed.
 
     The bundle stays as it is: ``records.keep_records`` puts what was measured into it.
 
@@ -66,6 +72,7 @@ def verify_bundle(
             skew needs.
         DataError: if the list is not usable, a label in it is unknown to the model, or none of its videos can
             be used.
+        InferenceError: if the reference fails on a video.
     """
     bundle = open_bundle(path)
     manifest = bundle.manifest
@@ -223,7 +230,7 @@ def _measure(
     bad_videos: tuple[BadVideo, ...] = ()
     seen: Sequence[Probe] = ()
     if videos is not None:
-        together = SideBySide([tally.runtime for tally in everyone])
+        together = SideBySide(everyone)
         bad_videos = _run_videos(bundle, videos, everyone, together, reading, track)
         seen = together.seen
     for tally in track(judged, len(judged), "trying batch sizes"):
@@ -247,6 +254,11 @@ def _run_videos(
         outcomes = predictor.predict_many(item.path for item in videos.items)
         watched: Sequence[Outcome] = track(outcomes, len(videos.items), "verifying")  # type: ignore[assignment]
         for item, outcome in zip(videos.items, watched, strict=True):
+            if isinstance(outcome.error, InferenceError):  # of the first: the others never raise
+                raise InferenceError(
+                    f"{item.uri}: {outcome.error.message}, so the variants cannot be compared on it",
+                    hint="take this video out of the list, or verify where the reference can run it",
+                )
             if outcome.error is not None:
                 bad.append(BadVideo(uri=item.uri, **outcome.error.to_dict()))
                 continue

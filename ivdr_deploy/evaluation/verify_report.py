@@ -21,8 +21,8 @@ class Check:
     """One thing that a variant was judged by."""
 
     name: str
-    """``golden``, ``outputs``, ``cosine``, ``finite``, ``agreement``, ``sure_flips``, ``accuracy``, ``recall``,
-    ``confidence``, ``abstain``, ``batch`` or ``sensitivity``."""
+    """``runs`` (only where it did not), ``golden``, ``outputs``, ``cosine``, ``finite``, ``agreement``, ``sure_flips``,
+    ``accuracy``, ``recall``, ``confidence``, ``abstain``, ``batch`` or ``sensitivity``."""
 
     passed: bool
     text: str

@@ -80,8 +80,10 @@ def test_of_one_class_no_retrieval_is_counted(tiny_bundle: Path) -> None:
         assert (judge(record, thresholds_for("fp32")).recall is None) == (not asked)
 
 
-def test_runtimes_side_by_side_keep_their_outputs_apart_and_a_few_clips() -> None:
-    together = SideBySide([Network(), Network(2.0)])
+def test_variants_side_by_side_keep_their_outputs_apart_and_a_few_clips(tiny_bundle: Path) -> None:
+    variants = open_bundle(tiny_bundle).manifest.variants
+    networks = (Network(), Network(2.0))
+    together = SideBySide([Tally(*pair, Golden()) for pair in zip(variants, networks, strict=True)])
     clips = np.arange(6, dtype=np.uint8)[:, None, None, None, None] * np.ones((1, 2, 2, 2, 3), np.uint8)
     one, two = SideBySide.apart(together.infer(clips), 2)
     assert one["feature"].ravel().tolist() == [0, 1, 2, 3, 4, 5]
