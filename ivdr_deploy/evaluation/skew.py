@@ -8,7 +8,6 @@ from contextlib import ExitStack
 import numpy as np
 
 from ivdr_deploy._console import Track
-from ivdr_deploy._optional import require
 from ivdr_deploy.artifacts.golden_video import compare_clips
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.errors import VideoError
@@ -28,11 +27,7 @@ def measure_skew(
         videos: The list.
         reading: Makes a predictor of a model and a ``decoder``.
         track: Wraps the run over the videos.
-
-    Raises:
-        MissingDependencyError: if OpenCV is not installed.
     """
-    require("cv2", extra="opencv")
     with ExitStack() as stack:
         pyav, opencv = (stack.enter_context(reading(model, decoder=name)) for name in ("pyav", "opencv"))
         watched: Iterable[VideoItem] = track(videos.items, len(videos.items), "decoding twice")

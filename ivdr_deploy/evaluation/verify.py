@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ivdr_deploy._console import Track, untracked
+from ivdr_deploy._optional import require
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.manifest import Variant
@@ -74,6 +75,8 @@ def verify_bundle(
             be used.
         InferenceError: if the reference fails on a video.
     """
+    if decoder_skew:
+        require("cv2", extra="opencv")  # before the minutes of work that would be lost
     bundle = open_bundle(path)
     manifest = bundle.manifest
     chosen = [bundle.variant(name) for name in dict.fromkeys(variants)] or list(manifest.variants)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,20 @@ def test_verify_shows_how_the_decoders_differ(ivdr, tiny_bundle: Path, videos: P
     compared = [video for video in skew if not video["error"]]
     assert compared
     assert all(video["mean_diff"] < 5 and video["expected"] for video in compared)
+
+
+@pytest.mark.parametrize("keeping", [(), ("--no-record",)])
+def test_verify_says_before_any_work_that_opencv_is_absent(
+    ivdr, tiny_bundle_copy: Path, videos: Path, monkeypatch: pytest.MonkeyPatch, keeping: tuple[str, ...]
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setattr("ivdr_deploy.evaluation.verify.open_variant", pytest.fail)
+    before = (tiny_bundle_copy / "manifest.json").read_bytes()
+    words = ("--data", videos / "test.csv", "--decoder-skew", *keeping)
+    code, stdout, stderr = ivdr("verify", tiny_bundle_copy, *words)
+    assert (code, stdout, stderr.count("\n")) == (6, "", 1)
+    assert "ivdr-deploy[opencv]" in stderr
+    assert (tiny_bundle_copy / "manifest.json").read_bytes() == before
 
 
 def test_verify_fails_on_a_wrong_model(ivdr, tiny_bundle: Path, videos: Path, tmp_path: Path) -> None:
