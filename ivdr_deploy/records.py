@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import math
 import re
 import types
 import typing
@@ -21,6 +23,47 @@ T = TypeVar("T")
 
 _MOST_NAMES = 100
 """That one field of a foreign file may hold."""
+
+_DEEPEST = 100
+"""Tables and lists inside one another in a foreign file. Settings of real networks have some ten; what is deeper by far
+ends the recursion of whoever writes it again."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON that somebody else wrote; what it gives can be written as JSON again.
+
+    Raises:
+        ValueError: if it is no JSON, holds NaN, infinity or a number that is none of a float, or is nested too deep.
+    """
+    too_deep = f"it is nested deeper than {_DEEPEST} levels"
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(too_deep) from error
+    level = [values]
+    for _ in range(_DEEPEST + 1):
+        if any(isinstance(value, float) and not math.isfinite(value) for value in level):
+            raise ValueError("it holds NaN, infinity or a number as large, which JSON does not have")
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    if level:
+        raise ValueError(too_deep)
+    return values
+
+
+def require_range(what: str, *values: float, least: float = 0.0, most: float = math.inf) -> None:
+    """Refuse numbers that no measurement gives.
+
+    Raises:
+        ConfigError: if one is NaN, below ``least`` or above ``most``.
+    """
+    for value in values:
+        if not least <= value <= most:
+            raise ConfigError(f"the {what} is {value:g}, expected {least:g} to {most:g}")
 
 
 def to_dict(record: Any) -> Any:

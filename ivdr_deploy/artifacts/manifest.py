@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from ivdr_deploy.artifacts import former
 from ivdr_deploy.artifacts.speed import Speed
 from ivdr_deploy.artifacts.verification import Verification
 from ivdr_deploy.errors import ArtifactError, ConfigError
-from ivdr_deploy.records import from_dict, require_plain, to_dict
+from ivdr_deploy.records import from_dict, require_plain, require_range, to_dict
 from ivdr_deploy.spec import (
     FORMAT_VERSION,
     ClipSpec,
@@ -72,9 +73,14 @@ class OutputParity:
     tolerance: float
     """Largest ``max_abs_diff`` that passes."""
 
+    def __post_init__(self) -> None:
+        require_range("difference of an output", self.max_abs_diff)  # infinite where nothing can be compared
+        require_range("cosine of an output", self.min_cosine, least=-1.001, most=1.001)  # rounding
+        require_range("tolerance of an output", self.tolerance, most=sys.float_info.max)
+
     @property
     def passed(self) -> bool:
-        """Whether the difference is within the tolerance (NaN never is)."""
+        """Whether the difference is within the tolerance."""
         return self.max_abs_diff <= self.tolerance
 
 

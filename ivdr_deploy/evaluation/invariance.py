@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import numpy as np
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.golden import Golden
 from ivdr_deploy.artifacts.manifest import OutputParity
+from ivdr_deploy.errors import ConfigError
+from ivdr_deploy.records import require_range
 from ivdr_deploy.results import softmax
 from ivdr_deploy.runtimes.base import Runtime
 from ivdr_deploy.runtimes.compare import compare_outputs
@@ -86,6 +90,9 @@ class BatchInvariance:
     outputs: tuple[OutputParity, ...]
     """Largest differences from the clip alone."""
 
+    def __post_init__(self) -> None:
+        require_range("margin of a flip over batches", self.max_flip_margin, most=1.0)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sensitivity:
@@ -97,6 +104,14 @@ class Sensitivity:
 
     error: float
     """The same measure between variant and reference, on the same clips; at least the rounding of fp32."""
+
+    def __post_init__(self) -> None:
+        require_range("movement of an output", self.moved, most=sys.float_info.max)
+        require_range("error of an output that moves", self.error, most=sys.float_info.max)
+        if self.moved and not self.error:
+            raise ConfigError(
+                f"the output {quoted(self.output)} moves by {self.moved:g} and has no error at all"
+            )
 
     @property
     def ratio(self) -> float:

@@ -20,7 +20,7 @@ from ivdr_deploy.artifacts.manifest import OutputParity, Variant
 from ivdr_deploy.artifacts.verification import Verification
 from ivdr_deploy.errors import ArtifactError, ConfigError, FolderError
 from ivdr_deploy.evaluation.invariance import BatchInvariance, Sensitivity
-from ivdr_deploy.records import from_dict, to_dict
+from ivdr_deploy.records import from_dict, parse_json, require_range, to_dict
 from ivdr_deploy.spec import Precision
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class VideoColumns:
         columns = (getattr(self, column.name) for column in fields(self))
         if any(len(column) not in (0, len(self.uris)) for column in columns):
             raise ConfigError(f"columns of different lengths for {len(self.uris)} videos")
+        require_range("margin of a video", *self.margins, most=1.0)
+        require_range("confidence of a video", *self.expected_confidence, *self.confidence, most=1.0)
         for together in (
             ("expected", "found", "margins", "expected_confidence", "confidence"),
             ("expected_hits", "hits"),
@@ -155,10 +157,10 @@ def read_record(bundle: Bundle, variant: Variant) -> VariantRecord:
         raise ArtifactError(f"{bundle.path} holds no record of a verification of {variant.id}", hint=_HINT)
     path = bundle.path / held.record
     try:
-        values = json.loads(read_bounded(path, _MOST_BYTES))
+        values = parse_json(read_bounded(path, _MOST_BYTES))
         _restore(values)
         record = from_dict(VariantRecord, values, where=str(path))
-    except (ConfigError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(
             f"{path} is not the record of a verification ({reason_of(error, most=300)})", hint=_HINT
         ) from error

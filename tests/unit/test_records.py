@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 
 from ivdr_deploy.errors import ConfigError
-from ivdr_deploy.records import from_dict, to_dict
+from ivdr_deploy.records import from_dict, parse_json, require_range, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,37 @@ def test_a_record_survives_the_way_to_a_dict_and_back() -> None:
         switch=True,
     )
     assert from_dict(Outer, to_dict(record), where="test") == record
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1,", b"\xff", "[" * 100_000, "9" * 5000, '{"a": ' * 600 + "1" + "}" * 600]
+)
+def test_json_that_cannot_be_read_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # each says it in its own words
+        parse_json(text)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+@pytest.mark.parametrize("around", ["{}", "[{}]", '{{"a": [1, {{"b": {}}}]}}'])
+def test_numbers_that_json_does_not_have_are_refused_wherever_they_stand(number: str, around: str) -> None:
+    with pytest.raises(ValueError, match="JSON does not have"):
+        parse_json(around.format(number))
+    assert parse_json(around.format("1e308"))
+
+
+def test_what_is_nested_as_deep_as_any_file_of_ours_is_read() -> None:
+    for begin, end in (("[", "]"), ('{"a": ', "}")):
+        to_dict(parse_json(begin * 100 + "1" + end * 100))
+        with pytest.raises(ValueError, match="deeper than 100 levels"):
+            parse_json(begin * 101 + "1" + end * 101)
+
+
+def test_numbers_out_of_range_are_named() -> None:
+    require_range("share", 0.0, 1.0, most=1.0)
+    require_range("difference", float("inf"))
+    for value in (-1.0, 1.5, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"the share is {value:g}, expected 0 to 1"):
+            require_range("share", 0.5, value, most=1.0)
 
 
 def test_an_unknown_key_names_the_nearest_known_one() -> None:

@@ -161,6 +161,49 @@ def test_a_record_with_a_tolerance_that_cannot_be_is_refused(kept: Path, toleran
         recheck_bundle(kept)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("sensitivity", 0, "error"), "0", "has no error at all"),
+        (("sensitivity", 0, "moved"), "-1", "movement of an output is -1"),
+        (("sensitivity", 0, "error"), "-1", "error of an output that moves is -1"),
+        (("sensitivity", 0, "moved"), "1e999", "JSON does not have"),
+        (("golden", 0, "tolerance"), "Infinity", "JSON does not have"),
+        (("outputs", 0, "tolerance"), "1e999", "JSON does not have"),
+        (("outputs", 0, "tolerance"), "-1", "tolerance of an output is -1"),
+        (("outputs", 0, "max_abs_diff"), "-5", "difference of an output is -5"),
+        (("outputs", 0, "max_abs_diff"), "NaN", "JSON does not have"),
+        (("outputs", 0, "min_cosine"), "1e300", "cosine of an output is 1e"),
+        (("batch", "outputs", 0, "tolerance"), "-1", "tolerance of an output is -1"),
+        (("batch", "max_flip_margin"), "-1", "margin of a flip over batches is -1"),
+        (("videos", "confidence", 0), "NaN", "JSON does not have"),
+        (("videos", "confidence", 0), "1e300", "confidence of a video is 1e"),
+        (("videos", "confidence", 0), "-0.5", "confidence of a video is -0.5"),
+        (("videos", "expected_confidence", 5), "1.5", "confidence of a video is 1.5"),
+        (("videos", "margins", 0), "-Infinity", "JSON does not have"),
+        (("videos", "margins", 0), "-1", "margin of a video is -1"),
+        (("tolerance",), "Infinity", "JSON does not have"),
+    ],
+)
+def test_a_record_of_numbers_that_nothing_measures_is_refused(
+    kept: Path, place: tuple[str | int, ...], value: str, said: str
+) -> None:
+    """Such a number would pass whatever stands beside it, or end in an error of a library."""
+    path = kept / "verify-onnx-fp32.json"
+    values = json.loads(path.read_text())
+    inner = values
+    for key in place[:-1]:
+        inner = inner[key]
+    assert inner[place[-1]] is not None
+    inner[place[-1]] = "HERE"
+    path.write_text(json.dumps(values).replace('"HERE"', value))
+    reseal(kept)
+    with pytest.raises(ArtifactError, match="is not the record of a verification") as caught:
+        recheck_bundle(kept)
+    assert said in caught.value.message
+    assert caught.value.hint
+
+
 def test_the_verdict_says_how_many_videos_it_does_not_speak_of(
     bundle: Path, videos: Path, tmp_path: Path
 ) -> None:
