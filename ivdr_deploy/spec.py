@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import to_dict
 
@@ -304,6 +306,17 @@ class CheckpointInfo:
             len(self.labels) == self.model.num_classes,
             f"{len(self.labels)} labels for a classifier of {self.model.num_classes} classes",
         )
+
+
+def require_outputs(names: Sequence[str]) -> None:
+    """Refuse names that no output of ours has: nothing would know what it is, or look for NaN in it.
+
+    Raises:
+        ConfigError: if one is none of ``OUTPUT_NAMES``, or stands there twice.
+    """
+    for place, name in enumerate(names):
+        _require(name in OUTPUT_NAMES, f"the output {quoted(name)} is none of {', '.join(OUTPUT_NAMES)}")
+        _require(name not in names[:place], f"there are two outputs {quoted(name)}")
 
 
 def canonical_json(value: Any) -> str:

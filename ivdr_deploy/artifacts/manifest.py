@@ -31,6 +31,7 @@ from ivdr_deploy.spec import (
     TrainingState,
     ViewPlan,
     canonical_json,
+    require_outputs,
 )
 
 MANIFEST_FILE = "manifest.json"
@@ -200,7 +201,7 @@ class ArtifactManifest:
     def __post_init__(self) -> None:
         require_plain("name", self.name)
         require_plain("version", self.version, self.ivdr_version)
-        require_plain("name of an output", *self.output_names)
+        require_outputs(self.output_names)
         if self.contract_hash != self.clip.contract_hash:
             raise ConfigError(
                 f"the contract hash {self.contract_hash[:12]} is not that of the contract "

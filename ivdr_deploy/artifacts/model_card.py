@@ -175,9 +175,8 @@ def _limits(manifest: ArtifactManifest) -> str:
             "- It answers with one of its labels for every video, also for one that shows none of them."
         )
     if failed := metrics.get("test_videos_failed"):
-        lines.append(
-            f"- {failed:g} of the {metrics['test_videos']:.6g} test videos could not be used; they count as wrong."
-        )
+        among = f" of the {total:.6g}" if (total := metrics.get("test_videos")) else ""
+        lines.append(f"- {failed:g}{among} test videos could not be used; they count as wrong.")
     if "video_accuracy" not in metrics and manifest.labels:
         lines.append(
             "- Its accuracy was not measured at training time; `ivdr verify BUNDLE --videos LIST` does."

@@ -10,7 +10,7 @@ from ivdr_deploy._text import reason_of
 from ivdr_deploy.artifacts import former
 from ivdr_deploy.errors import ArtifactError, ConfigError
 from ivdr_deploy.records import from_dict, require_plain, to_dict
-from ivdr_deploy.spec import FORMAT_VERSION, ClipSpec, Precision, ViewPlan, canonical_json
+from ivdr_deploy.spec import FORMAT_VERSION, ClipSpec, Precision, ViewPlan, canonical_json, require_outputs
 
 _PREFIX = "ivdr."
 
@@ -38,7 +38,7 @@ class OnnxMetadata:
     def __post_init__(self) -> None:
         require_plain("name", self.name)
         require_plain("version", self.version, self.ivdr_version)
-        require_plain("name of an output", *self.outputs)
+        require_outputs(self.outputs)
         require_plain("instruction set", *filter(None, [self.instruction_set]))
 
     def to_props(self) -> dict[str, str]:

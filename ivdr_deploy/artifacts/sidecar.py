@@ -17,7 +17,7 @@ from ivdr_deploy.artifacts import former
 from ivdr_deploy.artifacts.manifest import MOST_BYTES
 from ivdr_deploy.errors import ArtifactError, ConfigError
 from ivdr_deploy.records import from_dict, require_plain, to_dict
-from ivdr_deploy.spec import FORMAT_VERSION, Precision
+from ivdr_deploy.spec import FORMAT_VERSION, Precision, require_outputs
 
 Provider = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -63,7 +63,7 @@ class EngineInfo:
         require_plain("version of the provider", self.provider_version)
         require_plain("compute capability", *self.compute_capabilities)
         require_plain("hash", self.contract_hash, self.onnx_sha256)
-        require_plain("name of an output", *self.outputs)
+        require_outputs(self.outputs)
 
 
 def sidecar_path(engine: Path) -> Path:

@@ -120,7 +120,7 @@ class OrtRuntime(Runtime):
                 f"{path} computes in {own}, expected {precision}",
                 hint="file and manifest belong to different models; export the bundle again",
             )
-        self.output_names = tuple(held if output_names is None else output_names)
+        self.output_names = self.metadata.outputs if output_names is None else tuple(output_names)
         if not set(self.output_names) <= set(held):
             raise ArtifactError(
                 f"{path} has the outputs {quoted_few(held)}, expected {', '.join(self.output_names)}"

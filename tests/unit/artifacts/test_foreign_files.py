@@ -72,17 +72,17 @@ def test_a_name_that_would_be_a_line_of_its_own_is_refused_wherever_it_stands(
         lambda: replace(manifest, name=name),
         lambda: replace(manifest, version=name),
         lambda: replace(manifest, ivdr_version=name),
-        lambda: replace(manifest, outputs=(replace(output, name=name),)),
         lambda: Verification(**{**verdict, "runtime": name}),
         lambda: Verification(**{**verdict, "measured_at": name}),
         lambda: Target(compute_capabilities=("8.6", name)),
         lambda: FileEntry(path=name, sha256="0", size_bytes=1, kind="model"),
         *(lambda key=key: EngineInfo(**{**plan, key: name}) for key in ("provider_version", "onnx_sha256")),
-        *(
-            lambda key=key: EngineInfo(**{**plan, key: (name,)})
-            for key in ("compute_capabilities", "outputs")
-        ),
+        lambda: EngineInfo(**{**plan, "compute_capabilities": (name,)}),
         *(lambda key=key: OnnxMetadata(**{**onnx, key: name}) for key in ("name", "version", "ivdr_version")),
+    ]
+    outputs: list[Callable[[], object]] = [
+        lambda: replace(manifest, outputs=(replace(output, name=name),)),
+        lambda: EngineInfo(**{**plan, "outputs": (name,)}),
         lambda: OnnxMetadata(**{**onnx, "outputs": (name,)}),
     ]
     if name:  # these may be left empty
@@ -94,6 +94,10 @@ def test_a_name_that_would_be_a_line_of_its_own_is_refused_wherever_it_stands(
     EngineInfo(**plan), OnnxMetadata(**onnx), Verification(**verdict)  # type: ignore[arg-type]  # sound but for the name
     for attempt in attempts:
         with pytest.raises(ConfigError, match="expected one line of 1 to") as caught:
+            attempt()
+        said(caught.value)
+    for attempt in outputs:
+        with pytest.raises(ConfigError, match="is none of logits, feature, inter, intra") as caught:
             attempt()
         said(caught.value)
 
@@ -194,7 +198,7 @@ def test_every_check_that_failed_is_named_in_a_verdict() -> None:
         "recall",
         "confidence",
     )
-    names += ("abstain", "batch", "sensitivity")
+    names += ("abstain", "batch", "sensitivity", "runs")
     given: dict[str, Any] = {
         "record": "r.json",
         "variant_sha256": "0",
@@ -205,7 +209,7 @@ def test_every_check_that_failed_is_named_in_a_verdict() -> None:
     verdict = str(Verification(failed=names, measured_at="now", runtime="r", **given))
     assert verdict == f"FAIL ({', '.join(names)}) over 3 videos of l.csv"
     many = str(Verification(failed=("x\n" * 500,) * 40, measured_at="now", runtime="r", **given))
-    assert "and 28 more" in many
+    assert "and 27 more" in many
     assert one_line(many) == many
     assert len(many) < 12 * 450
 

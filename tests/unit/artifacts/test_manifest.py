@@ -19,6 +19,7 @@ from ivdr_deploy.artifacts.manifest import (
     read_manifest,
     write_manifest,
 )
+from ivdr_deploy.artifacts.model_card import render_model_card
 from ivdr_deploy.errors import ArtifactError, ConfigError
 from ivdr_deploy.spec import FORMAT_VERSION
 
@@ -165,8 +166,10 @@ def test_a_variant_is_verified_by_a_measurement_that_passed() -> None:
         id="a", runtime="onnxruntime", precision="fp32", files=("a",), derived_from="r", parity=(near,)
     )
     assert variant.verified
-    for bad in (1e-3, float("nan"), float("inf")):
+    for bad in (1e-3, float("inf")):
         assert not replace(variant, parity=(near, replace(near, max_abs_diff=bad))).verified
+    with pytest.raises(ConfigError, match="difference of an output is nan"):
+        replace(near, max_abs_diff=float("nan"))
     assert not replace(variant, parity=()).verified  # it was never run
     assert replace(variant, parity=(), derived_from=None).verified  # it is the reference
 
@@ -174,3 +177,37 @@ def test_a_variant_is_verified_by_a_measurement_that_passed() -> None:
 def test_logits_need_a_label_each(manifest: ArtifactManifest) -> None:
     with pytest.raises(ConfigError, match=r"6 labels for logits of shape \(7,\)"):
         replace(manifest, outputs=(OutputSpec(name="logits", shape=(7,)),))
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (("embedding",), "the output 'embedding' is none of logits, feature, inter, intra"),
+        (("feature", "Logits"), "the output 'Logits' is none of"),
+        (("feature", "feature"), "there are two outputs 'feature'"),
+    ],
+)
+def test_outputs_that_nothing_looks_at_are_refused(
+    written: Values, names: tuple[str, ...], reason: str
+) -> None:
+    """Such an output was never searched for NaN, and the card had no words for it after all the work."""
+    written["outputs"] = [{"name": name, "shape": [8]} for name in names]
+    assert reason in refusal(sealed(written))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"test_videos_failed": 3.0}, "\n- 3 test videos could not be used"),
+        ({"test_videos_failed": 3.0, "test_videos": 20.0}, "\n- 3 of the 20 test videos could not be used"),
+        ({"test_videos_failed": 0.0}, ""),
+        ({"test_videos": 20.0}, ""),
+    ],
+)
+def test_the_card_needs_no_metric_beside_another(
+    manifest: ArtifactManifest, metrics: dict[str, float], said: str
+) -> None:
+    provenance = replace(manifest.provenance, metrics=metrics)
+    card = render_model_card(replace(manifest, provenance=provenance), golden_clips=2)
+    assert said in card
+    assert ("could not be used" in card) == bool(said)

@@ -50,6 +50,16 @@ def test_missing_or_broken_metadata_is_refused(props) -> None:
         OnnxMetadata.from_props(props, where="m.onnx")
 
 
+@pytest.mark.parametrize(
+    "outputs", ['["embedding"]', '["logits", "embedding"]', '["inter", "inter"]', '[""]']
+)
+def test_outputs_that_nothing_looks_at_are_refused(outputs: str) -> None:
+    with pytest.raises(
+        ArtifactError, match=r"m\.onnx .*(is none of logits, feature, inter, intra|two outputs)"
+    ):
+        OnnxMetadata.from_props({**METADATA.to_props(), "ivdr.outputs": outputs}, where="m.onnx")
+
+
 def test_a_contract_that_is_not_the_one_of_its_hash_is_refused() -> None:
     props = replace(METADATA, contract=ClipSpec(num_frames=4)).to_props()
     with pytest.raises(ArtifactError, match="not the one of its hash"):

@@ -167,6 +167,19 @@ def test_an_onnx_file_runs_without_its_bundle(tiny_bundle: Path) -> None:
     )
 
 
+def test_an_onnx_file_gives_the_outputs_that_it_speaks_of(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Another one in its graph is none of ours: nobody would look for NaN in it."""
+    proto = onnx.load(tiny_bundle / "model.onnx")
+    proto.graph.node.append(onnx.helper.make_node("Identity", ["inter"], ["embedding"]))
+    shape = next(output for output in proto.graph.output if output.name == "inter").type
+    proto.graph.output.append(onnx.helper.make_value_info("embedding", shape))
+    onnx.save(proto, tmp_path / "more.onnx")
+    model = open_model(tmp_path / "more.onnx")
+    with model.runtime as runtime:
+        assert "embedding" not in {*model.output_names, *runtime.infer(clips(1))}
+        assert model.output_names == open_model(tiny_bundle / "model.onnx").output_names
+
+
 def test_choices_that_make_no_sense_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     checkpoint = make_tiny_checkpoint(tmp_path / "a.safetensors")
     for path in (checkpoint, tiny_bundle / "model.onnx"):
