@@ -6,7 +6,6 @@ Tensors are named ``model.<state key>`` and ``golden.video``; the metadata entry
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ivdr_deploy._files import atomic_path
 from ivdr_deploy._text import is_utf8, quoted, reason_of
 from ivdr_deploy.artifacts import former
 from ivdr_deploy.errors import CheckpointError, ClipShapeError, ConfigError, ContractMismatchError
-from ivdr_deploy.records import from_dict, to_dict
+from ivdr_deploy.records import from_dict, parse_json, to_dict
 from ivdr_deploy.spec import CheckpointInfo, ClipSpec, canonical_json
 
 if TYPE_CHECKING:
@@ -92,14 +91,14 @@ def read_checkpoint_info(path: str | Path) -> CheckpointInfo:
             hint="use one written by `python -m train`",
         )
     try:
-        values = json.loads(metadata[_METADATA_KEY])
+        values = parse_json(metadata[_METADATA_KEY])
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: its description is {type(values).__name__}, expected a table")
         version = former.check_version(values.get("format_version"), where=str(path), error=CheckpointError)
         if version == 1:
             values = former.upgrade_checkpoint(values, where=str(path))
         return from_dict(CheckpointInfo, values, where=str(path))
-    except (ValueError, RecursionError, ConfigError) as error:
+    except (ValueError, ConfigError) as error:
         raise CheckpointError(
             f"{path} describes itself wrongly ({reason_of(error, most=300)})", hint="train again"
         ) from error

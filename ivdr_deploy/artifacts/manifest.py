@@ -19,7 +19,7 @@ from ivdr_deploy.artifacts import former
 from ivdr_deploy.artifacts.speed import Speed
 from ivdr_deploy.artifacts.verification import Verification
 from ivdr_deploy.errors import ArtifactError, ConfigError
-from ivdr_deploy.records import from_dict, require_plain, require_range, to_dict
+from ivdr_deploy.records import from_dict, parse_json, require_plain, require_range, to_dict
 from ivdr_deploy.spec import (
     FORMAT_VERSION,
     ClipSpec,
@@ -305,11 +305,11 @@ def read_manifest(content: str | bytes, *, where: str) -> ArtifactManifest:
         where: Name of the file, for error messages.
 
     Raises:
-        ArtifactError: if it is not JSON, of a later format version, changed since it was written, or
-            incomplete.
+        ArtifactError: if it is not JSON, nested without end, of a later format version, changed since it was written,
+            or incomplete.
     """
     try:
-        values = json.loads(content)
+        values = parse_json(content)
         if not isinstance(values, dict) or "format_version" not in values:
             raise ArtifactError(f"{where} is not the manifest of a bundle", hint=EXPORT_AGAIN)
         version = former.check_version(values["format_version"], where=where, error=ArtifactError)
@@ -323,8 +323,7 @@ def read_manifest(content: str | bytes, *, where: str) -> ArtifactManifest:
         return manifest
     except ConfigError as error:
         raise ArtifactError(error.message, hint=error.hint or EXPORT_AGAIN) from error
-    except (ValueError, RecursionError) as error:
-        # No JSON, or too deep, or with a text or a number that cannot be written back.
+    except ValueError as error:  # no JSON, or with a text or a number that cannot be written back
         raise ArtifactError(
             f"{where} is not readable JSON ({reason_of(error)})", hint=EXPORT_AGAIN
         ) from error

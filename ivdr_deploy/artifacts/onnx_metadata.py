@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ivdr_deploy._text import reason_of
 from ivdr_deploy.artifacts import former
 from ivdr_deploy.errors import ArtifactError, ConfigError
-from ivdr_deploy.records import from_dict, require_plain, to_dict
+from ivdr_deploy.records import from_dict, parse_json, require_plain, to_dict
 from ivdr_deploy.spec import FORMAT_VERSION, ClipSpec, Precision, ViewPlan, canonical_json, require_outputs
 
 _PREFIX = "ivdr."
@@ -69,12 +68,12 @@ class OnnxMetadata:
             raise ArtifactError(f"{where} carries no metadata of ivdr_deploy", hint=hint)
         texts = {"name", "version", "contract_hash", "precision", "instruction_set", "ivdr_version"}
         try:
-            values = {key: value if key in texts else json.loads(value) for key, value in ours.items()}
+            values = {key: value if key in texts else parse_json(value) for key, value in ours.items()}
             version = former.check_version(values.get("format_version"), where=where, error=ArtifactError)
             if version == 1:
                 values = former.upgrade_onnx_metadata(values, where=where)
             metadata = from_dict(cls, values, where=where)
-        except (ConfigError, ValueError, RecursionError) as error:
+        except (ConfigError, ValueError) as error:
             raise ArtifactError(
                 f"the metadata of {where} cannot be read ({reason_of(error)})", hint=hint
             ) from error

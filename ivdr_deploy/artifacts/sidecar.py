@@ -16,7 +16,7 @@ from ivdr_deploy._text import reason_of
 from ivdr_deploy.artifacts import former
 from ivdr_deploy.artifacts.manifest import MOST_BYTES
 from ivdr_deploy.errors import ArtifactError, ConfigError
-from ivdr_deploy.records import from_dict, require_plain, to_dict
+from ivdr_deploy.records import from_dict, parse_json, require_plain, to_dict
 from ivdr_deploy.spec import FORMAT_VERSION, Precision, require_outputs
 
 Provider = Literal["tensorrt", "tensorrt_rtx"]
@@ -88,9 +88,9 @@ def read_sidecar(engine: Path) -> EngineInfo:
     if not path.is_file():
         raise ArtifactError(f"{path} is missing", hint=hint)
     try:
-        values = json.loads(read_bounded(path, MOST_BYTES))
+        values = parse_json(read_bounded(path, MOST_BYTES))
         if isinstance(values, dict):
             former.check_version(values.get("format_version"), where=str(path), error=ArtifactError)
         return from_dict(EngineInfo, values, where=str(path))
-    except (OSError, ValueError, RecursionError, ConfigError) as error:
+    except (OSError, ValueError, ConfigError) as error:
         raise ArtifactError(f"{path} cannot be read ({reason_of(error)})", hint=hint) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from ivdr_deploy._files import read_bounded
 from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.artifacts.manifest import MOST_BYTES
 from ivdr_deploy.errors import CheckpointError
-from ivdr_deploy.spec import canonical_json
+from ivdr_deploy.records import parse_json
 
 PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -94,14 +93,13 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if it cannot be read, or holds something else.
     """
     try:
-        values = json.loads(read_bounded(path, MOST_BYTES))
-        canonical_json(values)  # refuses NaN and infinity, which a manifest cannot hold
+        values = parse_json(read_bounded(path, MOST_BYTES))
     except OSError as error:
         raise CheckpointError(
             f"{one_line(path)} cannot be read ({error.strerror})",
             hint="give the folder of a model, as hf:FOLDER",
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{one_line(path)} is not readable JSON ({quoted(str(error))})") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{one_line(path)} is not a table of settings")

@@ -57,6 +57,11 @@ def _metadata(path: Path) -> dict[str, object]:
     return json.loads(header["__metadata__"]["ivdr"])
 
 
+def nested(levels: int) -> list[object]:
+    """A list in a list in a list."""
+    return json.loads("[" * levels + "]" * levels)  # type: ignore[no-any-return]
+
+
 def refusal(path: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path)
@@ -189,11 +194,16 @@ def test_a_description_that_is_none_is_refused(path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (lambda info: info["clip"].update(mean=[float("nan")] * 3), "mean must be finite"),
+        (lambda info: info["clip"].update(mean=[float("nan")] * 3), "JSON does not have"),
+        (lambda info: info["provenance"]["metrics"].update(loss=float("inf")), "JSON does not have"),
+        (lambda info: info["provenance"]["config"]["optim"].update(lr=float("nan")), "JSON does not have"),
+        (lambda info: info["model"]["backbone_config"].update(eps=[-float("inf")]), "JSON does not have"),
+        (lambda info: info["provenance"]["config"].update(deep=nested(200)), "deeper than 100 levels"),
+        (lambda info: info["model"]["backbone_config"].update(deep=nested(200)), "deeper than 100 levels"),
         (lambda info: info["view_plan"].update(num_clips=0), "num_clips"),
         (lambda info: info.update(labels=["one"]), "1 labels for a classifier of 2"),
     ],
-    ids=["nan", "plan", "labels"],
+    ids=["nan", "metric", "setting", "backbone", "deep", "deep backbone", "plan", "labels"],
 )
 def test_a_description_of_something_impossible_is_refused(path: Path, change, word: str) -> None:
     edit(path, lambda _, info: change(info))

@@ -48,6 +48,11 @@ def sealed(values: Values) -> str:
     return json.dumps({**content, DIGEST_KEY: hashlib.sha256(canonical_json(content).encode()).hexdigest()})
 
 
+def nested(levels: int) -> list[object]:
+    """A list in a list in a list."""
+    return json.loads("[" * levels + "]" * levels)  # type: ignore[no-any-return]
+
+
 def refusal(text: str | bytes) -> str:
     with pytest.raises(ArtifactError) as caught:
         read_manifest(text, where="manifest.json")
@@ -113,10 +118,12 @@ def test_an_edited_manifest_is_refused(written: Values, change: Callable[[Values
         (lambda values: values.pop("outputs"), "'outputs' is missing"),
         (lambda values: values.update(format_version=True), "format version True"),
         (lambda values: values.update(format_version=None), "format version None"),
+        (lambda values: values["provenance"]["config"].update(deep=nested(200)), "deeper than 100 levels"),
+        (lambda values: values["model"]["backbone_config"].update(deep=nested(600)), "deeper than 100 levels"),
     ],
     ids=[
         "contract", "ids", "references", "files", "no files", "labels", "runtime", "key", "list", "table",
-        "missing", "bool", "none",
+        "missing", "bool", "none", "deep", "deep backbone",
     ],
 )  # fmt: skip
 def test_a_manifest_that_contradicts_itself_is_refused(

@@ -42,8 +42,9 @@ def test_props_are_readable_without_this_package() -> None:
         {**METADATA.to_props(), "ivdr.labels": "[" * 100_000},
         {**METADATA.to_props(), "ivdr.format_version": "[" * 500 + "]" * 500},
         {**METADATA.to_props(), "ivdr.contract": '{"mean": [NaN, 0, 0]}'},
+        {**METADATA.to_props(), "ivdr.labels": "[" * 200 + "]" * 200},
     ],
-    ids=["none", "few", "cut", "deep", "deeper", "nan"],
+    ids=["none", "few", "cut", "deep", "deeper", "nan", "nested"],
 )
 def test_missing_or_broken_metadata_is_refused(props) -> None:
     with pytest.raises(ArtifactError, match=r"m\.onnx"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ivdr_deploy.artifacts.manifest import DIGEST_KEY, MANIFEST_FILE
 from ivdr_deploy.scoring.shard import METADATA_KEY
+from ivdr_deploy.spec import canonical_json
 
 
 def shard(path: Path, metadata: bytes) -> Path:
@@ -23,6 +27,22 @@ def test_a_number_that_json_does_not_have_is_refused(ivdr, tmp_path: Path, numbe
         code, out, err = ivdr("show", path, *words)
         assert (code, out) == (5, "")
         assert err.startswith(f"ivdr: {path} holds what JSON does not have (")
+
+
+@pytest.mark.parametrize("words", [("show",), ("show", "--json"), ("predict",), ("verify",)])
+def test_settings_nested_without_end_are_refused_by_whoever_opens_the_bundle(
+    ivdr, tiny_bundle_copy: Path, words: tuple[str, ...]
+) -> None:
+    path = tiny_bundle_copy / MANIFEST_FILE
+    values = json.loads(path.read_text())
+    values["provenance"]["config"] = {"deep": json.loads("[" * 600 + "]" * 600)}
+    del values[DIGEST_KEY]
+    digest = hashlib.sha256(canonical_json(values).encode()).hexdigest()
+    path.write_text(json.dumps({DIGEST_KEY: digest, **values}))
+    video = [tiny_bundle_copy / "golden_h264.mp4"] if words == ("predict",) else []
+    code, out, err = ivdr(*words, tiny_bundle_copy, *video)
+    assert (code, out, err.count("\n")) == (5, "", 1)
+    assert "manifest.json is not readable JSON (it is nested deeper than 100 levels)" in err
 
 
 def test_what_a_file_says_is_one_line_and_not_megabytes(ivdr, tmp_path: Path) -> None:
