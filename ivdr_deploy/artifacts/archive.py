@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import struct
 import zipfile
 import zlib
@@ -26,6 +27,19 @@ LIST_FILE = "ivdr-files.json"
 """Name of every other member of the archive, and its SHA-256."""
 
 PACK_AGAIN = "make it again with `ivdr archive BUNDLE`"
+
+ZIP_DAMAGE = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+)
+"""All of what zipfile raises for damage; NotImplementedError and RecursionError are RuntimeErrors."""
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a zip member: the lengths of its name and of its extra field, which follow."""
@@ -52,16 +66,7 @@ def opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except ArtifactError:
         raise
-    # All of what zipfile raises for damage; NotImplementedError and RecursionError are RuntimeErrors.
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        ValueError,
-        RuntimeError,
-        struct.error,
-    ) as error:
+    except ZIP_DAMAGE as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise
         raise ArtifactError(

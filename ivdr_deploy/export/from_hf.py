@@ -181,11 +181,21 @@ class _OwnProcessor:
         )
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Make normalised float (T, 3, h, w) of uint8 frames (T, H, W, 3)."""
+        """Make normalised float (T, 3, h, w) of uint8 frames (T, H, W, 3).
+
+        Raises:
+            CheckpointError: if the processor cannot do it here.
+        """
         video = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        done = self.processor([video], return_tensors="pt", do_sample_frames=False)
-        pixels: torch.Tensor = done[self.pixels][0]
-        return pixels.numpy()
+        try:
+            done = self.processor([video], return_tensors="pt", do_sample_frames=False)
+            pixels: torch.Tensor = done[self.pixels][0]
+            return pixels.numpy()
+        except Exception as error:  # transformers raises what it likes, as where it was built
+            raise CheckpointError(
+                f"{self.where}: the model's own preprocessing fails ({quoted(reason_of(error))})",
+                hint="a setting in that file asks for what this machine, or transformers, does not have: take it out",
+            ) from error
 
 
 def _require_plain(folder: Path, config: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from torchvision.models import get_model_weights
 from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.errors import CheckpointError, ConfigError
 from ivdr_deploy.export.importing import Imported, assign_weights, read_file
-from ivdr_deploy.export.torch_file import damaged_member, foreign_name, is_packed
+from ivdr_deploy.export.torch_file import damage, foreign_name, is_packed
 from ivdr_deploy.models.network import build_model
 from ivdr_deploy.spec import ClipSpec, ModelSpec, ViewPlan
 
@@ -151,9 +151,9 @@ def _state_dict(content: bytes, where: str) -> dict[str, Tensor]:
             f"{where} is packed, and unpacks to more than it holds",
             hint="give the file as torch.save wrote it, which packs nothing",
         )
-    if damaged := damaged_member(content):
+    if found := damage(content):
         raise CheckpointError(
-            f"{where} is damaged: {quoted(damaged)} in it does not have its checksum",
+            f"{where} is damaged: {found}",
             hint="copy it again, or download it again",
         )
     try:

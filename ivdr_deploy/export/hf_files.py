@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ivdr_deploy._files import read_bounded
-from ivdr_deploy._text import one_line, quoted
+from ivdr_deploy._text import is_plain, one_line, quoted
 from ivdr_deploy.artifacts.manifest import MOST_BYTES
 from ivdr_deploy.errors import CheckpointError
 from ivdr_deploy.records import parse_json
@@ -52,7 +52,9 @@ def weights_files(folder: Path) -> list[Path]:
         return [found]
     table = read_json(found).get("weight_map")
     names = list(table.values()) if isinstance(table, dict) else []
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    if not names or not all(
+        isinstance(name, str) and is_plain(name) and Path(name).name == name for name in names
+    ):
         raise CheckpointError(
             f"{one_line(found)} does not say in which files of its folder the weights are",
             hint="fetch the folder again",

@@ -99,6 +99,8 @@ def read_arrays(content: bytes, *, where: str) -> dict[tuple[str, ...], np.ndarr
     try:
         _check_memo(content)
         root = _Reader(io.BytesIO(content)).load()
+        if not isinstance(root, dict):  # an array alone has no name
+            raise CheckpointError(f"expected nested dicts of arrays, found {_kind(root)} alone")
         arrays = dict(_flatten(root, (), set()))
         if sum(array.nbytes for array in arrays.values()) > len(content):
             raise CheckpointError("its arrays share their bytes")
@@ -133,6 +135,8 @@ def _flatten(
         for key, inner in value.items():
             yield from _flatten(inner, (*path, str(key)), seen)
     else:
-        raise CheckpointError(
-            f"expected nested dicts of arrays, found {type(value).__name__} at {quoted(name)}"
-        )
+        raise CheckpointError(f"expected nested dicts of arrays, found {_kind(value)} at {quoted(name)}")
+
+
+def _kind(value: object) -> str:
+    return "an array" if isinstance(value, _Array) else type(value).__name__

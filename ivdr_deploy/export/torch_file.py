@@ -7,6 +7,15 @@ import pickle
 import zipfile
 from typing import Any
 
+from ivdr_deploy._text import quoted, reason_of
+from ivdr_deploy.artifacts.archive import ZIP_DAMAGE
+
+_ARCHIVE = b"PK\x03\x04"
+"""How a file begins that torch reads as an archive."""
+
+_FOLDER = 0x10
+"""Attribute of a member; torch takes memory for such a tensor, and reads nothing into it."""
+
 _OWN = ("torch.", "collections.OrderedDict")
 _MAX_BYTES = 64 << 20
 """Of the pickle in an archive; names of tensors take some hundred bytes each."""
@@ -66,18 +75,24 @@ def is_packed(content: bytes) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return sum(info.file_size for info in archive.infolist()) > len(content)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except ZIP_DAMAGE:
         return False
 
 
-def damaged_member(content: bytes) -> str:
-    """Name the first part of an archive whose checksum is wrong, which torch does not look at.
+def damage(content: bytes) -> str:
+    """Say what is wrong with an archive: torch looks at no checksum, and reads over much else.
 
     Returns:
-        Empty where all are right, or the file is no archive.
+        Empty where all is right, or the file is no archive to torch, as its old form is none.
     """
+    if not content.startswith(_ARCHIVE):
+        return ""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return archive.testzip() or ""
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):
-        return ""
+            folders = [info.filename for info in archive.infolist() if info.external_attr & _FOLDER]
+            name = archive.testzip()
+    except ZIP_DAMAGE as error:
+        return reason_of(error)
+    if folders:
+        return f"{quoted(folders[0])} in it is marked as a folder"
+    return f"{quoted(name)} in it does not have its checksum" if name else ""

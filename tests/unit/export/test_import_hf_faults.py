@@ -138,13 +138,37 @@ def test_weights_in_several_files_are_all_named_by_their_digests(changeable: Pat
     index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
     origin = from_hf.read(str(changeable), None).origin
     assert origin["sha256"] == ", ".join(sha256_file(changeable / file) for file in halves)
-    for wrong in ({}, {names[0]: "../one.safetensors"}, {names[0]: 3}, [1]):
+    names_of_files = ("../one.safetensors", 3, "", "\ud800.safetensors", "a\0b", "a\nb", "a" * 256)
+    for wrong in ({}, [1], *({names[0]: name} for name in names_of_files)):
         index.write_text(json.dumps({"weight_map": wrong}))
         with pytest.raises(CheckpointError, match="does not say in which files"):
             from_hf.read(str(changeable), None)
     index.write_text(json.dumps({"weight_map": {**table, "x": "three.safetensors"}}))
     with pytest.raises(CheckpointError, match=r"three\.safetensors is not a readable"):
         from_hf.read(str(changeable), None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(
+            {"device": "cuda"},
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="only where it is not there"),
+        ),
+        {"device": "nowhere"},
+        {"device": "meta"},
+    ],
+)
+def test_a_processor_that_fails_when_it_is_called_is_named(
+    changeable: Path, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    change_json(changeable / "preprocessor_config.json", **changes)
+    with pytest.raises(
+        CheckpointError, match=r"preprocessor_config\.json: the model's own preprocessing fails"
+    ) as caught:
+        import_model(f"hf:{changeable}", tmp_path / "out")
+    assert "take it out" in caught.value.hint
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.bool])

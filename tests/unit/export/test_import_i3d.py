@@ -216,8 +216,11 @@ def test_what_cannot_be_read_ends_with_the_code_of_a_damaged_checkpoint_and_writ
     cut.write_bytes(random_weights.read_bytes()[:-1000])
     foreign = tmp_path / "foreign.ckpt"
     foreign.write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    alone = tmp_path / "alone.ckpt"
+    alone.write_bytes(pickle.dumps(np.zeros(3, np.float32), protocol=4))
     for weights, said in (
         (cut, "cut.ckpt is not a readable pickle"),
+        (alone, "alone.ckpt: expected nested dicts of arrays, found an array alone"),
         (foreign, "foreign.ckpt: the file names 'os.system'"),
         (tmp_path, "cannot be read"),
         (tmp_path / "absent", "cannot be read (No such file or directory)"),

@@ -19,7 +19,7 @@ from torchvision.models import get_model, get_model_weights
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.errors import CheckpointError
 from ivdr_deploy.export import from_torchvision
-from ivdr_deploy.export.from_torchvision import NETWORKS
+from ivdr_deploy.export.from_torchvision import NETWORKS, _state_dict
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.video import open_video
 from ivdr_deploy.video.clips import load_clips
@@ -126,7 +126,8 @@ def test_the_bundle_agrees_with_torchvision_from_the_decoded_frames_on(
     ("content", "said"),
     [
         (b"", "is not a readable file of torch.save"),
-        (b"PK\x03\x04 no zip", "is not a readable file of torch.save"),
+        (b"PK\x03\x04 no zip", "is damaged: File is not a zip file"),
+        (saved({"a": torch.zeros(2)})[:-50], "is damaged: File is not a zip file"),
         (b"cos\nsystem\n(S'touch ran'\ntR.", "names 'os.system'"),
         (pickle.dumps({"a": [{"b": Runs()}]}, protocol=0), "names 'posix.system'"),
         (pickle.dumps({"a": [{"b": Runs()}]}, protocol=2), "names 'posix.system'"),
@@ -159,6 +160,26 @@ def test_a_changed_bit_in_the_weights_is_found(weights: Path, tmp_path: Path) ->
     assert torch.load(tmp_path / "changed.pth", weights_only=True)
     with pytest.raises(CheckpointError, match=r"is damaged: '.*data/\d+' in it does not have its checksum"):
         from_torchvision.read("mc3_18", tmp_path / "changed.pth")
+
+
+def test_one_damaged_byte_anywhere_changes_no_weight_or_is_refused() -> None:
+    """Also in what describes the members: lengths, ways of compression, places, the record at the end."""
+    state = {"a": torch.arange(5.0)}
+    content = saved(state)
+    compressions = (8, 12, 14)  # deflate, bzip2 and LZMA, each with a library and errors of its own
+    folder = 0x10  # of which torch reads nothing
+    refused = []
+    for place, byte in enumerate(content):
+        for value in {*compressions, folder, 0xFF} - {byte}:
+            try:
+                found = _state_dict(content[:place] + bytes([value]) + content[place + 1 :], "w.pth")
+            except CheckpointError as error:
+                refused.append(error.message)
+                continue
+            assert found.keys() == state.keys(), (place, value)
+            assert all(torch.equal(found[key], state[key]) for key in state), (place, value)
+    assert len(refused) > len(content)
+    assert max(map(len, refused)) < 300
 
 
 def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(

@@ -64,6 +64,15 @@ def test_any_other_name_is_refused_and_nothing_runs(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("root", "found"),
+    [(np.zeros(3, "f4"), "an array"), ([ARRAYS], "list"), (3, "int"), ("\ud800", "str"), (None, "NoneType")],
+)
+def test_a_file_of_anything_but_a_dict_is_refused(root: Any, found: str) -> None:
+    with pytest.raises(CheckpointError, match=f"^w: expected nested dicts of arrays, found {found} alone"):
+        read_arrays(pickle.dumps(root, protocol=4), where="w")
+
+
 def test_a_file_cut_short_anywhere_is_an_error() -> None:
     content = pickle.dumps(ARRAYS, protocol=4)
     for length in range(len(content) - 1):
