@@ -88,8 +88,8 @@ def read_golden(folder: Path, *, clip: ClipSpec, outputs: Sequence[OutputSpec]) 
         value, shape = arrays[output.name], (count, *output.shape)
         if value.dtype != np.float32 or value.shape != shape or not np.isfinite(value).all():
             raise ArtifactError(
-                f"{path}: {output.name} has dtype {value.dtype} and shape {value.shape}, "
-                f"expected finite float32 {shape}",
+                f"{path}: {output.name} has dtype {value.dtype} and shape {quoted(value.shape)}, "
+                f"expected finite float32 {quoted(shape)}",
                 hint=EXPORT_AGAIN,
             )
     return Golden(video=video, expected=arrays, clips=clips)
@@ -98,7 +98,7 @@ def read_golden(folder: Path, *, clip: ClipSpec, outputs: Sequence[OutputSpec]) 
 def _check_clips(path: Path, name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
     if value.dtype != np.uint8 or value.shape != shape:
         raise ArtifactError(
-            f"{path}: {quoted(name)} has dtype {value.dtype} and shape {value.shape}, expected uint8 {shape}",
+            f"{path}: {quoted(name)} has dtype {value.dtype} and shape {quoted(value.shape)}, expected uint8 {shape}",
             hint=EXPORT_AGAIN,
         )
 
@@ -114,7 +114,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             sizes = [_array_bytes(archive, name) for name in archive.namelist()]
         if sum(sizes) > _MAX_BYTES:
             raise ArtifactError(
-                f"{path} claims to hold {sum(sizes)} bytes, the limit is {_MAX_BYTES}", hint=EXPORT_AGAIN
+                f"{path} claims to hold {quoted(sum(sizes))} bytes, the limit is {_MAX_BYTES}",
+                hint=EXPORT_AGAIN,
             )
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
@@ -129,9 +130,12 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _array_bytes(archive: zipfile.ZipFile, name: str) -> int:
     """Return the size in bytes that the header of an array claims."""
     with archive.open(name) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
-            version
-        ]
-        shape, _, dtype = read(stream)
+        if (version := np.lib.format.read_magic(stream)) != (
+            1,
+            0,
+        ):  # a later one may have gigabytes of header
+            raise ValueError(f"an array has the version {version} of the format, expected (1, 0)")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if any(axis < 0 for axis in shape):  # a negative size would make room for another array
+        raise ValueError(f"an array has the shape {quoted(shape)}")
     return math.prod(shape) * dtype.itemsize

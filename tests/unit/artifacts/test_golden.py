@@ -100,7 +100,9 @@ def claim(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
 
 
-@pytest.mark.parametrize("shape", [(98 << 30,), (1 << 20, *SHAPE), (10**30,)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(98 << 30,), (1 << 20, *SHAPE), (10**30,), (10**4000,)], ids=lambda shape: str(shape)[:40]
+)
 def test_a_claim_of_gigabytes_is_refused_before_it_is_believed(
     tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
@@ -108,6 +110,36 @@ def test_a_claim_of_gigabytes_is_refused_before_it_is_believed(
         archive.writestr("video.npy", claim(shape))
     tracemalloc.start()
     assert "claims to hold" in refusal(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(2 * 10**11,), (-2 * 10**11,)],
+        [(-(10**6), 10**6), (10**6, 10**6)],
+        [(-1, 10**12), (-(10**6), -(10**6))],
+        [(0, -1)],
+    ],
+    ids=str,
+)
+def test_a_negative_size_makes_no_room_for_another_array(
+    tmp_path: Path, shapes: list[tuple[int, ...]]
+) -> None:
+    with zipfile.ZipFile(tmp_path / GOLDEN_FILE, "w") as archive:
+        for number, shape in enumerate(shapes):
+            archive.writestr(f"clips:{number}.npy", claim(shape))
+    assert "an array has the shape (" in refusal(tmp_path)
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    """Only the second version of the format can have one; packed, it is a small file."""
+    size = 32 << 20
+    with zipfile.ZipFile(tmp_path / GOLDEN_FILE, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("video.npy", b"\x93NUMPY\x02\x00" + size.to_bytes(4, "little") + bytes(size))
+    tracemalloc.start()
+    assert "version (2, 0) of the format" in refusal(tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
