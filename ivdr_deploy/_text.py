@@ -89,7 +89,12 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def few(texts: Sequence[Any], *, most: int = 5, joint: str = ", ") -> str:
+    """Join the first of some texts and say how many more there are; ``none`` where there is none."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return joint.join(texts[:most]) + more or "none"
+
+
 def quoted_few(values: Sequence[Any], *, most: int = 5) -> str:
-    """Show the first of some foreign values and say how many more there are; ``none`` where there is none."""
-    more = f" and {len(values) - most} more" if len(values) > most else ""
-    return ", ".join(map(quoted, values[:most])) + more or "none"
+    """Show the first of some foreign values as ``few`` does."""
+    return few([*map(quoted, values[:most]), *values[most:]], most=most)

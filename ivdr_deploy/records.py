@@ -128,6 +128,16 @@ def require_plain(what: str, *names: str, most: int = NAMED) -> None:
             raise ConfigError(f"the {what} is {quoted(name)}, expected one line of 1 to {most} characters")
 
 
+def require_within(name: str, value: float, least: float, most: float) -> None:
+    """Refuse a number that nothing here could be made for: it decides how much memory or time something takes.
+
+    Raises:
+        ConfigError: if it is below ``least`` or above ``most``.
+    """
+    if not least <= value <= most:
+        raise ConfigError(f"{name} must be between {least} and {most}, found {quoted(value)}")
+
+
 def require_servable(name: str, version: str) -> None:
     """Refuse a name or version that cannot be a part of a URL, or would lead a file to another folder.
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError
-from ivdr_deploy.records import to_dict
+from ivdr_deploy.records import require_within, to_dict
 
 FORMAT_VERSION = 2
 """Of checkpoints, bundles, ONNX metadata and sidecars. Raised when an older reader could misread a newer file; older
@@ -32,6 +32,14 @@ MAX_BATCH = 64
 
 MAX_CLIPS = 1024
 """Clips that a view plan may take from one video."""
+
+_MOST_FRAMES = 4096
+_MOST_PIXELS = 8192
+"""Of a clip, and along one side: a contract is also read from foreign files, and decides what a clip takes."""
+
+_MOST_STRIDE = 1 << 16
+_MOST_FPS = 1000.0
+_MOST_HOP = 1 << 24
 
 OUTPUT_NAMES = ("logits", "feature", "inter", "intra")
 """Every output a network can have, in the order in which they are exported."""
@@ -58,7 +66,7 @@ def _require(condition: bool, message: str, hint: str = "") -> None:
 
 
 def _whole(name: str, value: float) -> int:
-    _require(value == int(value), f"{name} must be a whole number, found {value}")
+    _require(value == int(value), f"{name} must be a whole number, found {quoted(value)}")
     return int(value)
 
 
@@ -113,13 +121,17 @@ class ClipSpec:
             object.__setattr__(self, "target_fps", float(self.target_fps))
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) + 0.0 for value in getattr(self, name)))
-        for name in ("num_frames", "frame_stride", "crop_size"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, found {getattr(self, name)}")
+        require_within("num_frames", self.num_frames, 1, _MOST_FRAMES)
+        require_within("frame_stride", self.frame_stride, 1, _MOST_STRIDE)
+        require_within("crop_size", self.crop_size, 1, _MOST_PIXELS)
         _require(
             self.short_side >= 1 if self.exact_size is None else self.short_side == 0,
-            f"short_side is {self.short_side} and exact_size {self.exact_size}",
+            f"short_side is {quoted(self.short_side)} and exact_size {quoted(self.exact_size)}",
             "give a short side, or an exact size with short_side = 0",
         )
+        require_within("short_side", self.short_side, 0, _MOST_PIXELS)
+        for side in self.exact_size or ():
+            require_within("exact_size", side, 1, _MOST_PIXELS)
         smaller = min(self.exact_size) if self.exact_size else self.short_side
         _require(
             self.crop_size <= smaller,
@@ -127,8 +139,8 @@ class ClipSpec:
             "a crop must fit into the resized frame",
         )
         _require(
-            self.target_fps is None or 0 < self.target_fps < math.inf,
-            f"target_fps must be positive and finite, found {self.target_fps}",
+            self.target_fps is None or 0 < self.target_fps <= _MOST_FPS,
+            f"target_fps must be positive and at most {_MOST_FPS:g}, found {quoted(self.target_fps)}",
         )
         _require(all(map(math.isfinite, self.mean)), f"every mean must be finite, found {self.mean}")
         _require(
@@ -176,12 +188,12 @@ class ViewPlan:
     """1: the centre crop. 3: one at each end of the longer side and the centre, for each clip."""
 
     def __post_init__(self) -> None:
-        _require(self.spatial_crops in (1, 3), f"spatial_crops must be 1 or 3, found {self.spatial_crops}")
-        most = MAX_CLIPS // self.spatial_crops
         _require(
-            1 <= self.num_clips <= most, f"num_clips must be between 1 and {most}, found {self.num_clips}"
+            self.spatial_crops in (1, 3), f"spatial_crops must be 1 or 3, found {quoted(self.spatial_crops)}"
         )
-        _require(self.hop >= 0, f"hop must not be negative, found {self.hop}")
+        most = MAX_CLIPS // self.spatial_crops
+        require_within("num_clips", self.num_clips, 1, most)
+        require_within("hop", self.hop, 0, _MOST_HOP)
         _require(
             not self.hop or self.placement == "sliding", f"hop {self.hop} is for placement 'sliding' only"
         )
@@ -230,8 +242,10 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for name in ("num_slots", "clip_dim", "num_classes"):
-            _require(getattr(self, name) >= 0, f"{name} must not be negative, found {getattr(self, name)}")
-        _require(self.slot_dim >= 1, f"slot_dim must be at least 1, found {self.slot_dim}")
+            _require(
+                getattr(self, name) >= 0, f"{name} must not be negative, found {quoted(getattr(self, name))}"
+            )
+        _require(self.slot_dim >= 1, f"slot_dim must be at least 1, found {quoted(self.slot_dim)}")
         _require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), found {self.dropout}")
 
 
@@ -304,7 +318,7 @@ class CheckpointInfo:
     def __post_init__(self) -> None:
         _require(
             len(self.labels) == self.model.num_classes,
-            f"{len(self.labels)} labels for a classifier of {self.model.num_classes} classes",
+            f"{len(self.labels)} labels for a classifier of {quoted(self.model.num_classes)} classes",
         )
 
 

@@ -19,6 +19,7 @@ from ivdr_deploy.artifacts.golden import GOLDEN_FILE, Golden, read_golden
 from ivdr_deploy.artifacts.manifest import (
     EXPORT_AGAIN,
     MANIFEST_FILE,
+    SHOWN_VARIANTS,
     ArtifactManifest,
     FileEntry,
     FileKind,
@@ -72,7 +73,7 @@ class Bundle:
         for variant in self.manifest.variants:
             if variant.id == variant_id:
                 return variant
-        held = ", ".join(variant.id for variant in self.manifest.variants) or "none"
+        held = quoted_few([variant.id for variant in self.manifest.variants], most=SHOWN_VARIANTS)
         hint = "`ivdr export CHECKPOINT -o BUNDLE --trt` adds a TensorRT plan" if "trt" in variant_id else ""
         raise ArtifactError(
             f"{self.path} has no variant {quoted(variant_id)}; its variants are: {held}", hint=hint
@@ -312,7 +313,7 @@ def _check_file(folder: Path, entry: FileEntry) -> None:
     size = path.stat().st_size
     if size != entry.size_bytes:
         raise ArtifactError(
-            f"{path} has {size} bytes, the manifest says {entry.size_bytes}", hint=EXPORT_AGAIN
+            f"{path} has {size} bytes, the manifest says {quoted(entry.size_bytes)}", hint=EXPORT_AGAIN
         )
     digest = sha256_file(path)
     if digest != entry.sha256:

@@ -41,6 +41,11 @@ EXPORT_AGAIN = "copy the bundle again, or make it again with `ivdr export`"
 MOST_BYTES = 64 << 20
 """Of a manifest, as of any file of settings: the labels of a thousand classes take some 20 KB."""
 
+SHOWN_VARIANTS = 20
+"""That a message names: more than any export makes."""
+
+_MOST_VARIANTS = 100
+_MOST_AXES = 8
 _PATH = 1000
 """Characters of a file's path inside a bundle."""
 
@@ -171,6 +176,12 @@ class OutputSpec:
     shape: tuple[int, ...]
     """Without the batch axis."""
 
+    def __post_init__(self) -> None:
+        if len(self.shape) > _MOST_AXES or not all(1 <= axis < 1 << 31 for axis in self.shape):
+            raise ConfigError(
+                f"the shape of an output is {quoted(self.shape)}, expected at most {_MOST_AXES} sizes of 1 or more"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArtifactManifest:
@@ -209,6 +220,8 @@ class ArtifactManifest:
                 hint="the manifest was edited by hand; export the bundle again",
             )
         ids = [variant.id for variant in self.variants]
+        if len(ids) > _MOST_VARIANTS:
+            raise ConfigError(f"there are {len(ids)} variants, expected at most {_MOST_VARIANTS}")
         if len(set(ids)) != len(ids):
             raise ConfigError(f"two variants have the same id; found {quoted_few(ids)}")
         if len(first := [variant.id for variant in self.variants if variant.derived_from is None]) > 1:
@@ -234,7 +247,7 @@ class ArtifactManifest:
                 )
         for output in self.outputs:
             if output.name == "logits" and output.shape not in ((), (len(self.labels),)):
-                raise ConfigError(f"{len(self.labels)} labels for logits of shape {output.shape}")
+                raise ConfigError(f"{len(self.labels)} labels for logits of shape {quoted(output.shape)}")
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ivdr_deploy._text import QUOTED, one_line
+from ivdr_deploy._text import QUOTED, one_line, quoted
 from ivdr_deploy.environment import cpu_model, engine_threads, gpus, instruction_sets
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import require_plain
@@ -30,7 +30,7 @@ class Machine:
     """Threads of the engine on a CPU; 0 on a GPU, where they do not matter."""
 
     def __str__(self) -> str:
-        threads = f", {self.threads} thread{'s' * (self.threads != 1)}" if self.threads else ""
+        threads = f", {quoted(self.threads)} thread{'s' * (self.threads != 1)}" if self.threads else ""
         return f"{one_line(self.processor[:QUOTED])}{threads}"
 
 
@@ -82,7 +82,7 @@ class Speed:
             )
 
     def __str__(self) -> str:
-        clips = "a clip" if self.batch == 1 else f"a clip in calls of {self.batch}"
+        clips = "a clip" if self.batch == 1 else f"a clip in calls of {quoted(self.batch)}"
         took = f"{self.ms_per_clip:.1f} ms {clips} on {self.machine}"
         if self.low == self.high:  # the reference against itself
             return took

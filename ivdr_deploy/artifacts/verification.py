@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ivdr_deploy._text import QUOTED, one_line
+from ivdr_deploy._text import QUOTED, one_line, quoted
 from ivdr_deploy.records import require_plain
 
 FIGURES: dict[str, str] = {
@@ -77,9 +77,9 @@ class Verification:
         require_plain("time", self.measured_at)
 
     def __str__(self) -> str:
-        over = f"{self.videos} videos of {one_line(self.data[:QUOTED])}"
+        over = f"{quoted(self.videos)} videos of {one_line(self.data[:QUOTED])}"
         if self.bad_videos:
-            over += f" ({self.bad_videos} more could not be used)"
+            over += f" ({quoted(self.bad_videos)} more could not be used)"
         more = f" and {len(self.failed) - _NAMED} more" if len(self.failed) > _NAMED else ""
         failed = one_line(", ".join(name[:QUOTED] for name in self.failed[:_NAMED])) + more
         return f"PASS over {over}" if self.passed else f"FAIL ({failed}) over {over}"

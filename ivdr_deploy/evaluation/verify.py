@@ -10,9 +10,9 @@ from typing import Any
 
 from ivdr_deploy._console import Track, untracked
 from ivdr_deploy._optional import require
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import few, quoted, quoted_few
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
-from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.artifacts.manifest import SHOWN_VARIANTS, Variant
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import (
     ArtifactError,
@@ -181,7 +181,7 @@ def _open_reference(bundle: Bundle, stack: ExitStack) -> Tally:
     if reference is None:
         raise ArtifactError(
             f"{bundle.path} holds no reference to compare videos with; its variants are "
-            f"{', '.join(variant.id for variant in bundle.manifest.variants)}",
+            f"{quoted_few([variant.id for variant in bundle.manifest.variants], most=SHOWN_VARIANTS)}",
             hint="verify the bundle that was exported; without --videos the recorded golden outputs are compared",
         )
     runtime = stack.enter_context(open_variant(bundle, reference))
@@ -211,9 +211,9 @@ def _open_variants(
         except (EngineIncompatibleError, MissingDependencyError) as error:
             absent.append(VariantReport(id=variant.id, not_run=str(error)))
     if not opened:
-        reasons = "; ".join(f"{report.id}: {report.not_run}" for report in absent)
+        reasons = [f"{report.id}: {report.not_run}" for report in absent] or ["it holds none"]
         raise EngineIncompatibleError(
-            f"no variant of {bundle.path} can run here ({reasons or 'it holds none'})"
+            f"no variant of {bundle.path} can run here ({few(reasons, most=SHOWN_VARIANTS, joint='; ')})"
         )
     return opened, absent
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ivdr_deploy._text import QUOTED, one_line, reason_of
+from ivdr_deploy._text import QUOTED, few, one_line, reason_of
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.errors import ArtifactError, ClosedError, EngineIncompatibleError
 from ivdr_deploy.runtimes.base import OpenRequest, Runtime, check_batch, check_labels_digest, clips_per_call
@@ -101,7 +101,7 @@ def misfit(variant: Variant, device: Device) -> str:
         here = "{}.{}".format(*torch.cuda.get_device_capability())
         if here not in variant.target.compute_capabilities:
             return (
-                f"it was compiled for compute capability {', '.join(variant.target.compute_capabilities)}, "
+                f"it was compiled for compute capability {few(variant.target.compute_capabilities)}, "
                 f"this GPU has {here}"
             )
     return ""

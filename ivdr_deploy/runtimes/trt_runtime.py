@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ivdr_deploy._optional import require
-from ivdr_deploy._text import one_line, quoted
+from ivdr_deploy._text import few, one_line, quoted
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.artifacts.sidecar import EXTRAS, EngineInfo, read_sidecar, sidecar_path
 from ivdr_deploy.errors import (
@@ -24,7 +24,7 @@ from ivdr_deploy.errors import (
 )
 from ivdr_deploy.runtimes.base import CALL_CLIPS, OpenRequest, Runtime, check_batch, check_labels_digest
 from ivdr_deploy.runtimes.cuda_calls import CudaCalls
-from ivdr_deploy.spec import INPUT_NAME, ClipSpec, Device
+from ivdr_deploy.spec import INPUT_NAME, MAX_BATCH, ClipSpec, Device
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def misfit(variant: Variant, device: Device) -> str:
     here = "{}.{}".format(*torch.cuda.get_device_capability())
     wanted = variant.target.compute_capabilities
     if wanted and here not in wanted:
-        return f"it was built for compute capability {', '.join(wanted)}, this GPU has {here}"
+        return f"it was built for compute capability {few(wanted)}, this GPU has {here}"
     return ""
 
 
@@ -164,10 +164,10 @@ def _check_manifest(request: OpenRequest, info: EngineInfo) -> None:
                 f"{sidecar_path(request.path)}: the {what} is {quoted(found)}, in the manifest {quoted(expected)}",
                 hint=f"plan and manifest belong to different models; {_REBUILD}",
             )
-    if not 1 <= info.batch.min <= info.batch.opt <= info.batch.max:
+    least, best, most = map(quoted, (info.batch.min, info.batch.opt, info.batch.max))
+    if not 1 <= info.batch.min <= info.batch.opt <= info.batch.max <= MAX_BATCH:
         raise ArtifactError(
-            f"{sidecar_path(request.path)}: no plan takes from {info.batch.min} to {info.batch.max} clips, tuned for "
-            f"{info.batch.opt}",
+            f"{sidecar_path(request.path)}: no plan takes from {least} to {most} clips, tuned for {best}",
             hint=_REBUILD,
         )
 
@@ -201,8 +201,7 @@ def _check_machine(path: Path, info: EngineInfo, installed: str) -> None:
     here = "{}.{}".format(*torch.cuda.get_device_capability())
     if here not in info.compute_capabilities:
         raise EngineIncompatibleError(
-            f"{path} was built for compute capability {', '.join(info.compute_capabilities)},"
-            f" this GPU has {here}",
+            f"{path} was built for compute capability {few(info.compute_capabilities)}, this GPU has {here}",
             hint=f"{_REBUILD} --compute-capability {here}",
         )
 

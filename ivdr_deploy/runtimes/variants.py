@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ivdr_deploy._text import QUOTED, cut, few, quoted
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.kinds import Kind, identify
-from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.artifacts.manifest import SHOWN_VARIANTS, Variant
 from ivdr_deploy.artifacts.speed import this_machine
 from ivdr_deploy.environment import engine_threads, has_nvidia_driver
 from ivdr_deploy.errors import EngineIncompatibleError
@@ -61,16 +62,21 @@ def choose_variant(
             reason = misfit(held, place)
             if not reason:
                 taken, why = _faster(verified, held, place, threads)
-                others = "; ".join(f"{name}: {refusal}" for name, refusal in refusals.items())
-                return taken, place, why + (f" ({others})" if others else "")
+                return taken, place, why + (f" ({_listed(refusals)})" if refusals else "")
             refusals[held.id] = reason
     for held in verified:
         if held.target.device in (None, *devices):
             load_runtime(held.runtime)  # where only a package is missing, its absence is the error
-    reasons = "; ".join(f"{name}: {why}" for name, why in refusals.items()) or "it holds none"
+    reasons = _listed(refusals) if refusals else "it holds none"
     raise EngineIncompatibleError(
         f"{bundle.path}: no verified variant can run here on {' or '.join(devices)} ({reasons})",
         hint="install what is missing (`ivdr doctor`), ask for a variant by name, or export the model again here",
+    )
+
+
+def _listed(refusals: Mapping[str, str]) -> str:
+    return few(
+        [f"{cut(name, QUOTED)}: {why}" for name, why in refusals.items()], most=SHOWN_VARIANTS, joint="; "
     )
 
 
@@ -122,10 +128,11 @@ def open_variant(
             hint="take another variant, or export one on this machine",
         )
     threads = threads or engine_threads()
-    if device == "cpu" and variant.target.threads not in (None, threads):
+    made_for = variant.target.threads
+    if device == "cpu" and made_for not in (None, threads):
         raise EngineIncompatibleError(
-            f"{bundle.path}: {variant.id} was made for {variant.target.threads} threads, and would get {threads}",
-            hint=f"set OMP_NUM_THREADS={variant.target.threads}, or take another variant",
+            f"{bundle.path}: {variant.id} was made for {quoted(made_for)} threads, and would get {threads}",
+            hint=f"set OMP_NUM_THREADS={quoted(made_for)}, or take another variant",
         )
     manifest = bundle.manifest
     source = ""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -125,6 +125,53 @@ def test_equal_contracts_have_one_hash_however_the_numbers_were_written(one: dic
 def test_impossible_contracts_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad)).split("_")[0]):
         ClipSpec(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("large", [10**6, 10**12, 10**4000], ids=["million", "billions", "digits"])
+@pytest.mark.parametrize(
+    "field", ["num_frames", "frame_stride", "short_side", "exact_size", "crop_size", "target_fps"]
+)
+def test_a_size_that_no_clip_has_is_refused_in_a_short_message(field: str, large: int) -> None:
+    """A contract comes from foreign files too: by its sizes memory is taken and frames are scaled."""
+    values: dict[str, object] = {field: large}
+    if field == "exact_size":
+        values = {"short_side": 0, field: [128, large]}
+    if field == "crop_size":
+        values |= {"short_side": large}
+    with pytest.raises(ConfigError, match=field) as caught:
+        from_dict(ClipSpec, values, where="test")
+    assert len(str(caught.value)) < 300
+    with pytest.raises(ConfigError) as caught:
+        from_dict(ClipSpec, {**values, "num_frames": -large}, where="test")
+    assert len(str(caught.value)) < 300
+
+
+def test_the_largest_contract_is_read() -> None:
+    largest = ClipSpec(
+        num_frames=4096, frame_stride=1 << 16, target_fps=1000, short_side=8192, crop_size=8192
+    )
+    assert from_dict(ClipSpec, to_dict(largest), where="test") == largest
+    assert ClipSpec(short_side=0, exact_size=(8192, 8192), crop_size=8192).clip_shape == (16, 8192, 8192, 3)
+
+
+@pytest.mark.parametrize("large", [10**9, 10**30, 10**4000], ids=["billion", "30", "digits"])
+@pytest.mark.parametrize(
+    ("record", "values"),
+    [
+        (ViewPlan, {"hop": 1, "placement": "sliding"}),
+        (ViewPlan, {"num_clips": 1}),
+        (ViewPlan, {"spatial_crops": 1}),
+        (ModelSpec, {"num_slots": -1}),
+        (ModelSpec, {"clip_dim": -1}),
+        (ModelSpec, {"num_classes": -1}),
+        (ModelSpec, {"slot_dim": -1}),
+    ],
+)
+def test_foreign_numbers_are_quoted_short(record: type, values: dict[str, Any], large: int) -> None:
+    name, sign = next(iter(values.items()))
+    with pytest.raises(ConfigError, match=name) as caught:
+        from_dict(record, {**values, name: sign * large}, where="test")
+    assert len(str(caught.value)) < 300
 
 
 def test_the_view_plan_is_beside_the_contract() -> None:

@@ -93,7 +93,7 @@ def test_an_absent_variant_is_named_with_those_there_are(tiny_bundle: Path) -> N
     assert bundle.variant_file(bundle.variant("onnx-fp32")) == tiny_bundle / "model.onnx"
     assert bundle.variant_file(bundle.variant("torch-fp32")) == tiny_bundle / "model.safetensors"
     with pytest.raises(
-        ArtifactError, match=r"no variant 'trt-fp32'; its variants are: torch-fp32, onnx-fp32"
+        ArtifactError, match=r"no variant 'trt-fp32'; its variants are: 'torch-fp32', 'onnx-fp32'"
     ) as caught:
         bundle.variant("trt-fp32")
     assert "--trt" in caught.value.hint

@@ -19,11 +19,14 @@ from ivdr_deploy.artifacts.bundle import check_replaceable, open_bundle
 from ivdr_deploy.artifacts.checkpoint import read_checkpoint_info
 from ivdr_deploy.artifacts.manifest import FileEntry, Target, Variant
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
-from ivdr_deploy.artifacts.sidecar import BatchProfile, EngineInfo, read_sidecar
+from ivdr_deploy.artifacts.sidecar import BatchProfile, EngineInfo, read_sidecar, write_sidecar
+from ivdr_deploy.artifacts.speed import Machine, Speed
 from ivdr_deploy.artifacts.verification import Verification
 from ivdr_deploy.errors import ArtifactError, CheckpointError, ConfigError, FolderError
 from ivdr_deploy.export.hf_files import read_json
 from ivdr_deploy.export.importing import read_file
+from ivdr_deploy.runtimes.base import OpenRequest
+from ivdr_deploy.runtimes.trt_runtime import open_variant
 
 BAD_NAMES = ("", "x\nPASS: all verified", "x\x1b[2J", "x\u2028y", "x" * 100_000)
 
@@ -100,6 +103,50 @@ def test_a_name_that_would_be_a_line_of_its_own_is_refused_wherever_it_stands(
         with pytest.raises(ConfigError, match="is none of logits, feature, inter, intra") as caught:
             attempt()
         said(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("least", "best", "most"), [(1, 2, 10**4000), (1, 10**4000, 64), (-(10**4000), 2, 64), (1, 2, 65)]
+)
+def test_a_plan_for_batches_of_any_size_is_refused_in_a_short_message(
+    least: int, best: int, most: int, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    manifest = open_bundle(tiny_bundle).manifest
+    info = EngineInfo(
+        provider="tensorrt_rtx",
+        provider_version="1.2",
+        compute_capabilities=("8.6",),
+        precision="fp32",
+        onnx_sha256="0",
+        contract_hash=manifest.clip.contract_hash,
+        clip_shape=manifest.clip.clip_shape,
+        batch=BatchProfile(min=least, opt=best, max=most),
+        outputs=manifest.output_names,
+        build_seconds=0.5,
+    )
+    engine = tmp_path / "trt.engine"
+    write_sidecar(engine, info)
+    variant = replace(manifest.variants[1], runtime="tensorrt", provider="tensorrt_rtx")
+    request = OpenRequest(
+        variant=variant, path=engine, clip=manifest.clip, output_names=manifest.output_names, device="cuda"
+    )
+    with pytest.raises(ArtifactError, match="no plan takes from") as caught:
+        open_variant(request)
+    assert len(said(caught.value)) < 500
+
+
+def test_large_numbers_of_a_record_are_quoted_short() -> None:
+    large = 10**4000
+    machine = Machine(device="cpu", processor="x", threads=large)
+    speed = Speed(
+        machine=machine, variant_sha256="0", reference="r", over_reference=2.0, low=1.0, high=3.0, ms_per_clip=1.0,
+        turns=large, batch=large, clip_shape=(1,), runtime="r", measured_at="now",
+    )  # fmt: skip
+    verdict = Verification(
+        record="r", variant_sha256="0", passed=False, videos=large, bad_videos=large, data="", measured_at="now",
+        runtime="r",
+    )  # fmt: skip
+    assert max(len(str(speed)), len(str(verdict))) < 500
 
 
 def test_as_many_names_as_nobody_reads_are_refused() -> None:

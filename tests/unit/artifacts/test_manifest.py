@@ -61,6 +61,11 @@ def refusal(text: str | bytes) -> str:
     return caught.value.message
 
 
+def copies(values: Values, count: int) -> list[Values]:
+    """The second variant under other names."""
+    return [{**values["variants"][1], "id": f"onnx-{number}"} for number in range(count)]
+
+
 def test_a_manifest_comes_back_as_it_was(manifest: ArtifactManifest, written: Values) -> None:
     assert read_manifest(json.dumps(written), where="m") == manifest
     assert read_manifest(sealed(written), where="m") == manifest
@@ -111,6 +116,15 @@ def test_an_edited_manifest_is_refused(written: Values, change: Callable[[Values
         (lambda values: values["variants"][0].update(files=["x.bin"]), "not listed: 'x.bin'"),
         (lambda values: values["variants"][0].update(files=[]), "'torch-fp32' has no files"),
         (lambda values: values["labels"].pop(), "5 labels for logits of shape (6,)"),
+        (lambda values: values["outputs"][0].update(shape=[1] * 200_000), "expected at most 8 sizes"),
+        (lambda values: values["outputs"][1].update(shape=[10**4000]), "expected at most 8 sizes"),
+        (lambda values: values["outputs"][1].update(shape=[-3]), "the shape of an output is (-3,)"),
+        (lambda values: values["outputs"][1].update(shape=[0, 2]), "the shape of an output is (0, 2)"),
+        (lambda values: values["outputs"][0].update(shape=[2**31 - 1] * 8), "labels for logits of shape"),
+        (lambda values: values["variants"].extend(copies(values, 99)), "there are 101 variants"),
+        (lambda values: values["variants"].extend(copies(values, 100_000)), "expected at most 100"),
+        (lambda values: values["clip"].update(short_side=10**12), "short_side must be between 0 and 8192"),
+        (lambda values: values["view_plan"].update(num_clips=10**4000), "num_clips must be between"),
         (lambda values: values["variants"][0].update(runtime="openvino"), "expected one of 'torch'"),
         (lambda values: values["variants"][0].update(invented=1), "unknown key 'invented'"),
         (lambda values: values.update(files=3), "files: expected a list"),
@@ -122,7 +136,8 @@ def test_an_edited_manifest_is_refused(written: Values, change: Callable[[Values
         (lambda values: values["model"]["backbone_config"].update(deep=nested(600)), "deeper than 100 levels"),
     ],
     ids=[
-        "contract", "ids", "references", "files", "no files", "labels", "runtime", "key", "list", "table",
+        "contract", "ids", "references", "files", "no files", "labels", "axes", "axis", "negative", "zero",
+        "large", "variants", "many variants", "pixels", "clips", "runtime", "key", "list", "table",
         "missing", "bool", "none", "deep", "deep backbone",
     ],
 )  # fmt: skip

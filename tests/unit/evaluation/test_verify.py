@@ -12,7 +12,7 @@ from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
 from ivdr_deploy.artifacts.manifest import Target, write_manifest
 from ivdr_deploy.decoding import DecodePool
-from ivdr_deploy.errors import ArtifactError, DataError
+from ivdr_deploy.errors import ArtifactError, DataError, EngineIncompatibleError
 from ivdr_deploy.evaluation.verify import verify_bundle
 from ivdr_deploy.export.bundle_export import export_bundle
 from ivdr_deploy.pipeline import VideoPredictor
@@ -157,8 +157,34 @@ def test_without_its_reference_no_video_can_be_judged(bundle: Path, videos: Path
     opened = open_bundle(bundle)
     served = opened.copy_serving_files(tmp_path, opened.variant("onnx-fp32"))
     assert verify_bundle(served.path).passed
-    with pytest.raises(ArtifactError, match="no reference to compare videos with"):
+    with pytest.raises(
+        ArtifactError, match="no reference to compare videos with; its variants are 'onnx-fp32'"
+    ):
         verify_bundle(served.path, data=videos / "labelled.csv")
+
+
+def test_as_many_variants_as_a_manifest_holds_make_no_long_message(
+    bundle: Path, videos: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    manifest = open_bundle(folder).manifest
+    plan = replace(
+        manifest.variants[1],
+        runtime="tensorrt",
+        provider="tensorrt",
+        target=Target(
+            device="cuda", compute_capabilities=tuple(f"{number}{'9' * 250}" for number in range(100))
+        ),
+        parity=(),
+    )
+    ids = [f"{number:03}{'x' * 250}" for number in range(100)]
+    write_manifest(folder, replace(manifest, variants=tuple(replace(plan, id=name) for name in ids)))
+    with pytest.raises(EngineIncompatibleError, match=r"\(000x.*; 019x.* and 80 more\)$") as caught:
+        verify_bundle(folder)
+    assert len(caught.value.message) < 40_000
+    with pytest.raises(ArtifactError, match=r"its variants are '000x.*'019x.* and 80 more\.") as caught:
+        verify_bundle(folder, data=videos / "labelled.csv")
+    assert len(caught.value.message) < 4000
 
 
 def test_the_report_is_valid_json_even_when_an_output_is_broken(

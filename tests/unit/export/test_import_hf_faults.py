@@ -80,6 +80,16 @@ def change_json(path: Path, **changes: Any) -> None:
             {"size": {"height": -1, "width": 3}},
             "positive whole numbers of pixels",
         ),
+        (
+            "preprocessor_config.json",
+            {"size": {"shortest_edge": 10**12}},
+            "short_side must be between 0 and 8192, found 1000000000000",
+        ),
+        (
+            "preprocessor_config.json",
+            {"size": {"height": 10**6, "width": 40}},
+            "exact_size must be between 1 and 8192, found 1000000",
+        ),
         ("preprocessor_config.json", {"size": [1, 2, 3]}, "refuses it|crop_size 32 is larger"),
         ("config.json", {"layer_norm_eps": math.nan}, "is not readable JSON"),
         ("config.json", {"eps": [-math.inf]}, "JSON does not have"),
@@ -99,7 +109,12 @@ def change_json(path: Path, **changes: Any) -> None:
         (
             "config.json",
             {"num_frames": 10**9},
-            "a clip of 1000000000 frames of 32 pixels a side is too large",
+            "num_frames must be between 1 and 4096, found 1000000000",
+        ),
+        (
+            "config.json",
+            {"num_frames": 4096, "image_size": 224},
+            "the preprocessor gives 32 pixels, the network takes 224",
         ),
         ("config.json", {"hidden_size": 10**6}, "1000000 for 'hidden_size', and the weights are of"),
         ("config.json", {"hidden_size": 2000}, r"a network of [\d,]+ numbers, the weights hold [\d,]+"),

@@ -13,7 +13,7 @@ from ivdr_deploy.artifacts.speed import Machine, Speed, this_machine
 from ivdr_deploy.environment import has_nvidia_driver
 from ivdr_deploy.errors import ArtifactError, ConfigError, DeviceError, EngineIncompatibleError
 from ivdr_deploy.runtimes.loading import open_model
-from ivdr_deploy.runtimes.variants import choose_variant
+from ivdr_deploy.runtimes.variants import choose_variant, open_variant
 
 without_gpu = pytest.mark.skipif(has_nvidia_driver(), reason="needs a machine without a GPU")
 
@@ -72,6 +72,23 @@ def test_where_nothing_fits_each_reason_is_given(bundle: Bundle) -> None:
     assert "ivdr doctor" in caught.value.hint
     with pytest.raises(EngineIncompatibleError, match="it holds none"):
         choose_variant(with_variants(bundle))
+
+
+def test_many_variants_and_large_numbers_make_no_long_message(bundle: Bundle) -> None:
+    """As many as a manifest may hold, each with as long a name; a real bundle has all of its variants named."""
+    many = [replace(plan(bundle), id=f"{number:03}{'x' * 250}") for number in range(100)]
+    foreign = with_variants(bundle, *many)
+    with pytest.raises(EngineIncompatibleError, match=r"; 019x.* and 80 more") as caught:
+        choose_variant(foreign, device="cpu")
+    assert len(caught.value.message) < 4000
+    with pytest.raises(ArtifactError, match=r"'019x.* and 80 more") as caught:
+        choose_variant(foreign, "onnx-fp32")
+    assert len(caught.value.message) < 4000
+    exported, large = bundle.variant("onnx-fp32"), 10**4000
+    wide = replace(exported, target=Target(device="cpu", threads=large))
+    with pytest.raises(EngineIncompatibleError, match="was made for 1000") as caught:
+        open_variant(with_variants(bundle, wide), wide)
+    assert len(str(caught.value)) < 700
 
 
 def test_the_device_that_was_asked_for_is_never_replaced(bundle: Bundle) -> None:
