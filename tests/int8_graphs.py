@@ -50,6 +50,13 @@ def graph(
     *nodes: onnx.NodeProto, result: str = "y", size: Sequence[int] = (4, 6, 6), **constants: np.ndarray
 ) -> SourceGraph:
     """A clip, to channels first, through ``nodes``, and averaged."""
+    return SourceGraph(graph_model(*nodes, result=result, size=size, **constants))
+
+
+def graph_model(
+    *nodes: onnx.NodeProto, result: str = "y", size: Sequence[int] = (4, 6, 6), **constants: np.ndarray
+) -> onnx.ModelProto:
+    """The same as it lies in a file."""
     whole = [
         helper.make_node("Cast", ["video"], ["cast"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["cast"], ["x"], perm=[0, 4, 1, 2, 3]),
@@ -57,18 +64,16 @@ def graph(
         helper.make_node("ReduceMean", [result, "axes"], ["feature"], keepdims=0),
     ]
     constants = {"axes": np.array([2, 3, 4]), **constants}
-    return SourceGraph(
-        helper.make_model(
-            helper.make_graph(
-                whole,
-                "graph",
-                [helper.make_tensor_value_info("video", TensorProto.UINT8, ["batch", *size, 3])],
-                [helper.make_tensor_value_info("feature", TensorProto.FLOAT, None)],
-                [numpy_helper.from_array(value, name) for name, value in constants.items()],
-            ),
-            opset_imports=[helper.make_opsetid("", 20)],
-            ir_version=10,
-        )
+    return helper.make_model(
+        helper.make_graph(
+            whole,
+            "graph",
+            [helper.make_tensor_value_info("video", TensorProto.UINT8, ["batch", *size, 3])],
+            [helper.make_tensor_value_info("feature", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
     )
 
 

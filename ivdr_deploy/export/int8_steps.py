@@ -153,10 +153,11 @@ def _add(
 
 def _calibrated(draft: Draft, calibration: Calibration, graph: Path, weight_bits: int) -> Calibrated:
     """Return what the clips tell of a graph, found once for all forms that are asked for with one list."""
-    from ivdr_deploy.export.int8.quantise import calibrate
+    from ivdr_deploy.export.int8.quantise import calibrate, require_form
 
     key = (sha256_file(graph), weight_bits)
     if key not in calibration.told:
+        require_form(graph)
         clips = calibration_clips(calibration, draft.manifest.clip)
         calibration.told.clear()
         calibration.told[key] = calibrate(graph, clips, weight_bits=weight_bits)

@@ -103,6 +103,15 @@ class Quantised:
         return sorted(names, key=lambda name: -errors[name])
 
 
+def require_form(path: Path) -> None:
+    """Refuse an fp32 graph that has no 8-bit form, whatever the clips: before minutes are spent on decoding them.
+
+    Raises:
+        ExportError: if it has none; names the layer.
+    """
+    SourceGraph(onnx.load(path))
+
+
 def calibrate(path: Path, clips: np.ndarray, *, weight_bits: int = 8) -> Calibrated:
     """Run clips through an fp32 graph, and round its weights.
 

@@ -10,6 +10,10 @@ import onnx
 from onnx import numpy_helper
 
 from ivdr_deploy.errors import ExportError
+from ivdr_deploy.export.layers import layer_name
+
+_WEIGHT_AXES = 5
+"""Outputs, channels, T, H, W."""
 
 _WINDOW = {"strides": [1, 1, 1], "dilations": [1, 1, 1], "pads": [0] * 6}
 _IMPLIED: dict[str, dict[str, Any]] = {
@@ -25,6 +29,9 @@ class SourceGraph:
 
     Args:
         model: The fp32 model. It is not changed.
+
+    Raises:
+        ExportError: if it holds a convolution that has no 8-bit form; names its layer.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -50,6 +57,7 @@ class SourceGraph:
         for node in self.nodes:
             for name in node.input:
                 self.readers[name].append(node)
+            self._require_form(node)
 
     def sole_reader(self, name: str, op_type: str) -> onnx.NodeProto | None:
         """Return the one node that reads a value, if it is of the given type and the value is no output."""
@@ -65,6 +73,19 @@ class SourceGraph:
             name, more = self.padding[name]
             pads = [a + b for a, b in zip(pads, more, strict=True)]
         return name, pads
+
+    def _require_form(self, node: onnx.NodeProto) -> None:
+        if node.op_type != "Conv":
+            return
+        weights = self.constants.get(node.input[1])
+        if weights is None or weights.ndim != _WEIGHT_AXES:
+            name = layer_name(node) or node.output[0]
+            found = "are computed" if weights is None else f"have {weights.ndim} axes"
+            raise ExportError(
+                f"the int8 engine has no form for the convolution {name}: its weights {found}, expected constants of "
+                f"{_WEIGHT_AXES} axes",
+                hint="export this network in another precision",
+            )
 
     def _zero_padding(self, node: onnx.NodeProto) -> list[int] | None:
         if node.op_type != "Pad" or attributes(node).get("mode", b"constant") != b"constant":
