@@ -19,6 +19,10 @@ from ivdr_deploy.spec import INPUT_NAME, MAX_BATCH, ClipSpec
 
 OPSET = 20
 
+_MOST_BYTES = (2 << 30) - (64 << 20)
+"""Of a network's numbers: protobuf holds 2 GiB, and the graph needs room too. ONNX allows a second file for numbers,
+but what runs a variant opens one file."""
+
 
 def export_onnx(model: VideoModel, path: Path, *, clip: ClipSpec, metadata: OnnxMetadata) -> None:
     """Write ``model`` as one ONNX file.
@@ -31,8 +35,9 @@ def export_onnx(model: VideoModel, path: Path, *, clip: ClipSpec, metadata: Onnx
         metadata: What the file says about itself; ``metadata.outputs`` names the outputs, in order.
 
     Raises:
-        ExportError: if the network cannot be exported, or the metadata does not survive.
+        ExportError: if the network is too large or cannot be exported, or the metadata does not survive.
     """
+    _require_room(model)
     network = ExportNetwork(model, metadata.outputs).eval()
     # Two clips: with one, the exporter may take the batch axis for a constant.
     example = torch.zeros((2, *clip.clip_shape), dtype=torch.uint8)
@@ -62,6 +67,17 @@ def export_onnx(model: VideoModel, path: Path, *, clip: ClipSpec, metadata: Onnx
     onnx.helper.set_model_props(proto, metadata.to_props())
     _check_interface(proto, clip, metadata.outputs)
     onnx.save_model(proto, path)
+
+
+def _require_room(model: VideoModel) -> None:
+    """Refuse a network that no ONNX file can hold, before the minutes of work after which protobuf would."""
+    size = sum(value.numel() * value.element_size() for value in (*model.parameters(), *model.buffers()))
+    if size > _MOST_BYTES:
+        raise ExportError(
+            f"the network {quoted(model.spec.backbone)} has {size / 2**30:.1f} GiB of numbers, and an ONNX file holds "
+            "less than 2 GiB",
+            hint="take a smaller network; a checkpoint of this one runs as it is, with torch",
+        )
 
 
 def _layer_of(node: onnx.NodeProto) -> str:

@@ -11,9 +11,11 @@ from bundles import TINY_CLIP
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
+from ivdr_deploy.errors import ExportError
+from ivdr_deploy.export import to_onnx
 from ivdr_deploy.export.to_onnx import OPSET, export_onnx
 from ivdr_deploy.models.backbones import BACKBONES
-from ivdr_deploy.models.network import build_model
+from ivdr_deploy.models.network import VideoModel, build_model
 from ivdr_deploy.runtimes.compare import compare_outputs
 from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
 from ivdr_deploy.runtimes.torch_runtime import TorchRuntime
@@ -49,6 +51,40 @@ def test_the_graph_has_the_promised_interface(bundle: Path) -> None:
     assert [entry.version for entry in proto.opset_import if entry.domain == ""] == [OPSET]
     # TensorRT refuses to transpose uint8, so the first thing done to the input is the cast.
     assert [node.op_type for node in proto.graph.node if "video" in node.input] == ["Cast"]
+
+
+@pytest.mark.parametrize("part", ["num_classes", "slot_dim", "clip_dim"])
+def test_a_network_too_large_for_a_file_is_refused_before_it_is_exported(part: str, tmp_path: Path) -> None:
+    """protobuf holds 2 GiB, and would say so in its own words after minutes."""
+
+    def sized(count: int) -> VideoModel:
+        sizes = {"num_classes": 1, "num_slots": 1, "slot_dim": 1, "clip_dim": 1, part: count}
+        with torch.device("meta"):  # takes no memory
+            return build_model(ModelSpec(backbone="tiny", **sizes), TINY_CLIP).eval()
+
+    def held(count: int) -> int:
+        return sum(value.numel() * value.element_size() for value in sized(count).state_dict().values())
+
+    step = held(2) - held(1)  # bytes for one more
+    metadata = OnnxMetadata(
+        name="m",
+        version="1",
+        contract_hash=TINY_CLIP.contract_hash,
+        contract=TINY_CLIP,
+        view_plan=ViewPlan(),
+        labels=(),
+        outputs=("feature",),
+        ivdr_version="1",
+    )
+    started = time.monotonic()
+    with pytest.raises(
+        ExportError, match=r"'tiny' has 2\.0 GiB of numbers, and an ONNX file holds less than 2 GiB"
+    ) as caught:
+        export_onnx(sized((2 << 30) // step + 1), tmp_path / "m.onnx", clip=TINY_CLIP, metadata=metadata)
+    assert "runs as it is, with torch" in caught.value.hint
+    assert time.monotonic() - started < 5
+    assert not any(tmp_path.iterdir())
+    to_onnx._require_room(sized((1 << 30) // step))
 
 
 def test_the_file_says_what_it_is(bundle: Path) -> None:
