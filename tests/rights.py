@@ -1,4 +1,4 @@
-"""Rights on files, which root has whatever their mode says."""
+"""Rights on files, which root has whatever their mode says, and a folder that root cannot read either."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ def let_all_enter(path: Path) -> Path:
         if folder != own and folder.is_relative_to(own):
             folder.chmod(0o755)
     return path
+
+
+def hide_too_deep(folder: Path) -> Path:
+    """Make a folder that holds nothing but one whose path is longer than the system reads; returns it."""
+    folder.mkdir(parents=True)
+    inside = os.open(folder, os.O_RDONLY)
+    for _ in range(os.pathconf(folder, "PC_PATH_MAX") // 200 + 1):
+        os.mkdir("d" * 200, dir_fd=inside)
+        deeper = os.open("d" * 200, os.O_RDONLY, dir_fd=inside)
+        os.close(inside)
+        inside = deeper
+    os.close(inside)
+    return folder

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ivdr_deploy._console import print_text
+from ivdr_deploy._console import print_text, say_left_out
 from ivdr_deploy.datasets.entries import some
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodePool
@@ -151,6 +151,7 @@ def dry_run(config: RunConfig) -> Needs:
         CheckpointError: if ``init`` does not fit.
     """
     videos = read_video_list(config.data.train, root=config.data.root or None, part="train")
+    say_left_out(videos.left_out)
     others = _other_lists(config, videos)
     present = [item for item in videos.items if os.path.isfile(item.path)]
     if not present:
@@ -212,6 +213,7 @@ def _other_lists(config: RunConfig, videos: VideoList) -> dict[str, VideoList]:
     for name, source in (("test", config.data.test), ("validation", config.data.validation)):
         if source:
             found[name] = read_video_list(source, root=config.data.root or None, part="test")
+            say_left_out(found[name].left_out)
             found[name].targets(videos.labels)
     return found
 

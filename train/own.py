@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ivdr_deploy._console import print_text
+from ivdr_deploy._console import print_text, say_left_out
 from ivdr_deploy._files import at_home
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.checkpoint import read_checkpoint_info
@@ -56,6 +56,7 @@ def _lists(data: str, given: dict[str, str]) -> list[str]:
     parts = [read_video_list(data, root=root, part=part) for part in (None, "train")]
     if len(parts[1].items) < len(parts[0].items):
         return [f"data.train={data}", f"data.test={data}"]
+    say_left_out(parts[0].left_out)  # what is read from here on are lists that leave nothing out
     out = Path(given["out"])
     if saved_states(out) or (out / CHECKPOINT_NAME).exists():
         # Parted anew, for example with more videos, the test list would hold some that this run has trained on.

@@ -162,6 +162,7 @@ def _measure(
     labels: tuple[str, ...],
 ) -> EvaluationReport:
     """Measure on the test list; a video that cannot be used counts as wrong."""
+    say_left_out(test.left_out)
     units, said = units_of(test.items)
     made = _features(config, test, backbone)
     clips = config.view_plan.max_views
