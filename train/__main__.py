@@ -11,6 +11,7 @@ from pathlib import Path
 from ivdr_deploy._console import done, exiting, print_json, print_text, say_left_out
 from ivdr_deploy._files import at_home
 from ivdr_deploy._text import quoted
+from ivdr_deploy.datasets.entries import any_unread
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.environment import let_threads_sleep
@@ -104,10 +105,12 @@ def _dry_run(config: RunConfig) -> int:
     needs = dry_run(config)
     say_needs(needs)
     trouble = len(needs.missing) + sum(len(missing) for _, missing in needs.others.values()) + len(needs.bad)
+    passed = not trouble and not needs.unread
     done(
-        f"{'FAIL' if trouble else 'PASS'}: nothing was trained, {trouble} videos are missing or cannot be used"
+        f"{'PASS' if passed else 'FAIL'}: nothing was trained, {trouble} videos are missing or cannot be used"
+        + ("; a folder of a list could not be read" if needs.unread else "")
     )
-    return 1 if trouble else 0
+    return 0 if passed else 1
 
 
 def _split(options: argparse.Namespace) -> int:
@@ -122,7 +125,7 @@ def _split(options: argparse.Namespace) -> int:
         f"wrote {train} and {test}",
         next_command=("python", "-m", "train", "check", train, "--test", test),
     )
-    return 0
+    return 1 if any_unread(videos.left_out) else 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

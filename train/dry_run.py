@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ivdr_deploy._console import print_text, say_left_out
-from ivdr_deploy.datasets.entries import some
+from ivdr_deploy.datasets.entries import any_unread, some
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodePool
 from ivdr_deploy.errors import DataError, VideoError
@@ -55,6 +55,9 @@ class Needs:
 
     bad: tuple[str, ...]
     """Videos of the sample that cannot be used, with the reason."""
+
+    unread: bool
+    """Whether a folder of a list could not be read: there may be more videos."""
 
     cache_bytes: int
     """Of the decoded frames of the training list; 0 where no video of the sample can be used."""
@@ -179,6 +182,7 @@ def dry_run(config: RunConfig) -> Needs:
         videos_per_step=in_step,
         clips_per_step=in_step * per_video,
         bad=tuple(bad),
+        unread=any(any_unread(one.left_out) for one in (videos, *others.values())),
         cache_bytes=int(mean[1] * len(present)),
         cache_gib=config.data.cache_gib,
         decode_seconds=mean[0] * len(present) / config.data.decode_workers,

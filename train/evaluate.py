@@ -127,6 +127,7 @@ def evaluate_model(
         contract_hash=model.contract_hash,
         plan=plan,
         units=said,
+        left_out=videos.left_out,
     )
 
 

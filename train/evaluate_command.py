@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ivdr_deploy._console import console, done, print_json, print_text
 from ivdr_deploy._text import one_line, quoted
+from ivdr_deploy.datasets.entries import any_unread
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.evaluation.bootstrap import Estimate
@@ -29,7 +30,7 @@ _FROZEN = ("retrieval", "knn", "linear-probe")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure as the options say, and return the exit code: 1 if a video could not be used.
+    """Measure as the options say, and return the exit code: 1 if a video or a folder of a list could not be used.
 
     Raises:
         ConfigError: if options do not fit together.
@@ -83,7 +84,7 @@ def _show(options: argparse.Namespace, report: EvaluationReport, extra: dict[str
     if options.out:
         print_text(f"wrote {Path(options.out) / 'page.html'}")
     done(f"video accuracy {_said(report.video_accuracy, report.video_estimate)}, {how}")
-    return 1 if report.failed else 0
+    return 1 if report.failed or any_unread(report.left_out) else 0
 
 
 def _frozen(options: argparse.Namespace) -> int:
@@ -109,14 +110,15 @@ def _frozen(options: argparse.Namespace) -> int:
         f"retrieval: {found.queries} queries in {found.gallery_videos} videos, on {found.view_plan}; "
         f"R@1 {found.recalls[1]}"
     )
-    return 1 if found.failed else 0
+    return 1 if found.failed or any_unread(found.left_out) else 0
 
 
 def _order(options: argparse.Namespace) -> int:
     model = open_model(options.checkpoint, device=options.device)
     with model.runtime:
         videos = read_video_list(options.videos, root=options.root, part="test")
-        found = audit_order(model, videos, limits=_limits(options)).to_dict()
+        audit = audit_order(model, videos, limits=_limits(options))
+    found = audit.to_dict()
     say_failed((one["uri"], one["reason"]) for one in found["failed"])
     if options.json:
         print_json(found)
@@ -146,7 +148,7 @@ def _order(options: argparse.Namespace) -> int:
         f"order audit of {len(videos.items)} videos with {found['segments']} segments: "
         f"accuracy {found['video_accuracy']['true']['value']:.1%} as they are"
     )
-    return 1 if found["failed"] else 0
+    return 1 if found["failed"] or any_unread(audit.left_out) else 0
 
 
 def _write_report(options: argparse.Namespace, found: dict[str, Any]) -> None:

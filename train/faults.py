@@ -184,7 +184,10 @@ def _faults_of_list(one: Listed) -> list[Finding]:
             (most, largest), (least, smallest) = counts.most_common()[0], counts.most_common()[-1]
             said = f"{quoted(most)} has {largest} training videos and {quoted(least)} {smallest}"
             found += [Finding("unbalanced", f"classes are very unequal: {said}")]
-    found += [Finding("left_out", f"left out of the {one.name} list: {left}") for left in one.left_out]
+    found += [
+        Finding("unreadable" if left.unread else "left_out", f"left out of the {one.name} list: {left}")
+        for left in one.left_out
+    ]
     return found
 
 

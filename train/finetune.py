@@ -204,6 +204,7 @@ def _measure(model: LoadedModel, test: VideoList, config: FinetuneConfig) -> Eva
         contract_hash=model.contract_hash,
         plan=model.view_plan,
         units=said,
+        left_out=test.left_out,
     )
     say_measured(report)
     return report

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ivdr_deploy._console import print_text, say_left_out
+from ivdr_deploy.datasets.entries import LeftOut
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.errors import CheckpointError, DataError, IvdrError
@@ -53,6 +54,11 @@ class Frozen:
     labels: tuple[str, ...]
     """Classes of the gallery."""
 
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What the listings passed over."""
+        return (*self.gallery.left_out, *self.queries.left_out)
+
     def known(self) -> tuple[list[np.ndarray], list[int]]:
         """Return features (clips, F) and classes of the gallery's usable videos.
 
@@ -90,6 +96,9 @@ class RetrievalReport:
     failed: tuple[tuple[str, str], ...]
     """Videos of either list that could not be used, with the reason."""
 
+    left_out: tuple[LeftOut, ...]
+    """What the listings passed over."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return a form that JSON can hold."""
         return {
@@ -103,6 +112,7 @@ class RetrievalReport:
             "recall_at": {str(k): estimate.to_dict() for k, estimate in self.recalls.items()},
             "intervals_over": self.units,
             "failed": [{"uri": uri, "reason": reason} for uri, reason in self.failed],
+            "left_out": [asdict(entry) for entry in self.left_out],
         }
 
 
@@ -199,6 +209,7 @@ def retrieve(frozen: Frozen) -> RetrievalReport:
             for item, one in zip(videos.items, made, strict=True)
             if isinstance(one, IvdrError)
         ),
+        left_out=frozen.left_out,
     )
 
 
@@ -237,6 +248,7 @@ def classify(frozen: Frozen, protocol: Protocol) -> EvaluationReport:
         contract_hash=frozen.model.contract_hash,
         plan=frozen.plan,
         units=said,
+        left_out=frozen.left_out,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from ivdr_deploy._console import progress, say_left_out
+from ivdr_deploy.datasets.entries import LeftOut
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.decoding import DecodeOptions, DecodePool
 from ivdr_deploy.errors import CheckpointError, ConfigError, VideoError
@@ -38,6 +39,9 @@ class OrderAudit:
     feature_changes: dict[str, tuple[float, ...]]
     """By ``reversed`` and ``shuffled``: 1 - cosine to the true feature, NaN where there is none."""
 
+    left_out: tuple[LeftOut, ...] = ()
+    """What the listing passed over."""
+
     def drop(self, change: str) -> Estimate:
         """Estimate by how much video accuracy falls under a change, paired by video."""
         pairs = zip(self.answers["true"], self.answers[change], strict=True)
@@ -63,6 +67,7 @@ class OrderAudit:
                 for one in self.answers["true"]
                 if one.probabilities is None
             ],
+            "left_out": [asdict(entry) for entry in self.left_out],
         }
 
     def per_class(self) -> dict[str, dict[str, float | int | None]]:
@@ -136,6 +141,7 @@ def audit_order(
         units=said,
         answers={name: tuple(found) for name, found in tally.answers.items()},
         feature_changes={name: tuple(found) for name, found in tally.changes.items()},
+        left_out=videos.left_out,
     )
 
 

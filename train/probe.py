@@ -178,6 +178,7 @@ def _measure(
         contract_hash=config.clip.contract_hash,
         plan=config.view_plan,
         units=said,
+        left_out=test.left_out,
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ivdr_deploy._console import print_text
+from ivdr_deploy.datasets.entries import LeftOut
 from ivdr_deploy.evaluation.bootstrap import Estimate
 from ivdr_deploy.evaluation.metrics import Accuracy
 from ivdr_deploy.records import to_dict
@@ -45,6 +46,8 @@ class EvaluationReport:
     """Video accuracy with the interval over units."""
 
     clip_estimate: Estimate
+    left_out: tuple[LeftOut, ...] = ()
+    """What the listing passed over."""
 
     @property
     def per_class(self) -> dict[str, Accuracy]:
@@ -84,6 +87,7 @@ class EvaluationReport:
             },
             "per_class": {label: accuracy.to_dict() for label, accuracy in self.per_class.items()},
             "failed": [{"uri": uri, "reason": reason} for uri, reason in self.failed],
+            "left_out": [asdict(entry) for entry in self.left_out],
         }
 
 
@@ -96,6 +100,7 @@ def report_on(
     contract_hash: str,
     plan: ViewPlan,
     units: str,
+    left_out: tuple[LeftOut, ...] = (),
 ) -> EvaluationReport:
     """Sum up the answers to all videos of a list.
 
@@ -107,6 +112,7 @@ def report_on(
         contract_hash: Of the contract.
         plan: Clips of each video.
         units: How it is known which videos belong together.
+        left_out: What the listing passed over.
     """
     video, video_top5, clip = accuracies(answers)
     return EvaluationReport(
@@ -122,6 +128,7 @@ def report_on(
         clip_accuracy=clip,
         video_estimate=video_estimate(answers),
         clip_estimate=clip_estimate(answers),
+        left_out=left_out,
     )
 
 

@@ -93,5 +93,7 @@ def read_list(path: Path, *, root: Path | None = None, part: Part | None = None)
 
 
 def any_unread(left_out: Iterable[LeftOut]) -> bool:
-    """Say whether a folder of a listing could not be read: exit code 1, since there may be videos in it."""
-    return any(entry.unread for entry in left_out)
+    """Say whether a folder of a listing could not be read, see ``datasets.entries.any_unread``."""
+    from ivdr_deploy.datasets import entries
+
+    return entries.any_unread(left_out)

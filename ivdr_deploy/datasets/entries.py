@@ -101,6 +101,11 @@ class LeftOut:
         return f"{self.count} {self.reason}: {some(self.examples, self.count)}"
 
 
+def any_unread(left_out: Iterable[LeftOut]) -> bool:
+    """Say whether a folder of a listing could not be read: exit code 1, since there may be videos in it."""
+    return any(entry.unread for entry in left_out)
+
+
 class Omissions:
     """Counts what a listing passes over."""
 
