@@ -159,20 +159,19 @@ def faults_of_lists(lists: Sequence[Listed]) -> list[Finding]:
 
 
 def _faults_of_list(one: Listed) -> list[Finding]:
+    uris = {entry.key: entry.uri for entry in one.entries}
     labels: dict[str, set[str]] = defaultdict(set)
-    for entry in one.entries:
-        labels[entry.uri].add(one_spelling(entry.label or ""))
-    bare = [uri for uri, given in labels.items() if given == {""}]
+    for entry in one.entries:  # by the file, as training does: a list may write it in several ways
+        labels[entry.key].add(one_spelling(entry.label or ""))
+    bare = [uris[key] for key, given in labels.items() if given == {""}]
     found = finding(
         "two_labels",
         f"{one.name} videos have two labels",
-        (uri for uri, given in labels.items() if len(given) > 1),
+        (uris[key] for key, given in labels.items() if len(given) > 1),
     )
     again = Counter(entry.key for entry in one.entries)
-    repeated = {
-        entry.key: entry.uri for entry in one.entries if again[entry.key] > 1 and len(labels[entry.uri]) == 1
-    }
-    found += finding("copies", f"{one.name} videos are listed more than once", sorted(repeated.values()))
+    repeated = sorted(uris[key] for key, count in again.items() if count > 1 and len(labels[key]) == 1)
+    found += finding("copies", f"{one.name} videos are listed more than once", repeated)
     if len(bare) < len(labels):
         found += finding("no_label", f"{one.name} videos have no label", bare)
     counts = one.counts()

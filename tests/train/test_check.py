@@ -12,6 +12,7 @@ from clips import moving_square
 from made_videos import remux
 from videos import numbered_video, write_video
 
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import DataError
 from train.__main__ import main
 from train.check import CheckReport, check_lists
@@ -131,11 +132,29 @@ def test_frame_rates_that_differ_are_found(videos: Path) -> None:
     assert "60 (fast.mp4)" in finding.what
 
 
-def test_a_video_with_two_labels_is_found(videos: Path) -> None:
+@pytest.mark.parametrize(
+    ("again", "label"),
+    [
+        ("down0.mp4", "up"),
+        ("./down0.mp4", "up"),
+        ("{videos}/down0.mp4", "up"),
+        ("{videos}/../videos/down0.mp4", "up"),
+        ("./down0.mp4", ""),
+    ],
+)
+def test_a_video_with_two_labels_is_found_however_its_path_is_written(
+    again: str, label: str, videos: Path
+) -> None:
     train = listed(videos / "train.csv", sound(range(2)))
+    written = again.format(videos=videos).replace("/../videos/", f"/../{videos.name}/")
     with train.open("a") as stream:
-        stream.write("down0.mp4,up\n")
-    assert kinds(check_lists(train))["two_labels"] == ("down0.mp4",)
+        stream.write(f"{written},{label}\n")
+    with pytest.raises(DataError, match="the labels of one video differ"):  # what training says
+        read_video_list(train)
+    report = check_lists(train)
+    assert kinds(report)["two_labels"] == (written,)
+    assert not {"copies", "no_label"} & kinds(report).keys()
+    assert not report.passed
 
 
 def test_a_video_that_is_listed_again_is_found(videos: Path) -> None:
