@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from ivdr_deploy._console import progress, say_left_out
+from ivdr_deploy.batching import ClipBatcher
 from ivdr_deploy.datasets.entries import LeftOut
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.decoding import DecodeOptions, DecodePool
-from ivdr_deploy.errors import CheckpointError, ConfigError, VideoError
+from ivdr_deploy.errors import CheckpointError, ConfigError, InferenceError, VideoError
 from ivdr_deploy.evaluation.bootstrap import Estimate, mean_estimate
 from ivdr_deploy.evaluation.order import feature_change, reversed_clips, shuffled_clips
-from ivdr_deploy.runtimes.base import LoadedModel, infer_all
+from ivdr_deploy.pipeline import finite
+from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video import PathSource, VideoLimits
 from ivdr_deploy.video.clips import load_clips
@@ -123,7 +125,7 @@ def audit_order(
     videos.require_files()
     plan = plan or model.view_plan
     units, said = units_of(videos.items)
-    tally = _Tally(segments)
+    tally = _Tally(segments, ClipBatcher(model.runtime.infer))
     calls = ((PathSource(item.path), model.clip, plan) for item in videos.items)
     with DecodePool(decode) as pool:
         decoded = pool.each(load_clips, calls, limits=limits or VideoLimits())
@@ -131,8 +133,11 @@ def audit_order(
         for item, unit, target, clips in zip(videos.items, units, targets, watched, strict=True):
             if isinstance(clips, VideoError):
                 tally.failed(answer(item, unit, target, clips, clips=plan.max_views))
-            else:
-                tally.add(item, unit, target, clips.video, model)
+                continue
+            try:
+                tally.add(item, unit, target, clips.video)
+            except InferenceError as error:
+                tally.failed(answer(item, unit, target, error, clips=plan.max_views))
     return OrderAudit(
         model=str(model.path),
         data=str(videos.source),
@@ -148,26 +153,31 @@ def audit_order(
 class _Tally:
     """What was found so far."""
 
-    def __init__(self, segments: int) -> None:
-        self._segments, self._rng = segments, np.random.default_rng(21)
+    def __init__(self, segments: int, network: ClipBatcher) -> None:
+        self._segments, self._network, self._rng = segments, network, np.random.default_rng(21)
         self.answers: dict[str, list[VideoAnswer]] = {name: [] for name in CHANGES}
         self.changes: dict[str, list[float]] = {name: [] for name in CHANGES[1:]}
 
     def failed(self, one: VideoAnswer) -> None:
-        """Count a video that could not be used."""
+        """Count a video that could not be used, in every order."""
         for found in self.answers.values():
             found.append(one)
         for values in self.changes.values():
             values.append(float("nan"))
 
-    def add(self, item: VideoItem, unit: str, target: int, clips: np.ndarray, model: LoadedModel) -> None:
-        """Run the model on clips (N, T, H, W, 3) of a video, and on what is made of them."""
+    def add(self, item: VideoItem, unit: str, target: int, clips: np.ndarray) -> None:
+        """Run the network on clips (N, T, H, W, 3) of a video, and on what is made of them.
+
+        Raises:
+            InferenceError: if it fails on one of them or gives no numbers: nothing is counted then, since the answers
+                are compared with each other.
+        """
         ways = {
             "true": clips,
             "reversed": reversed_clips(clips),
             "shuffled": shuffled_clips(clips, self._segments, rng=self._rng),
         }
-        outputs = {name: infer_all(model.runtime, video) for name, video in ways.items()}
+        outputs = {name: finite(self._network.run(video)).outputs for name, video in ways.items()}
         for name, found in self.answers.items():
             found.append(answer(item, unit, target, outputs[name]["logits"], clips=len(clips)))
         for name, values in self.changes.items():

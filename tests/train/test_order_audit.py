@@ -1,6 +1,7 @@
 """The order audit, and the comparison of two models."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from ivdr_deploy.errors import ConfigError, DataError
 from ivdr_deploy.evaluation.order import feature_change, reversed_clips, shuffled_clips
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.spec import ViewPlan
+from ivdr_deploy.video import PathSource
+from ivdr_deploy.video.clips import load_clips
 from train.__main__ import main
 from train.answers import VideoAnswer, answer
 from train.comparison import compare, mcnemar
 from train.config import AugmentConfig, DataConfig
-from train.evaluate import evaluate
+from train.evaluate import evaluate, evaluate_model
 from train.finetune import finetune
 from train.order_audit import OrderAudit, audit_order
 from train.report import report_on
@@ -79,6 +82,66 @@ def test_a_video_that_cannot_be_used_is_wrong_in_every_order(
     assert report["video_accuracy"]["true"]["value"] == pytest.approx(6 / 7)
     assert len(report["failed"]) == 1
     assert report["per_class"]["up"]["videos"] == 4
+
+
+def overflow(name: str, value: float) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    def spoil(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        spoilt = outputs[name].copy()
+        spoilt[-1, 0] = value
+        return outputs | {name: spoilt}
+
+    return spoil
+
+
+def refuse(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    raise RuntimeError("no memory for this one")
+
+
+@pytest.mark.parametrize("way", ["true", "reversed"])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (overflow("logits", np.nan), "the network gives NaN or infinity in logits"),
+        (overflow("logits", np.inf), "the network gives NaN or infinity in logits"),
+        (overflow("feature", np.nan), "the network gives NaN or infinity in feature"),
+        (refuse, "the network failed on this video (RuntimeError: no memory for this one)"),
+    ],
+    ids=["nan", "infinity", "feature", "exception"],
+)
+def test_a_video_on_which_the_network_fails_is_wrong_in_every_order(
+    spoil: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+    said: str,
+    way: str,
+    mover: Path,
+    data: DataConfig,
+) -> None:
+    model, videos = open_model(mover), read_video_list(data.test)
+    bad = load_clips(
+        PathSource(videos.items[0].path), model.clip, model.view_plan
+    ).video  # of the first class
+    hit = bad if way == "true" else reversed_clips(bad)
+    whole = model.runtime.infer
+
+    def infer(video: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = whole(video)
+        return spoil(outputs) if np.array_equal(video, hit) else outputs
+
+    with model.runtime:
+        before = audit_order(model, videos)
+        model.runtime.infer = infer  # type: ignore[method-assign]
+        audit = audit_order(model, videos)
+        failed = dict(evaluate_model(model, replace(videos, items=videos.items[:1])).failed)
+    report = audit.to_dict()
+    (entry,) = report["failed"]
+    assert entry["uri"] == videos.items[0].uri
+    assert entry["reason"].startswith(said)
+    assert failed == ({entry["uri"]: entry["reason"]} if way == "true" else {})
+    for name in ("true", "reversed", "shuffled"):
+        assert audit.answers[name][0].probabilities is None
+        assert audit.answers[name][1].right == before.answers[name][1].right
+    for name in ("reversed", "shuffled"):
+        assert np.isnan(audit.feature_changes[name][0])
+        assert audit.feature_changes[name][1:] == before.feature_changes[name][1:]
 
 
 def test_segments_that_do_not_divide_a_clip_are_refused(mover: Path, data: DataConfig) -> None:
