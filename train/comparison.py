@@ -32,13 +32,30 @@ class Comparison:
     won: tuple[str, ...]
     """Videos that only this model has right."""
 
+    failed_before: tuple[tuple[str, str], ...]
+    """Videos that the other model gave no answer to, with the reason. They count as wrong, as in its accuracy."""
+
+    failed_now: tuple[tuple[str, str], ...]
+    """The same of this model."""
+
     def __str__(self) -> str:
         low, high = self.change.interval
         said = f"{100 * self.change.value:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
         if self.by_units.units > 1:
             ends = f"{100 * self.by_units.low:+.1f} to {100 * self.by_units.high:+.1f}"
             said += f" (over {self.by_units.units} units {ends})"
-        return f"{said}; won {self.change.won}, lost {self.change.lost} of {self.change.total}, p = {self.p_value:.3g}"
+        said += (
+            f"; won {self.change.won}, lost {self.change.lost} of {self.change.total}, p = {self.p_value:.3g}"
+        )
+        without = [
+            f"{len(inside)} {name} since {which} model gave no answer"
+            for name, which, videos, failed in (
+                ("won", "the other", self.won, self.failed_before),
+                ("lost", "this", self.lost, self.failed_now),
+            )
+            if (inside := {uri for uri, _ in failed}.intersection(videos))
+        ]
+        return f"{said}; of these {' and '.join(without)}" if without else said
 
     def to_dict(self) -> dict[str, Any]:
         """Return a form that JSON can hold."""
@@ -50,11 +67,13 @@ class Comparison:
             "p_value": self.p_value,
             "lost": list(self.lost),
             "won": list(self.won),
+            "failed_before": [{"uri": uri, "reason": reason} for uri, reason in self.failed_before],
+            "failed_now": [{"uri": uri, "reason": reason} for uri, reason in self.failed_now],
         }
 
 
 def compare(before: EvaluationReport, now: EvaluationReport) -> Comparison:
-    """Compare the answers of two models to the same list.
+    """Compare the answers of two models to the same list. A video without an answer is wrong, as in their accuracies.
 
     Raises:
         DataError: if the reports are not on the same videos.
@@ -75,6 +94,8 @@ def compare(before: EvaluationReport, now: EvaluationReport) -> Comparison:
         p_value=mcnemar(change.lost, change.won),
         lost=tuple(old.item.uri for old, new in pairs if old.right and not new.right),
         won=tuple(new.item.uri for old, new in pairs if new.right and not old.right),
+        failed_before=before.failed,
+        failed_now=now.failed,
     )
 
 

@@ -40,6 +40,7 @@ def evaluate(
     limits: VideoLimits | None = None,
     device: Device = "cpu",
     out: str | Path | None = None,
+    kept: Path | None = None,
 ) -> EvaluationReport:
     """Run the model on some clips of every video; the highest mean probability wins.
 
@@ -52,6 +53,7 @@ def evaluate(
         device: Where to run.
         out: Folder for the page, the report and what was said about each video; None: nothing is written. Until they
             are there it keeps the answers so far, and the same measurement goes on from them.
+        kept: Another folder for the answers so far; who gives it forgets them.
 
     Raises:
         DataError: if the list is unusable, or has a class that the model does not know.
@@ -61,11 +63,12 @@ def evaluate(
     model = open_model(checkpoint, device=device)
     with model.runtime:
         videos = read_video_list(data, root=root, part="test")
-        kept = None if out is None else Path(out) / ANSWERS
-        report = evaluate_model(model, videos, plan=plan, limits=limits, kept=kept)
-        if out is not None and kept is not None:
+        answers = Path(out) / ANSWERS if out is not None and kept is None else kept
+        report = evaluate_model(model, videos, plan=plan, limits=limits, kept=answers)
+        if out is not None:
             write_evaluation(Path(out), report, videos, model, limits=limits or VideoLimits())
-            forget(kept)  # who measures again wants to see it measured
+        if answers is not None and kept is None:
+            forget(answers)  # who measures again wants to see it measured
         return report
 
 

@@ -20,7 +20,8 @@ from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video.reader import VideoLimits
 from train.comparison import compare
-from train.evaluate import PROTOCOLS, evaluate
+from train.evaluate import ANSWERS, PROTOCOLS, evaluate
+from train.features import forget
 from train.frozen import classify, open_frozen, retrieve
 from train.order_audit import CHANGES, audit_order
 from train.page import write_evaluation, write_report
@@ -57,16 +58,31 @@ def _accuracy(options: argparse.Namespace) -> int:
     elif options.protocol:
         plan, origin = PROTOCOLS[options.protocol], f"--protocol {options.protocol}"
     how: dict[str, Any] = {"root": options.root, "limits": _limits(options), "device": options.device}
+    if options.against and options.out:  # of both, until both are measured
+        how["kept"] = Path(options.out) / ANSWERS
     report = evaluate(options.checkpoint, options.videos, plan=plan, out=options.out, **how)
     extra: dict[str, Any] = {}
     if options.against:
         other = evaluate(options.against, options.videos, plan=report.view_plan, **how)
-        comparison = compare(other, report)
-        extra = {"comparison": comparison.to_dict()}
+        extra = _compare(options, report, other)
         if options.out:
-            write_report(Path(options.out), report.to_dict() | extra)
-        print_text(f"against {options.against}: {comparison}")
-    return _show(options, report, extra, f"on {report.view_plan} ({origin})")
+            forget(how["kept"])
+    code = _show(options, report, extra, f"on {report.view_plan} ({origin})")
+    return 1 if options.against and other.failed else code
+
+
+def _compare(
+    options: argparse.Namespace, report: EvaluationReport, other: EvaluationReport
+) -> dict[str, Any]:
+    """Say and write what is different with another model; returns it as the report holds it."""
+    comparison = compare(other, report)
+    extra = {"comparison": comparison.to_dict()}
+    if options.out:
+        write_report(Path(options.out), report.to_dict() | extra)
+    said = set(report.failed)  # what no model can use is said once
+    say_failed((one for one in other.failed if one not in said), what=f"failed with {options.against}:")
+    print_text(f"against {options.against}: {comparison}")
+    return extra
 
 
 def _show(options: argparse.Namespace, report: EvaluationReport, extra: dict[str, Any], how: str) -> int:

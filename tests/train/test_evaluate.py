@@ -20,6 +20,7 @@ from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video import Source
 from train.__main__ import main
+from train.comparison import compare
 from train.config import DataConfig
 from train.evaluate import ANSWERS, evaluate, evaluate_model
 from train.features import forget
@@ -78,6 +79,40 @@ def test_a_measurement_that_was_stopped_goes_on_from_its_answers(
     alone = evaluate(path, data.test)
     assert asked == [6, 4, 6]  # what was measured is measured anew
     assert again.to_dict() == alone.to_dict()
+
+
+@pytest.mark.parametrize("stopped_in", [0, 1])
+def test_a_comparison_that_was_stopped_goes_on_from_the_answers_of_both(
+    stopped_in: int, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (
+        finetune(replace(finetune_config(tmp_path / name, replace(data, test="")), seed=seed))
+        for name, seed in (("one", 1), ("other", 2))
+    )
+    asked: list[int] = []
+    whole = VideoPredictor.predict_many
+
+    def stopped(self: VideoPredictor, sources: Sequence[Source], **given: Any) -> Iterator[Outcome]:
+        asked.append(len(sources))
+        for count, outcome in enumerate(whole(self, sources, **given)):
+            if count == 2 and len(asked) == stopped_in + 1:
+                raise KeyboardInterrupt
+            yield outcome
+
+    monkeypatch.setattr(VideoPredictor, "predict_many", stopped)
+    out = tmp_path / "measured"
+    words = ["evaluate", str(one), "--data", data.test, "--against", str(other), "-o", str(out)]
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 130
+    assert len(list((out / ANSWERS).iterdir())) == 6 * stopped_in + 2
+    assert main(words) == 0
+    assert asked == ([6, 4, 6] if stopped_in == 0 else [6, 6, 4])
+    assert not (out / ANSWERS).exists()
+    report = json.loads((out / "report.json").read_text())
+    assert report == evaluate(one, data.test).to_dict() | {
+        "comparison": compare(evaluate(other, data.test), evaluate(one, data.test)).to_dict()
+    }
 
 
 def test_answers_of_another_network_are_not_taken(data: DataConfig, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """The order audit, and the comparison of two models."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ from runs import finetune_config
 from ivdr_deploy.datasets.lists import VideoItem, read_video_list
 from ivdr_deploy.errors import ConfigError, DataError
 from ivdr_deploy.evaluation.order import feature_change, reversed_clips, shuffled_clips
+from ivdr_deploy.runtimes.base import LoadedModel
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video import PathSource
 from ivdr_deploy.video.clips import load_clips
+from train import evaluate as module
 from train.__main__ import main
 from train.answers import VideoAnswer, answer
 from train.comparison import compare, mcnemar
@@ -182,6 +186,81 @@ def test_a_comparison_is_paired_by_video(mover: Path, data: DataConfig, tmp_path
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["p_value"] == found.p_value
     with pytest.raises(DataError, match="not measured on the same videos"):
         compare(before, evaluate(mover, data.train))
+
+
+@pytest.mark.parametrize("failing", ["this", "other"])
+def test_what_only_one_of_two_models_answers_is_said_to_be_so(
+    failing: str,
+    mover: Path,
+    data: DataConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = finetune(finetune_config(tmp_path / "other", replace(data, test="")))
+    before = evaluate(other, data.test)
+    item = next(one.item for one in before.answers if one.right)  # and mover has all right
+    (tmp_path / "t.csv").write_text(
+        "path,label\n"
+        + "".join(f"{one.item.path},{before.labels[one.target]}\n" for one in before.answers)
+        + "broken.mp4,up\n"
+    )
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+
+    def open_failing(path: str | Path, **given: Any) -> LoadedModel:
+        model = open_model(path, **given)
+        if Path(path) == (mover if failing == "this" else other):
+            whole = model.runtime.infer
+            hit = load_clips(PathSource(item.path), model.clip, model.view_plan).video
+
+            def infer(video: np.ndarray) -> dict[str, np.ndarray]:
+                outputs = whole(video)
+                rows = [any(np.array_equal(row, one) for one in hit) for row in video]
+                return outputs | {
+                    "logits": np.where(np.array(rows)[:, None], np.float32(np.nan), outputs["logits"])
+                }
+
+            model.runtime.infer = infer  # type: ignore[method-assign]
+        return model
+
+    monkeypatch.setattr(module, "open_model", open_failing)
+    words = ["evaluate", str(mover), "--data", str(tmp_path / "t.csv"), "--against", str(other), "--json"]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)["comparison"]
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["comparison"] == found
+    names = {name: [one["uri"] for one in found[f"failed_{name}"]] for name in ("before", "now")}
+    both, alone = ["broken.mp4"], [str(item.path), "broken.mp4"]
+    assert names == ({"before": alone, "now": both} if failing == "other" else {"before": both, "now": alone})
+    assert all("NaN" in found[f"failed_{name}"][0]["reason"] for name in names if names[name] == alone)
+    assert (str(item.path) in found["won"]) == (failing == "other")
+    assert (str(item.path) in found["lost"]) == (failing == "this")
+    said = "1 won since the other model" if failing == "other" else "1 lost since this model"
+    assert f"; of these {said} gave no answer" in printed.err
+    assert (f"failed with {other}: {item.path}: the network gives NaN" in printed.err) == (failing == "other")
+    assert printed.err.count("broken.mp4: ") == 1
+
+
+def test_a_failure_of_the_other_model_alone_is_no_success(
+    mover: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(str(shutil.copytree(mover.parent, mover.parent.parent / "copy"))) / mover.name
+
+    def open_failing(path: str | Path, **given: Any) -> LoadedModel:
+        model = open_model(path, **given)
+        if Path(path) == other:
+            model.runtime.infer = refuse  # type: ignore[method-assign, assignment]
+        return model
+
+    monkeypatch.setattr(module, "open_model", open_failing)
+    words = ["evaluate", str(mover), "--data", data.test, "--against", str(other), "--json"]
+    assert main(words) == 1
+    printed = capsys.readouterr()
+    assert (json.loads(printed.out)["failed"], len(json.loads(printed.out)["comparison"]["won"])) == ([], 6)
+    assert (
+        "won 6, lost 0 of 6, p = 0.0312; of these 6 won since the other model gave no answer" in printed.err
+    )
+    assert printed.err.count(f"failed with {other}: ") == 6
 
 
 def test_changes_are_taken_over_units() -> None:
