@@ -113,7 +113,13 @@ def _by_training(
         settings["cache_form"] = config.data.cache_form
         identity = canonical_json([settings, rest.data_hash, shown.data_hash])
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        part_config = replace(config, out=str(config.cache_dir / f"held-out-{digest}"))
+        part_config = replace(
+            config,
+            out=str(config.cache_dir / f"held-out-{digest}"),
+            data=replace(
+                config.data, cache=str(config.cache_dir)
+            ),  # each video is decoded once for all parts
+        )
         path = Path(part_config.out) / CHECKPOINT_NAME
         if not path.exists():
             print_text(f"held-out part {number + 1} of {len(parts)}: {describe(config)}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePath
 
 import numpy as np
@@ -139,25 +141,33 @@ def hold_out(groups: Sequence[str], labels: Sequence[str], *, seed: int) -> list
     members: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
-    classes = {group: {labels[row] for row in rows} for group, rows in members.items()}
-    groups_of = {label: sum(label in held for held in classes.values()) for label in set(labels)}
+    classes = {group: Counter(labels[row] for row in rows) for group, rows in members.items()}
+    groups_of = Counter(label for held in classes.values() for label in held)
     names = list(members)
     order = [names[place] for place in np.random.default_rng([seed, 2]).permutation(len(names))]
-    parts: list[list[str]] = [[] for _ in range(PARTS)]
+    parts = [_Part() for _ in range(PARTS)]
     for group in sorted(order, key=lambda name: -len(members[name])):
-
-        def load(part: list[str], group: str = group) -> tuple[int, int]:
-            rows = [row for other in part for row in members[other]]
-            return sum(labels[row] in classes[group] for row in rows), len(rows)
-
-        free = [
-            part
-            for part in parts
-            if all(
-                sum(label in classes[held] for held in part) + 1 < groups_of[label]
-                for label in classes[group]
-            )
-        ]
+        own = classes[group]
+        free = [part for part in parts if all(part.groups_of[label] + 1 < groups_of[label] for label in own)]
         if free:
-            min(free, key=load).append(group)
-    return [np.array(sorted(row for group in part for row in members[group])) for part in parts if part]
+            min(free, key=lambda part: part.load(own)).add(members[group], own)
+    return [np.array(sorted(part.rows)) for part in parts if part.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is held out together so far, counted as it grows: a list may have thousands of groups."""
+
+    rows: list[int] = field(default_factory=list)
+    videos_of: Counter[str] = field(default_factory=Counter)
+    groups_of: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rows: Sequence[int], videos_of: Counter[str]) -> None:
+        """Hold out a group too: its rows, and its videos of each class."""
+        self.rows.extend(rows)
+        self.videos_of.update(videos_of)
+        self.groups_of.update(videos_of.keys())
+
+    def load(self, labels: Iterable[str]) -> tuple[int, int]:
+        """Return the videos of some classes, and all."""
+        return sum(self.videos_of[label] for label in labels), len(self.rows)

@@ -102,6 +102,15 @@ def test_the_other_one_is_taken_where_it_is_better_and_its_parts_are_kept(
         finetune(replace(config, out=str(tmp_path / "again")))
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_no_video_is_decoded_twice_for_the_parts(config: FinetuneConfig, named: bool, tmp_path: Path) -> None:
+    if not named:
+        config = replace(config, data=replace(config.data, cache=""))
+    finetune(against(config, tmp_path / "rival.toml", LEARNS_NOTHING))
+    assert len(list(config.cache_dir.glob("held-out-*/checkpoint.safetensors"))) == 3
+    assert len(list(config.cache_dir.rglob("*.frames"))) == 16
+
+
 def test_a_list_of_which_nothing_can_be_held_out_is_refused(
     config: FinetuneConfig, data: DataConfig, tmp_path: Path
 ) -> None:

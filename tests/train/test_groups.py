@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,49 @@ def test_parts_share_no_group_and_every_class_stays_in_training() -> None:
             assert {labels[row] for row in rest} == set(labels)
         rows = [row for part in parts for row in part.tolist()]
         assert len(rows) == len(set(rows))
+
+
+def by_definition(groups: list[str], labels: list[str], *, seed: int) -> list[list[int]]:
+    """The parts, by looking through all that is held out so far for each group: the largest first, and into the part
+    with fewest videos of its classes, of equals the smallest, where each class of it keeps a group outside."""
+    names = list(dict.fromkeys(groups))
+    rows = {name: [row for row, group in enumerate(groups) if group == name] for name in names}
+    order = [names[place] for place in np.random.default_rng([seed, 2]).permutation(len(names))]
+    parts: list[list[int]] = [[] for _ in range(PARTS)]
+    for name in sorted(order, key=lambda name: -len(rows[name])):
+        own = {labels[row] for row in rows[name]}
+
+        def outside(part: list[int], label: str, name: str = name) -> set[str]:
+            held = {groups[row] for row in part} | {name}
+            return {groups[row] for row, other in enumerate(labels) if other == label} - held
+
+        free = [part for part in parts if all(outside(part, label) for label in own)]
+        if free:
+            loads = [(sum(labels[row] in own for row in part), len(part)) for part in free]
+            free[loads.index(min(loads))].extend(rows[name])
+    return [sorted(part) for part in parts if part]
+
+
+def test_parts_are_those_of_the_definition() -> None:
+    rng = np.random.default_rng(5)
+    held = 0
+    for seed in range(60):
+        count = int(rng.integers(2, 40))
+        groups = [str(value) for value in rng.integers(0, rng.integers(1, 20), count)]
+        labels = [str(value) for value in rng.integers(0, rng.integers(1, 5), count)]
+        parts = [part.tolist() for part in hold_out(groups, labels, seed=seed)]
+        assert parts == by_definition(groups, labels, seed=seed)
+        held += len(parts) == PARTS
+    assert held > 20
+
+
+@pytest.mark.parametrize("classes", [2, 10_000])
+def test_a_list_of_many_groups_takes_no_time(classes: int) -> None:
+    labels = [str(row % classes) for row in range(20_000)]
+    begin = time.process_time()
+    parts = hold_out([str(row) for row in range(20_000)], labels, seed=0)
+    assert time.process_time() - begin < 5.0
+    assert sum(map(len, parts)) >= 10_000
 
 
 def test_everything_is_held_out_once_where_that_can_be() -> None:
