@@ -31,12 +31,12 @@ class FrozenNetwork:
     """A network of which one output is kept."""
 
     weights_sha256: str
-    """Of the file that its weights are in."""
+    """Of the file that its weights are in; with the id of the variant where what runs is not just that file in fp32."""
 
     clip: ClipSpec
     view_plan: ViewPlan
     open: Callable[[], LoadedModel]
-    """Opens it; not called where all is kept already. Features are always those of fp32."""
+    """Opens it; not called where all is kept already."""
 
     output: Literal["feature", "logits"] = "feature"
 

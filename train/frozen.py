@@ -156,9 +156,9 @@ def open_frozen(
             one.require_labels()
         second.targets(first.labels)
         plan = plan or ViewPlan(num_clips=10)
-        backbone = FrozenNetwork(
-            weights_sha256=model.sha256, clip=model.clip, view_plan=plan, open=lambda: model
-        )
+        # Variants of other precisions share the file of weights; in fp32 the features are those of a linear probe.
+        weights = model.sha256 if model.runtime.precision == "fp32" else f"{model.sha256} {model.variant}"
+        backbone = FrozenNetwork(weights_sha256=weights, clip=model.clip, view_plan=plan, open=lambda: model)
         both = replace(first, items=(*first.items, *second.items))
         made = video_outputs(
             both, backbone, Path(cache), decode=decode or DecodeOptions(), limits=limits or VideoLimits()

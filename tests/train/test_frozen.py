@@ -1,20 +1,28 @@
 """What a backbone is worth as it is: retrieval, neighbours, a linear probe; on features computed once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import CLIP, PLAN
+from runs import CLIP, PLAN, finetune_config
 
+from ivdr_deploy.artifacts.manifest import write_manifest
 from ivdr_deploy.datasets.lists import VideoItem, VideoList, read_video_list
 from ivdr_deploy.errors import CheckpointError, DataError, VideoOpenError
+from ivdr_deploy.export.bundle_export import export_bundle
 from ivdr_deploy.runtimes.loading import open_model
-from ivdr_deploy.spec import ViewPlan
+from ivdr_deploy.runtimes.torch_runtime import LAYOUT_KEY
+from ivdr_deploy.spec import Precision, ViewPlan
 from train import frozen as module
 from train.__main__ import main
 from train.config import DataConfig
+from train.finetune import finetune
 from train.frozen import Frozen, classify, open_frozen, retrieve
+
+HALVES: tuple[Precision, ...] = ("bf16", "fp16")
+LAYOUT = {LAYOUT_KEY: "contiguous"}
 
 
 @pytest.fixture
@@ -160,6 +168,51 @@ def test_features_are_computed_once(
     for one, two in zip(frozen.query_features, again.query_features, strict=True):
         assert np.array_equal(np.asarray(one), np.asarray(two))
     assert np.asarray(frozen.query_features[0]).shape[0] == 2
+
+
+@pytest.fixture(scope="module")
+def precisions(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of which three variants share one file of weights, as an export on a GPU makes it."""
+    made = export_bundle(pretrained, tmp_path_factory.mktemp("precisions") / "bundle")
+    whole, onnx = made.manifest.variants[:2]
+    half = [
+        replace(
+            whole, id=f"torch-{one}", precision=one, derived_from=whole.id, parity=onnx.parity, build=LAYOUT
+        )
+        for one in HALVES
+    ]
+    write_manifest(made.path, replace(made.manifest, variants=(whole, onnx, *half)))
+    return made.path
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_features_of_one_precision_are_not_taken_for_those_of_another(
+    precision: str, precisions: Path, data: DataConfig, tmp_path: Path
+) -> None:
+    def features(variant: str, cache: str) -> np.ndarray:
+        model = open_model(precisions, variant=variant, device="cpu")
+        made = open_frozen(model, data.train, data.test, tmp_path / cache, plan=PLAN)
+        return np.stack([np.asarray(one) for one in made.query_features])
+
+    alone = features(f"torch-{precision}", "alone")
+    exact = features("torch-fp32", "both")
+    other = features(f"torch-{precision}", "both")
+    assert np.array_equal(other, alone)
+    assert not np.array_equal(other, exact)
+    assert np.array_equal(features("torch-fp32", "both"), exact)
+    assert len(list((tmp_path / "both").iterdir())) == 2 * 22
+
+
+def test_features_in_fp32_are_those_of_a_linear_probe(
+    precisions: Path, pretrained: Path, data: DataConfig, tmp_path: Path
+) -> None:
+    own = replace(data, cache=str(tmp_path / "cache"))
+    finetune(finetune_config(tmp_path / "run", own, init=str(pretrained), linear_probe=True))
+    kept = {file.name for file in (tmp_path / "cache").iterdir()}
+    for path, variant in ((pretrained, None), (precisions, "torch-fp32")):
+        model = open_model(path, variant=variant, device="cpu")
+        open_frozen(model, data.train, data.test, tmp_path / "cache", plan=PLAN)
+        assert {file.name for file in (tmp_path / "cache").iterdir()} == kept
 
 
 def test_a_class_that_the_gallery_lacks_is_refused(
