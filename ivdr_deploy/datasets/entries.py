@@ -162,13 +162,6 @@ def listed(
         file, key = root.before + written, root.before_absolute + written
         # What the class itself does with them, in half the time.
         return tuple.__new__(Entry, (file, written, label or None, key, group or None, place, number))
-    if is_url(written) or is_web(written):
-        uri = as_text(written)
-        return Entry(uri, uri, label or None, uri, group or None, place, number)
-    # Whatever the locale, the path has the bytes that stand in the list.
-    plain = written.isascii()
-    local = written if plain else os.fsdecode(written.encode("utf-8", "surrogateescape"))
-    file = os.path.join(root.path, os.path.expanduser(local) if local.startswith("~/") else local)
     if label is not None and not label.isascii():
         try:
             label.encode()
@@ -176,6 +169,13 @@ def listed(
             raise DataError(
                 f"{place} {number}: the label {quoted(label)} is not UTF-8", hint="save the list as UTF-8"
             ) from error
+    if is_url(written) or is_web(written):
+        uri = as_text(written)
+        return Entry(uri, uri, label or None, uri, group or None, place, number)
+    # Whatever the locale, the path has the bytes that stand in the list.
+    plain = written.isascii()
+    local = written if plain else os.fsdecode(written.encode("utf-8", "surrogateescape"))
+    file = os.path.join(root.path, os.path.expanduser(local) if local.startswith("~/") else local)
     uri = written if plain else as_text(written)
     return Entry(file, uri, label or None, os.path.abspath(file), group or None, place, number)
 

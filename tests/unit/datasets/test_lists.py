@@ -125,9 +125,21 @@ def test_a_class_folder_that_is_not_utf8_gives_a_valid_label(tmp_path: Path) -> 
     assert read_video_list(tmp_path).labels == ("b", "caf\\xe9")
 
 
-def test_a_label_in_a_list_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_bytes(b"path,label\na.avi,caf\xe9\n")
-    assert "line 2: the label 'caf\\udce9' is not UTF-8" in refusal(tmp_path / "list.csv")
+@pytest.mark.parametrize(
+    "written", ["a.avi", "/abs/a.avi", "caf\xe9.avi", "s3://b/a.mp4", "gs://b/caf\xe9.mp4", "https://h/a.mp4"]
+)
+def test_a_label_in_a_list_that_is_not_utf8_is_refused(tmp_path: Path, written: str) -> None:
+    path = written.encode("latin-1")
+    (tmp_path / "list.csv").write_bytes(b"path,label\nb.avi,walk\n" + path + b",caf\xe9\n")
+    (tmp_path / "list.txt").write_bytes(b"b.avi walk\n" + path + b" caf\xe9\n")
+    assert "line 3: the label 'caf\\udce9' is not UTF-8" in refusal(tmp_path / "list.csv")
+    assert "line 2: the label 'caf\\udce9' is not UTF-8" in refusal(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("place", ["s3://b", "https://h"])
+def test_a_url_that_is_not_utf8_has_a_valid_uri(tmp_path: Path, place: str) -> None:
+    (tmp_path / "list.csv").write_bytes(b"path,label\n" + place.encode() + b"/caf\xe9.mp4,caf\xc3\xa9\n")
+    assert entries(read_video_list(tmp_path / "list.csv")) == [(f"{place}/caf\\xe9.mp4", "caf\u00e9")]
 
 
 def test_absent_files_are_counted_and_the_first_named(tmp_path: Path) -> None:
