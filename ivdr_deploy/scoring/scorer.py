@@ -25,7 +25,7 @@ RETRIED = (VideoTimeoutError.code, VideoCrashError.code, "unreadable")
 """Failures that can be another time: those that depend on the load of the machine, and files that were not there."""
 
 Progress = Callable[[int, int | None], object]
-"""Called with the number of rows so far, and of all that the run adds once that is known."""
+"""Called with the number of inputs that have a row so far, and of all that the run adds once that is known."""
 
 
 class Engine(Protocol):
@@ -37,7 +37,7 @@ class Engine(Protocol):
     def run(
         self, shards: Iterator[Shard], *, journal: Journal, scored: Callable[[], object]
     ) -> Iterator[tuple[Shard, list[Row] | None]]:
-        """Yield each shard with its rows, None if it is committed; ``scored`` is called after every row."""
+        """Yield each shard with its rows, None if it is committed; ``scored`` is called once for every input."""
         ...
 
 
@@ -159,6 +159,11 @@ class _Run:
     journal: Journal
     progress: Progress
     scored: int = 0
+    """Rows that were committed."""
+
+    counted: int = 0
+    """Inputs that have a row, also those of shards in work."""
+
     listed: int | None = None
     """Inputs of the list, when it was gone through and is in the index."""
 
@@ -168,6 +173,7 @@ class _Run:
             if rows is not None:
                 self.table.write(shard, rows)
                 self.journal.forget(shard)
+            self.scored += len(shard.inputs)
             self._keep_list()
             if rows is None and stopping() and self.scored != self.lister.total:
                 return False  # the engine has taken all shards, and would go on
@@ -187,8 +193,8 @@ class _Run:
             yield shard
 
     def _count(self) -> None:
-        self.scored += 1
-        self.progress(self.scored, self.lister.total)
+        self.counted += 1
+        self.progress(self.counted, self.lister.total)
 
     def _keep_list(self) -> None:
         if self.listed is None and self.lister.total is not None:

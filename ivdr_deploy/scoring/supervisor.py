@@ -46,6 +46,9 @@ class _Work:
     untried: deque[Input] = field(default_factory=deque)
     """Inputs that are still to be tried alone."""
 
+    counted: set[str] = field(default_factory=set)
+    """Keys of the inputs that a row was told of: one may be scored three times, and is one."""
+
     tried: bool = False
     begun: bool = False
     """Whether that is in the journal."""
@@ -91,6 +94,7 @@ class Supervisor:
         self._asked = self._sent = self._ended = False
         """The worker asks for a group; it has some that it was not told to finish; there are no more shards."""
 
+        self._scored: Callable[[], object] = lambda: None
         self._idle_deaths = 0
         self._worker = Worker(self._task)
         opened = self._worker.opened
@@ -110,12 +114,12 @@ class Supervisor:
         Args:
             shards: Asked for when the worker needs more.
             journal: Where attempts are noted.
-            scored: Called after every row.
+            scored: Called once for every input, when it has a row; the row may have to be made again.
 
         Raises:
             IvdrError: what would hit every input.
         """
-        self._ended = False
+        self._ended, self._scored = False, scored
         while True:
             for work in [*self._works.values()]:
                 if len(work.rows) + len(work.crashed) == len(work.shard.inputs):
@@ -129,7 +133,6 @@ class Supervisor:
             kind, *said = self._receive()
             if kind == ROW:
                 self._took(journal, *said)
-                scored()
             elif kind == DONE:  # the row before it was taken, and the shard with it
                 self._begin_next(journal)
                 self._worker.tell(None)
@@ -191,10 +194,11 @@ class Supervisor:
     def _took(self, journal: Journal, name: str, key: str, row: Row) -> None:
         """Take a row."""
         self._idle_deaths = 0
+        work = self._works[name]
+        self._count(work, key)
         if self._alone is None:
-            self._works[name].rows[key] = row
+            work.rows[key] = row
             return
-        work, _ = self._alone
         self._alone = None
         work.spare[key] = row
         journal.answered(work.shard, key)
@@ -202,7 +206,13 @@ class Supervisor:
 
     def _crashed(self, work: _Work, item: Input, error: VideoCrashError | VideoTimeoutError) -> None:
         work.crashed[item.key] = failed_row(item, self.plan, code=error.code, message=error.message)
+        self._count(work, item.key)
         self._was_tried(work)
+
+    def _count(self, work: _Work, key: str) -> None:
+        if key not in work.counted:
+            work.counted.add(key)
+            self._scored()
 
     def _was_tried(self, work: _Work) -> None:
         if not work.untried:

@@ -50,17 +50,26 @@ class Counting(Supervisor):
 
 def run(task: Task, videos: VideoList, out: Path, **given: object) -> tuple[ScoreSummary, int]:
     """Score; returns the summary, and how many workers it took."""
-    retry = given.pop("retry", ())
+    retry, told = given.pop("retry", ()), []
     with Counting(task, **given) as engine:
-        summary = score_with(engine, InputStream(videos, Selection()), out, videos_per_shard=4, retry=retry)
-        return summary, engine.started
+        summary = score_with(
+            engine,
+            InputStream(videos, Selection()),
+            out,
+            videos_per_shard=4,
+            retry=retry,
+            progress=lambda done, total: told.append(done),
+        )
+    assert told == [*range(1, summary.scored + 1)], "each input once, however often it was scored"
+    return summary, engine.started
 
 
 def test_an_input_that_kills_its_process_is_one_row_and_its_neighbours_have_theirs(task, videos, tmp_path):
     run(task, videos, tmp_path / "whole")
 
-    _, started = run(task, with_hostile(videos, 2, KillsTheScorer()), tmp_path / "out")
+    summary, started = run(task, with_hostile(videos, 2, KillsTheScorer()), tmp_path / "out")
 
+    assert summary.scored == summary.videos == 6
     rows = read_scores(tmp_path / "out").to_pylist()
     assert [row["error_code"] for row in rows] == [None, None, "crashed", None, None, None]
     assert rows[2]["error_message"] == "'2.mp4': the process that scored it was ended by signal SIGKILL"
@@ -109,8 +118,9 @@ def test_a_death_that_does_not_come_again_costs_no_row(task, videos, tmp_path):
 def test_inputs_that_end_it_only_together_keep_what_they_gave_alone(task, videos, tmp_path):
     together = KillsTheScorer(counter=tmp_path / "count", spared=(2,), good=videos.items[2].path)
 
-    _, started = run(task, with_hostile(videos, 2, together), tmp_path / "out")
+    summary, started = run(task, with_hostile(videos, 2, together), tmp_path / "out")
 
+    assert summary.scored == 6
     assert read_scores(tmp_path / "out")["status"].to_pylist() == ["ok"] * 6
     assert started == 3
 
@@ -140,8 +150,9 @@ def test_an_input_that_took_everything_along_twice_is_not_tried_again(task, vide
         score_with(engine, InputStream(VideoList(videos.source, videos.items[5:]), Selection()), out)
         (out / f"_attempt-{shard.name[-24:-8]}.json").write_text(json.dumps(known))
         assert Journal(store).read(shard) == Attempts(**known)
-        score_with(engine, InputStream(listed, Selection()), out, videos_per_shard=4)
+        summary = score_with(engine, InputStream(listed, Selection()), out, videos_per_shard=4)
 
+    assert summary.scored == 5, "the last has its row of before"
     rows = read_scores(out).to_pylist()
     assert [row["error_code"] for row in rows] == [None, "crashed", None, None, None, None]
     assert "nobody saw how" in rows[1]["error_message"]
