@@ -42,7 +42,8 @@ class Address:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
-        except ValueError:  # a port that is none
+            (host or "").encode("idna")  # as whoever looks it up will do
+        except ValueError:  # a port that is none, or a host that no name can be
             host = port = None
         if not host or parts.scheme not in ("http", "https") or len(parts.path) < 2:
             raise ConfigError(

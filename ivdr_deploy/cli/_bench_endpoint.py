@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,13 @@ from ivdr_deploy.errors import ConfigError
 
 _MOST_BYTES = 2 << 30
 """Of all videos together: a disk that is read meanwhile would be measured too."""
+
+_MOST_REQUESTS = 1_000_000
+"""Of a load: when each is due is drawn before the first is sent, and every one is kept until the last is answered."""
+
+_LEAST_SECONDS, _MOST_SECONDS = 0.1, 3600.0
+_MOST_P99_MS = 60_000.0
+"""As long as a request is waited for. A load of a sweep lasts twenty times as long."""
 
 
 def bench_endpoint(
@@ -40,10 +46,7 @@ def bench_endpoint(
     Address.of(url)  # refused before the videos are read
     if videos is None:
         raise ConfigError("there are no videos to send", hint="give them with --videos")
-    if not all(0 < rate < float("inf") for rate in rates):
-        raise ConfigError("--rate must be positive, in requests a second")
-    if math.inf in (p99_ms, seconds):
-        raise ConfigError("--p99-ms and --seconds must be finite")
+    _check_load(rates, p99_ms=p99_ms, clients=clients, seconds=seconds)
     listed = read_list(videos, root=root)
     listed.require_files()
     if (size := sum(item.path.stat().st_size for item in listed.items)) > _MOST_BYTES:
@@ -79,3 +82,24 @@ def bench_endpoint(
     )
     if failed:
         raise typer.Exit(1)
+
+
+def _check_load(rates: Sequence[float], *, p99_ms: float, clients: int, seconds: float) -> None:
+    """Refuse loads that would never end, or fill the memory. NaN lies in no range."""
+    from ivdr_deploy.benchmarks.http_client import MOST_CONNECTIONS
+
+    if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:
+        raise ConfigError(
+            f"--seconds must be from {_LEAST_SECONDS:g} to {_MOST_SECONDS:g}, found {seconds:g}"
+        )
+    if not 0 <= p99_ms <= _MOST_P99_MS:
+        raise ConfigError(f"--p99-ms must be from 0 to {_MOST_P99_MS:g}, found {p99_ms:g}")
+    if not 1 <= clients <= MOST_CONNECTIONS:
+        raise ConfigError(
+            f"--clients must be from 1 to {MOST_CONNECTIONS}, the connections that are open at a time, found {clients}"
+        )
+    if wrong := [rate for rate in rates if not 1 <= rate * seconds <= _MOST_REQUESTS]:
+        raise ConfigError(
+            f"--rate {wrong[0]:g} for {seconds:g} s is {wrong[0] * seconds:g} requests; expected 1 to {_MOST_REQUESTS}",
+            hint="--rate is in requests a second: give another one, or other --seconds",
+        )

@@ -26,6 +26,8 @@ def update_server(
         )
     from ivdr_deploy.serving.http.shadow import MIN_AGREEMENT
 
+    if min_agreement is not None and not 0 <= min_agreement <= 1:  # NaN is neither
+        raise ConfigError(f"--min-agreement must be from 0 to 1, found {min_agreement:g}")
     found = read_list(videos)
     found.require_files()
     paths = [str(item.path.resolve()) for item in found.items]

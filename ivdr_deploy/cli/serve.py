@@ -87,9 +87,7 @@ def serve(
     min_agreement: Annotated[
         float | None,
         typer.Option(
-            min=0.0,
-            max=1.0,
-            help="With --update: share of videos that must get the label they get now; 0.9 by default.",
+            help="With --update: share of videos, 0 to 1, that must get the label they get now; 0.9 by default.",
         ),
     ] = None,
     as_json: Annotated[

@@ -71,14 +71,13 @@ def test_a_bound_that_no_rate_holds_is_a_failure(ivdr, listed: Path, tmp_path: P
         ((), "one thing is measured"),
         (("bundle", "--endpoint", "http://127.0.0.1:1/p"), "one thing is measured"),
         (("--endpoint", "127.0.0.1"), "is not the address of an endpoint"),
+        (
+            ("--endpoint", "http://a..b/predictions/x", "--videos", "LIST"),
+            "is not the address of an endpoint",
+        ),
+        (("--endpoint", f"http://{'a' * 64}.b/p", "--videos", "LIST"), "is not the address of an endpoint"),
         (("--endpoint", "http://127.0.0.1:1/p"), "no videos to send"),
         (("--endpoint", "http://127.0.0.1:1/p", "--speeds"), "are for a bundle"),
-        (
-            ("--endpoint", "http://127.0.0.1:1/p", "--videos", "LIST", "--rate", "0"),
-            "--rate must be positive",
-        ),
-        (("--endpoint", "http://127.0.0.1:1/p", "--videos", "LIST", "--seconds", "inf"), "must be finite"),
-        (("--endpoint", "http://127.0.0.1:1/p", "--videos", "LIST", "--p99-ms", "inf"), "must be finite"),
         (("bundle", "--rate", "3"), "--rate is for a server"),
     ],
 )
@@ -86,6 +85,32 @@ def test_what_makes_no_sense_is_refused(ivdr, listed: Path, given: tuple[str, ..
     code, _, stderr = ivdr("bench", *(str(listed) if word == "LIST" else word for word in given))
     assert code == 2
     assert said in stderr
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "1e300", "1e9", "1e-300"])
+def test_a_rate_that_never_ends_or_fills_the_memory_is_refused(ivdr, listed: Path, given: str) -> None:
+    words = ("--endpoint", "http://127.0.0.1:1/p", "--videos", listed, "--rate", 30)
+    code, _, stderr = ivdr("bench", *words, "--rate", given)
+    assert (code, "expected 1 to 1000000" in stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "said"),
+    [
+        ("--seconds", "0", "from 0.1 to 3600, found 0"),
+        ("--seconds", "nan", "from 0.1 to 3600, found nan"),
+        ("--seconds", "inf", "from 0.1 to 3600, found inf"),
+        ("--seconds", "1e300", "from 0.1 to 3600, found 1e+300"),
+        ("--p99-ms", "-1", "from 0 to 60000, found -1"),
+        ("--p99-ms", "nan", "from 0 to 60000, found nan"),
+        ("--p99-ms", "inf", "from 0 to 60000, found inf"),
+        ("--clients", "0", "--clients must be from 1"),
+        ("--clients", "1000000000", "--clients must be from 1"),
+    ],
+)
+def test_a_load_that_never_ends_is_refused(ivdr, listed: Path, option: str, given: str, said: str) -> None:
+    code, _, stderr = ivdr("bench", "--endpoint", "http://127.0.0.1:1/p", "--videos", listed, option, given)
+    assert (code, said in stderr) == (2, True), stderr
 
 
 def test_more_videos_than_memory_should_hold_are_refused(

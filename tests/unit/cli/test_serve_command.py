@@ -88,6 +88,13 @@ def test_an_option_that_would_do_nothing_is_refused(ivdr, words: list[str], said
     assert said in stderr
 
 
+@pytest.mark.parametrize("share", ["nan", "inf", "-0.1", "1.1"])
+def test_a_share_that_is_none_is_refused(ivdr, tmp_path: Path, share: str) -> None:
+    (tmp_path / "a.mp4").touch()
+    code, _, stderr = ivdr("serve", "--update", "b", "--videos", tmp_path, "--min-agreement", share)
+    assert (code, "--min-agreement must be from 0 to 1, found" in stderr) == (2, True), stderr
+
+
 def test_each_video_of_an_update_stays_on_its_line(
     ivdr, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
