@@ -55,13 +55,19 @@ def main() -> None:
 
 
 def run(data: Path | None, out: Path | None) -> bool:
-    """Run the demo and leave ``report.json`` in its folder. Returns whether every step passed."""
+    """Run the demo and leave ``report.json`` in its folder. Returns whether every step passed.
+
+    Raises:
+        FolderError: if the folder holds what no demo made.
+    """
     start = time.perf_counter()
     if data is None:
         journey = Journey(out=out or Path("runs/demo"), minimum_accuracy=MINIMUM_ACCURACY)
+        journey.claim_folder()
         passed = journey.step("make videos", lambda: _make_videos(journey))
     else:
         journey = Journey(out=out or Path(f"runs/demo-{data.resolve().name}"), overrides=REAL_OVERRIDES)
+        journey.claim_folder()
         passed = journey.step("read videos", lambda: _split(data, journey))
     passed = passed and journey.run()
     seconds = time.perf_counter() - start

@@ -13,11 +13,16 @@ from typing import Any
 
 from examples.demo.commands import IVDR, TRAIN, Pattern, StepError, run, serving
 from ivdr_deploy._console import console
+from ivdr_deploy._text import quoted
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
-from ivdr_deploy.errors import IvdrError
+from ivdr_deploy.errors import FolderError, IvdrError
 from ivdr_deploy.evaluation.metrics import Accuracy
 
 CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
+
+_MARKER = ".ivdr-demo"
+_MADE_ANEW = ("pretrain", "finetune", "scratch", "joint", "scores")
+"""Folders of an earlier demo: training and scoring would go on from there instead of beginning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +71,21 @@ class Journey:
         """What the last stage of training writes."""
         return self.out / "joint" / "checkpoint.safetensors"
 
+    def claim_folder(self) -> None:
+        """Make the run folder, or take that of an earlier demo: what the demo made before, it deletes.
+
+        Raises:
+            FolderError: if it holds anything, and no demo made it.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        marker = self.out / _MARKER
+        if not marker.exists() and (found := next(self.out.iterdir(), None)) is not None:
+            raise FolderError(
+                f"{self.out} holds {quoted(found.name)} and is not the run folder of a demo",
+                hint="give a new or empty folder with --out",
+            )
+        marker.write_text(f"Made by the demo, which makes {', '.join(_MADE_ANEW)} and data here anew.\n")
+
     def run(self) -> bool:
         """Run every step; stop at the first that fails. Returns whether all passed."""
         order: tuple[tuple[str, Callable[[], str]], ...] = (
@@ -83,8 +103,7 @@ class Journey:
             ("agree", self.agree),
             ("bench", self.bench),
         )
-        for name in ("pretrain", "finetune", "scratch", "joint", "scores"):
-            # An earlier demo's: training and scoring would go on from there instead of beginning.
+        for name in _MADE_ANEW:
             if (self.out / name).exists():
                 shutil.rmtree(self.out / name)
         return all(self.step(name, action) for name, action in order)

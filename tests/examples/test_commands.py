@@ -12,6 +12,8 @@ from videos import numbered_video
 
 from examples.demo import __main__ as demo
 from examples.demo.commands import IVDR, TRAIN, Pattern, StepError, run, serving
+from examples.demo.journey import Journey
+from ivdr_deploy.errors import FolderError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,3 +79,28 @@ def test_no_other_part_of_the_demo_shows_a_command() -> None:
 def test_the_demos_pattern_names_its_test_actors() -> None:
     names = [Path(f"wave/actor{number:02d}.mp4") for number in range(demo.TRAIN_ACTORS + demo.TEST_ACTORS)]
     assert [name for name in names if name.match(demo._TEST_PATTERN)] == names[demo.TRAIN_ACTORS :]
+
+
+@pytest.mark.parametrize("kept", ["data/mine.txt", "pretrain/checkpoint.safetensors", "scores/a", ".env"])
+@pytest.mark.parametrize("real", [False, True], ids=["made videos", "real clips"])
+def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path, kept: str, real: bool) -> None:
+    clips, out = tmp_path / "clips", tmp_path / "out"
+    for name in (f"{label}/{number}.mp4" for label in "ab" for number in range(2)):
+        (clips / name).parent.mkdir(parents=True, exist_ok=True)
+        (clips / name).touch()
+    (out / kept).parent.mkdir(parents=True)
+    (out / kept).write_text("mine")
+
+    with pytest.raises(FolderError, match="is not the run folder of a demo"):
+        demo.run(clips if real else None, out)
+
+    assert [path.relative_to(out) for path in out.rglob("*") if path.is_file()] == [Path(kept)]
+    assert (out / kept).read_text() == "mine"
+
+
+def test_the_folder_of_an_earlier_demo_is_taken_again(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "absent" / "run", tmp_path / "empty"):
+        for _ in range(2):
+            Journey(out=out).claim_folder()
+            (out / "pretrain").mkdir(exist_ok=True)
