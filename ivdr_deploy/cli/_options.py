@@ -11,6 +11,7 @@ import typer
 
 from ivdr_deploy._console import say_left_out
 from ivdr_deploy.environment import decode_workers
+from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import DecoderName, Device, Isolation, ViewPlan
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ NumClipsOption = Annotated[
 VIDEOS_HELP = "a folder, class folders, a csv with path and perhaps label, or a text list."
 """Ends the sentence that explains an argument or option ``videos``."""
 
-DecoderOption = Annotated[DecoderName, typer.Option(help="opencv may read a file that pyav cannot.")]
+_DECODER_HELP = "opencv may read a file that pyav cannot."
+DecoderOption = Annotated[DecoderName, typer.Option(help=_DECODER_HELP)]
+GivenDecoderOption = Annotated[DecoderName | None, typer.Option(help=_DECODER_HELP, show_default="pyav")]
+"""Of commands that do not always decode: None tells that it was not given."""
+
 WorkersOption = Annotated[
     int | None,
     typer.Option(
@@ -56,6 +61,23 @@ RootOption = Annotated[
     typer.Option(help="Where the relative paths of a list file start, instead of the folder of the list."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def refuse_given(why: str, *, hint: str = "leave it out", **options: object) -> None:
+    """Refuse an option that would be passed over in silence.
+
+    Args:
+        why: What it is for instead; follows its name in the message.
+        hint: What to do.
+        options: What was given, by parameter; None, False and an empty list are what is there when nothing was.
+
+    Raises:
+        ConfigError: if one is given.
+    """
+    if given := [
+        name for name, value in options.items() if not (value is None or value is False or value == [])
+    ]:
+        raise ConfigError(f"--{given[0].replace('_', '-')} {why}", hint=hint)
 
 
 def decode_options(workers: int | None, isolation: Isolation, *, engines: int = 1) -> DecodeOptions:

@@ -10,10 +10,11 @@ import typer
 from ivdr_deploy.cli._options import (
     VIDEOS_HELP,
     AllowContainerOption,
-    DecoderOption,
     DeviceOption,
+    GivenDecoderOption,
     JsonOption,
     RootOption,
+    refuse_given,
 )
 from ivdr_deploy.errors import ConfigError
 
@@ -56,7 +57,7 @@ def bench(
         typer.Option(help="Variant to compare with; by default the reference, where it can run here."),
     ] = None,
     device: DeviceOption = None,
-    decoder: DecoderOption = "pyav",
+    decoder: GivenDecoderOption = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each; one for a core when left out.")
     ] = None,
@@ -68,13 +69,20 @@ def bench(
         ),
     ] = None,
     p99_ms: Annotated[
-        float, typer.Option(help="With --endpoint: what the 99th percentile must not exceed.")
-    ] = 1000.0,
+        float | None,
+        typer.Option(help="With --endpoint: what the 99th percentile must not exceed.", show_default="1000"),
+    ] = None,
     clients: Annotated[
-        int,
-        typer.Option(help="With --endpoint: clients that each wait for their answer, before the rates."),
-    ] = 1,
-    seconds: Annotated[float, typer.Option(help="With --endpoint: how long each load is put on.")] = 10.0,
+        int | None,
+        typer.Option(
+            help="With --endpoint: clients that each wait for their answer, before the rates.",
+            show_default="1",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="With --endpoint: how long each load is put on.", show_default="10"),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Report file.", show_default="build/bench/NAME-VARIANT.json"),
@@ -100,19 +108,26 @@ def bench(
     if endpoint is not None:
         from ivdr_deploy.cli._bench_endpoint import bench_endpoint
 
-        if speeds or variant or against or device or threads or rounds:
-            raise ConfigError(
-                "--speeds, --variant, --against, --device, --threads and --rounds are for a bundle",
-                hint="a server has chosen already",
-            )
+        refuse_given(
+            "is for a bundle",
+            hint="a server has chosen already, and decodes by itself",
+            speeds=speeds,
+            variant=variant,
+            against=against,
+            device=device,
+            decoder=decoder,
+            threads=threads,
+            rounds=rounds,
+            allow_container=allow_container,
+        )
         bench_endpoint(
             endpoint,
             videos,
             root=root,
             rates=rate or (),
-            p99_ms=p99_ms,
-            clients=clients,
-            seconds=seconds,
+            p99_ms=1000.0 if p99_ms is None else p99_ms,
+            clients=1 if clients is None else clients,
+            seconds=10.0 if seconds is None else seconds,
             out=out,
             as_json=as_json,
         )
@@ -120,14 +135,23 @@ def bench(
     assert artifact is not None
     from ivdr_deploy.cli._bench_bundle import bench_speeds, bench_videos
 
-    if rate:
-        raise ConfigError("--rate is for a server", hint="name one with --endpoint URL")
+    refuse_given(
+        "is for a server",
+        hint="name one with --endpoint URL",
+        rate=rate,
+        p99_ms=p99_ms,
+        clients=clients,
+        seconds=seconds,
+    )
     if speeds:
-        if videos is not None or against is not None:
-            raise ConfigError(
-                "--speeds times on the golden clips, against the reference",
-                hint="leave out --videos and --against",
-            )
+        refuse_given(
+            "does not go with --speeds, which times on the golden clips, against the reference",
+            videos=videos,
+            against=against,
+            decoder=decoder,
+            root=root,
+            allow_container=allow_container,
+        )
         bench_speeds(artifact, variant or (), rounds, device, threads, out, as_json=as_json)
         return
     if len(variant or ()) > 1:
@@ -140,7 +164,7 @@ def bench(
         variant=variant[0] if variant else None,
         against=against,
         device=device,
-        decoder=decoder,
+        decoder=decoder or "pyav",
         threads=threads,
         rounds=rounds,
         containers=allow_container,

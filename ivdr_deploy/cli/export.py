@@ -16,6 +16,7 @@ from ivdr_deploy.cli._options import (
     JsonOption,
     RootOption,
     read_list,
+    refuse_given,
     video_limits,
 )
 from ivdr_deploy.cli._tables import parity_table
@@ -40,7 +41,9 @@ def export(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; by default the folder's.")] = None,
-    model_version: Annotated[str, typer.Option(help="Version of the model.")] = "1.0",
+    model_version: Annotated[
+        str | None, typer.Option(help="Version of the model.", show_default="1.0")
+    ] = None,
     include_stale: Annotated[
         bool,
         typer.Option("--include-stale", help="Also export heads that were not trained with this backbone."),
@@ -80,9 +83,19 @@ def export(
 
     engines = [*(engine or ()), *(["trt"] if trt else ())]
     asked = bool(engines or precision or everything)
-    if compute_capability and "trt" not in engines and not everything:
-        raise ConfigError("--compute-capability is for a TensorRT plan", hint="add --trt")
+    if everything:
+        refuse_given("does not go with --all", engine=engine, precision=precision, trt=trt)
+    if "trt" not in engines and not everything:
+        refuse_given("is for a TensorRT plan", hint="add --trt", compute_capability=compute_capability)
+    if "int8" not in (precision or ()) and not everything:
+        refuse_given("is for int8", hint="add --precision int8", calibrate=calibrate)
+    if calibrate is None:
+        refuse_given("is for --calibrate", root=root, allow_container=allow_container)
     _check_target(source, out, asked=asked)
+    if out is None:
+        refuse_given(
+            "is for a new bundle", name=name, model_version=model_version, include_stale=include_stale
+        )
     videos = read_list(calibrate, root=root) if calibrate is not None else None
     options = StepOptions(
         calibration=Calibration(videos=videos, limits=video_limits(allow_container)) if videos else None,
@@ -103,7 +116,7 @@ def export(
                 source,
                 out,
                 name=name,
-                version=model_version,
+                version="1.0" if model_version is None else model_version,
                 include_stale=include_stale,
                 steps=steps,
                 options=options,

@@ -14,7 +14,7 @@ import typer
 
 from ivdr_deploy._console import console, done, print_text
 from ivdr_deploy.cli._announce import announce, announce_http
-from ivdr_deploy.cli._options import VIDEOS_HELP
+from ivdr_deploy.cli._options import VIDEOS_HELP, refuse_given
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.spec import MAX_BATCH
 
@@ -111,19 +111,19 @@ def serve(
 
         if source is not None or (update is not None and rollback):
             raise ConfigError("give one of ARCHIVE, --update BUNDLE and --rollback")
-        _refuse_given(
+        refuse_given(
             "is for starting a server; the one that runs keeps what it was started with",
             server=None if server == "http" else server,
             **of_http,
         )
         folder = run_dir or _http_run_dir(port)
         if update is None:
-            _refuse_given("is for --update", videos=videos, min_agreement=min_agreement)
+            refuse_given("is for --update", videos=videos, min_agreement=min_agreement)
             roll_back(folder, as_json=as_json)
         else:
             update_server(folder, update, videos=videos, min_agreement=min_agreement, as_json=as_json)
         return
-    _refuse_given("is for --update", videos=videos, min_agreement=min_agreement)
+    refuse_given("is for --update", videos=videos, min_agreement=min_agreement)
     if source is None:
         raise ConfigError("nothing to serve is named", hint="ivdr serve ARCHIVE, or a bundle")
     if server == "http":
@@ -135,7 +135,7 @@ def serve(
             as_json=as_json,
         )
         return
-    _refuse_given(
+    refuse_given(
         "is for --server http",
         hint="settings of TorchServe are packed with the archive: `ivdr archive --config`",
         **of_http,
@@ -161,16 +161,6 @@ def serve(
         _interrupt_no_more()
         running.stop()
     done(f"stopped: nothing of {running.client.model} is left running")
-
-
-def _refuse_given(why: str, *, hint: str = "leave it out", **options: object) -> None:
-    """Refuse an option that would be passed over in silence.
-
-    Raises:
-        ConfigError: if one is given.
-    """
-    if given := [name for name, value in options.items() if value is not None]:
-        raise ConfigError(f"--{given[0].replace('_', '-')} {why}", hint=hint)
 
 
 def _serve_http(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,11 +14,12 @@ from ivdr_deploy._text import one_line
 from ivdr_deploy.cli._options import (
     VIDEOS_HELP,
     AllowContainerOption,
-    DecoderOption,
+    GivenDecoderOption,
     JsonOption,
     RootOption,
     any_unread,
     read_list,
+    refuse_given,
     video_limits,
 )
 from ivdr_deploy.cli._tables import parity_table, table
@@ -64,7 +65,7 @@ def verify(
             help="Also decode each video with PyAV and OpenCV and show how they differ; not judged.",
         ),
     ] = False,
-    decoder: DecoderOption = "pyav",
+    decoder: GivenDecoderOption = None,
     root: RootOption = None,
     allow_container: AllowContainerOption = None,
     as_json: JsonOption = False,
@@ -74,17 +75,27 @@ def verify(
     Over videos, what was measured and the verdict are kept in the bundle. Exit code 1 says FAIL, that a variant could
     not run here, that some videos could not be used, or that a folder of the list could not be read.
     """
-    from ivdr_deploy.errors import ConfigError
     from ivdr_deploy.evaluation.records import keep_records
     from ivdr_deploy.evaluation.thresholds import parse_thresholds
     from ivdr_deploy.evaluation.verify import recheck_bundle, verify_bundle
 
-    if recheck and (videos is not None or decoder_skew or no_record):
-        raise ConfigError("--recheck runs nothing", hint="leave out --videos, --decoder-skew and --no-record")
-    if threshold and not recheck:
-        raise ConfigError("--threshold is for --recheck", hint="verify first, then add --recheck")
-    if decoder_skew and videos is None:
-        raise ConfigError("--decoder-skew needs videos", hint="give them with --videos")
+    of_videos: dict[str, Any] = {
+        "decoder_skew": decoder_skew,
+        "root": root,
+        "allow_container": allow_container,
+    }
+    if recheck:
+        refuse_given(
+            "is for a run, and --recheck runs nothing",
+            videos=videos,
+            no_record=no_record,
+            decoder=decoder,
+            **of_videos,
+        )
+    else:
+        refuse_given("is for --recheck", hint="verify first, then add --recheck", threshold=threshold)
+    if videos is None:
+        refuse_given("needs videos", hint="give them with --videos", **of_videos)
     keeping = videos is not None and not no_record
     if recheck:
         listed = None
@@ -99,7 +110,7 @@ def verify(
             data=listed,
             variants=variant or (),
             limits=limits,
-            decoder=decoder,
+            decoder=decoder or "pyav",
             decoder_skew=decoder_skew,
             track=progress,
         )

@@ -77,8 +77,36 @@ def test_a_bound_that_no_rate_holds_is_a_failure(ivdr, listed: Path, tmp_path: P
         ),
         (("--endpoint", f"http://{'a' * 64}.b/p", "--videos", "LIST"), "is not the address of an endpoint"),
         (("--endpoint", "http://127.0.0.1:1/p"), "no videos to send"),
-        (("--endpoint", "http://127.0.0.1:1/p", "--speeds"), "are for a bundle"),
-        (("bundle", "--rate", "3"), "--rate is for a server"),
+        *(
+            (
+                ("--endpoint", "http://127.0.0.1:1/p", "--videos", "LIST", *words),
+                f"{words[0]} is for a bundle",
+            )
+            for words in (
+                ("--speeds",),
+                ("--variant", "onnx-fp32"),
+                ("--against", "torch-fp32"),
+                ("--device", "cpu"),
+                ("--decoder", "pyav"),
+                ("--threads", "1"),
+                ("--rounds", "0"),
+                ("--allow-container", "asf"),
+            )
+        ),
+        *(
+            (("bundle", "--videos", "LIST", option, "3"), f"{option} is for a server")
+            for option in ("--rate", "--p99-ms", "--clients", "--seconds")
+        ),
+        *(
+            (("bundle", "--speeds", *words), f"{words[0]} does not go with --speeds")
+            for words in (
+                ("--videos", "LIST"),
+                ("--against", "torch-fp32"),
+                ("--decoder", "opencv"),
+                ("--root", "x"),
+                ("--allow-container", "asf"),
+            )
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(ivdr, listed: Path, given: tuple[str, ...], said: str) -> None:

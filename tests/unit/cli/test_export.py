@@ -156,6 +156,32 @@ def test_a_name_that_cannot_be_served_is_refused_with_the_option_that_gives_anot
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--precision", "fp16", "--name", "x"), "--name is for a new bundle"),
+        (("--precision", "fp16", "--model-version", "1.0"), "--model-version is for a new bundle"),
+        (("--precision", "fp16", "--include-stale"), "--include-stale is for a new bundle"),
+        (("--trt", "--calibrate", "LIST"), "--calibrate is for int8"),
+        (("--precision", "fp16", "--root", "x"), "--root is for --calibrate"),
+        (("--precision", "int8", "--allow-container", "asf"), "--allow-container is for --calibrate"),
+        (("--precision", "fp16", "--compute-capability", "8.6"), "--compute-capability is for a TensorRT"),
+        (("--all", "--engine", "onnx"), "--engine does not go with --all"),
+        (("--all", "--precision", "fp16"), "--precision does not go with --all"),
+        (("--all", "--trt"), "--trt does not go with --all"),
+    ],
+)
+def test_an_option_that_would_do_nothing_here_is_refused(
+    ivdr, tiny_bundle: Path, videos: Path, words: tuple[str, ...], said: str
+) -> None:
+    given = [videos / "with_broken.csv" if word == "LIST" else word for word in words]
+    before = (tiny_bundle / "manifest.json").read_bytes()
+    code, _, stderr = ivdr("export", tiny_bundle, *given)
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert said in stderr
+    assert (tiny_bundle / "manifest.json").read_bytes() == before
+
+
 def test_a_folder_of_any_name_holds_a_bundle_that_is_named(ivdr, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "my run" / "b 1"
     code, _, stderr = ivdr("export", checkpoint, "-o", out, "--name", "b1")

@@ -141,7 +141,19 @@ def test_verify_says_at_once_that_it_could_not_keep_the_records(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--recheck", "--videos", "x.csv"), "--recheck runs nothing"),
+        *(
+            (("--recheck", *words), f"{words[0]} is for a run, and --recheck runs nothing")
+            for words in (
+                ("--videos", "x.csv"),
+                ("--no-record",),
+                ("--decoder-skew",),
+                ("--decoder", "pyav"),
+                ("--root", "x"),
+                ("--allow-container", "asf"),
+            )
+        ),
+        (("--root", "x"), "--root needs videos"),
+        (("--allow-container", "asf"), "--allow-container needs videos"),
         (("--threshold", "abstain=1"), "--threshold is for --recheck"),
         (("--recheck", "--threshold", "speed=1"), "'speed=1' is not a threshold"),
         (("--decoder-skew",), "--decoder-skew needs videos"),
