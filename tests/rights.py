@@ -1,4 +1,4 @@
-"""Rights on files, which root has whatever their mode says, and a folder that root cannot read either."""
+"""Rights on files, which root has whatever their mode says, and what even root cannot read."""
 
 from __future__ import annotations
 
@@ -30,14 +30,12 @@ def let_all_enter(path: Path) -> Path:
     return path
 
 
-def hide_too_deep(folder: Path) -> Path:
-    """Make a folder that holds nothing but one whose path is longer than the system reads; returns it."""
-    folder.mkdir(parents=True)
+def make_too_deep(folder: Path) -> None:
+    """Make folders below one, which may be absent, that cannot be listed, whoever asks: their path is too long."""
+    folder.mkdir(parents=True, exist_ok=True)
     inside = os.open(folder, os.O_RDONLY)
-    for _ in range(os.pathconf(folder, "PC_PATH_MAX") // 200 + 1):
-        os.mkdir("d" * 200, dir_fd=inside)
-        deeper = os.open("d" * 200, os.O_RDONLY, dir_fd=inside)
-        os.close(inside)
-        inside = deeper
+    for _ in range(os.pathconf(folder, "PC_PATH_MAX") // 250 + 1):
+        os.mkdir("d" * 250, dir_fd=inside)
+        outer, inside = inside, os.open("d" * 250, os.O_RDONLY, dir_fd=inside)
+        os.close(outer)
     os.close(inside)
-    return folder

@@ -11,7 +11,7 @@ import typer
 
 from ivdr_deploy._console import console, done, print_json
 from ivdr_deploy._text import as_file_name
-from ivdr_deploy.cli._options import read_list
+from ivdr_deploy.cli._options import any_unread, read_list
 from ivdr_deploy.errors import ConfigError
 
 _MOST_BYTES = 2 << 30
@@ -80,7 +80,7 @@ def bench_endpoint(
     failed = (
         not all(step.ok for step in samples.steps) if samples.sweep is None else samples.sweep.holds is None
     )
-    if failed:
+    if failed or any_unread(listed.left_out):
         raise typer.Exit(1)
 
 

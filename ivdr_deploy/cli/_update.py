@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from ivdr_deploy._console import console, done, print_json, print_text, progress
-from ivdr_deploy.cli._options import read_list
+from ivdr_deploy.cli._options import any_unread, read_list
 from ivdr_deploy.errors import ConfigError
 
 _SHOWN = 20
@@ -29,6 +29,11 @@ def update_server(
     if min_agreement is not None and not 0 <= min_agreement <= 1:  # NaN is neither
         raise ConfigError(f"--min-agreement must be from 0 to 1, found {min_agreement:g}")
     found = read_list(videos)
+    if any_unread(found.left_out):  # exit code 1 says that the old one goes on, so nothing is begun
+        done(
+            "FAIL: nothing was compared, since some folders could not be read; the bundle that is served goes on"
+        )
+        raise typer.Exit(1)
     found.require_files()
     paths = [str(item.path.resolve()) for item in found.items]
     order = {

@@ -101,7 +101,7 @@ def bench(
 
     With --endpoint a server is measured: with clients that wait for their answers, then at rates that do not, where a
     latency begins when its request was due. The load generator's own limit is measured first. Exit code 1 says that no
-    rate holds the bound, or that at a --rate nothing was answered.
+    rate holds the bound, that at a --rate nothing was answered, or that a folder of the list could not be read.
     """
     if (artifact is None) == (endpoint is None):
         raise ConfigError("one thing is measured: a BUNDLE, or a server with --endpoint URL")

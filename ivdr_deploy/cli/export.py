@@ -15,6 +15,7 @@ from ivdr_deploy.cli._options import (
     AllowContainerOption,
     JsonOption,
     RootOption,
+    any_unread,
     read_list,
     refuse_given,
     video_limits,
@@ -76,6 +77,7 @@ def export(
 
     A bundle begins with the checkpoint itself and an fp32 ONNX file. --engine and --precision add to that: one variant
     for every pair of them; onnx and fp32 where only one of the two is given. The other variants stay as they are.
+    Exit code 1 says that a folder of --calibrate could not be read; the bundle is written.
     """
     from ivdr_deploy.export.bundle_export import add_variants, export_bundle
     from ivdr_deploy.export.calibration import Calibration
@@ -122,6 +124,8 @@ def export(
                 options=options,
             )
     _report(bundle, out or source, left_out, as_json=as_json)
+    if videos is not None and any_unread(videos.left_out):
+        raise typer.Exit(1)
 
 
 def _check_target(source: Path, out: Path | None, *, asked: bool) -> None:

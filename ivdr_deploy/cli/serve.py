@@ -96,7 +96,8 @@ def serve(
 ) -> None:
     """Run a server on this machine until Ctrl-C; READY means that golden clips and videos agree.
 
-    Exit code 1 of --update says that the two bundles do not agree, and that the old one goes on.
+    Exit code 1 of --update says that the two bundles do not agree, or that a folder of --videos could not be read, and
+    that the old one goes on.
     """
     of_http: dict[str, Any] = {
         "host": host,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from clips import moving_square
-from rights import hide_too_deep
+from rights import make_too_deep
 from runs import finetune_config
 from videos import write_video
 
@@ -40,7 +40,7 @@ def clips(sound: Path, tmp_path: Path) -> Path:
 
 
 def unread(clips: Path) -> Path:
-    hide_too_deep(clips / "jump")
+    make_too_deep(clips / "jump")
     return clips
 
 

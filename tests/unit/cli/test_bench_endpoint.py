@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from known_server import known_server
+from rights import make_too_deep
 
 from ivdr_deploy.benchmarks.load import LoadGenerator, Step
 from ivdr_deploy.cli import _bench_endpoint
@@ -50,6 +51,20 @@ def test_a_rate_at_which_nothing_was_answered_is_a_failure(
         given = ("--endpoint", url, "--videos", listed, "--rate", 30, *LOAD, "-o", tmp_path / "r.json")
         code, _, stderr = ivdr("bench", *given)
     assert (code, "FAIL: no request was answered with a 2xx at 30 requests/s" in stderr) == (1, True)
+
+
+def test_a_folder_that_could_not_be_read_ends_with_1_and_leaves_the_report(
+    ivdr, listed: Path, tmp_path: Path
+) -> None:
+    (listed.parent / "videos").mkdir()
+    (listed.parent / "a.mp4").rename(listed.parent / "videos" / "a.mp4")
+    make_too_deep(listed.parent / "videos")
+    with known_server(2.0) as address:
+        url = f"http://127.0.0.1:{address.port}/predictions/known"
+        given = ("--endpoint", url, "--videos", listed.parent / "videos", "--rate", 60, *LOAD)
+        code, stdout, stderr = ivdr("bench", *given, "--json", "-o", tmp_path / "r.json")
+    assert (code, "left out: 1 folders that cannot be read" in stderr) == (1, True)
+    assert json.loads(stdout)["steps"][0]["answered_per_s"] > 0
 
 
 def test_a_bound_that_no_rate_holds_is_a_failure(ivdr, listed: Path, tmp_path: Path) -> None:

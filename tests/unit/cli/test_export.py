@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from bundles import TINY_CLIP, TINY_LABELS, make_tiny_checkpoint
-from videos import three_videos
+from rights import make_too_deep
+from videos import numbered_video, three_videos
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 
@@ -180,6 +181,23 @@ def test_an_option_that_would_do_nothing_here_is_refused(
     assert (code, stderr.count("\n")) == (2, 1)
     assert said in stderr
     assert (tiny_bundle / "manifest.json").read_bytes() == before
+
+
+def test_a_folder_of_calibration_videos_that_cannot_be_read_is_exit_code_1(
+    ivdr, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    for name in ("a", "b"):
+        (tmp_path / "videos").mkdir(exist_ok=True)
+        numbered_video(tmp_path / "videos" / f"{name}.mp4", num_frames=20, size=(64, 48))
+    given = ("export", folder, "--precision", "int8", "--calibrate", tmp_path / "videos")
+    assert ivdr(*given)[0] == 0
+    make_too_deep(tmp_path / "videos")
+    code, stdout, stderr = ivdr(*given, "--json")
+    assert code == 1
+    assert "left out: 1 folders that cannot be read" in stderr
+    (made,) = json.loads(stdout)["made"]
+    assert made.startswith("onnx-int8")
 
 
 def test_a_folder_of_any_name_holds_a_bundle_that_is_named(ivdr, checkpoint: Path, tmp_path: Path) -> None:

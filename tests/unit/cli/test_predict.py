@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from bundles import make_tiny_checkpoint
 from lists import touch
+from rights import make_too_deep
 from videos import numbered_frame, numbered_video, write_video
 
 from ivdr_deploy.cli import main
@@ -157,12 +158,7 @@ def test_what_a_folder_holds_besides_is_said(
 def test_a_folder_that_could_not_be_read_is_exit_code_1(
     tiny_bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inside = os.open(folder, os.O_RDONLY)
-    for _ in range(17):  # a path that is too long for the system, whoever asks
-        os.mkdir("d" * 250, dir_fd=inside)
-        outer, inside = inside, os.open("d" * 250, os.O_RDONLY, dir_fd=inside)
-        os.close(outer)
-    os.close(inside)
+    make_too_deep(folder)
     for command in (
         ("predict", tiny_bundle, folder),
         ("predict", tiny_bundle, folder, "--timeline"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rights import make_too_deep
 
 from ivdr_deploy._console import PlainConsole
 from ivdr_deploy.serving.http import run_folder
@@ -93,6 +94,19 @@ def test_a_share_that_is_none_is_refused(ivdr, tmp_path: Path, share: str) -> No
     (tmp_path / "a.mp4").touch()
     code, _, stderr = ivdr("serve", "--update", "b", "--videos", tmp_path, "--min-agreement", share)
     assert (code, "--min-agreement must be from 0 to 1, found" in stderr) == (2, True), stderr
+
+
+def test_an_update_that_cannot_look_at_all_videos_changes_nothing(
+    ivdr, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+    monkeypatch.setattr(run_folder, "ask_server", lambda folder, order: iter(asked.append(order) or ()))
+    (tmp_path / "a.mp4").touch()
+    make_too_deep(tmp_path)
+    code, out, stderr = ivdr("serve", "--update", "b", "--videos", tmp_path, "--json")
+    assert (code, out, asked) == (1, "", [])
+    assert "left out: 1 folders that cannot be read" in stderr
+    assert "FAIL: nothing was compared, since some folders could not be read" in stderr
 
 
 def test_each_video_of_an_update_stays_on_its_line(
