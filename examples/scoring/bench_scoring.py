@@ -1,7 +1,8 @@
 """``make bench-scoring``: throughput against its limit, kills, and the planning of a million inputs.
 
 Everything is the real thing: the command is started and killed, the million are planned in a process of their own, Ray
-is a cluster of this machine. The report names the machine; without ``--bundle`` a small network is scored.
+is a cluster of this machine. The report is written after each part, and one of an earlier run is carried on: what was
+not measured again stays, with the machine that it was measured on. Without ``--bundle`` a small network is scored.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,17 @@ from examples.scoring.ray_kills import kill_ray
 from examples.scoring.throughput import throughput
 from ivdr_deploy._console import console, exiting
 from ivdr_deploy._files import scratch_folder
+from ivdr_deploy._text import quoted
 from ivdr_deploy.benchmarks.report import write_report
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.environment import environment_facts
+from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.export.bundle_export import export_bundle
 from ivdr_deploy.spec import ClipSpec
 
 CLIP = ClipSpec(num_frames=16, frame_stride=2, short_side=128, crop_size=112)
 PLANNED = 1_000_000
+PARTS = ("plan", "throughput", "reference", "kills", "ray")
 
 _PLAN = """
 import json, sys, time
@@ -81,42 +85,60 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--ray-kills", type=int, nargs=3, default=(20, 5, 5), metavar="N", help="of actors, drivers and nodes"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument(
-        "--only", default="plan throughput reference kills ray", help="parts, with blanks between"
-    )
+    parser.add_argument("--only", default=" ".join(PARTS), help="parts, with blanks between")
     parser.add_argument("--out", type=Path, default=Path("build/bench/scoring.json"), help="the report")
     given = parser.parse_args(arguments)
-    parts = given.only.split()
-    with exiting("bench-scoring"), scratch_folder("ivdr-bench-scoring-") as scratch:
-        found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {}
-        found["environment"] = environment_facts()
-        if "plan" in parts:
-            _keep(found, plan(scratch), given.out)
-        videos = _videos(given.videos, scratch)
-        bundle = given.bundle or _bundle(scratch, videos, "tiny")
-        if "throughput" in parts:
-            large = _bundle(scratch, videos, "r3d_18")
-            bundles = {"given" if given.bundle else "tiny": bundle, "r3d_18": large}
-            _keep(found, throughput(bundles, videos, scratch), given.out)
-        if "reference" in parts:
-            (scratch / "reference").mkdir()
-            _keep(found, over_reference(given.checkpoint, scratch / "reference"), given.out)
-        if "kills" in parts or "ray" in parts:
-            listed = make_list(scratch / "kill-list")
-            how = {"seconds": score_whole(bundle, listed, scratch), "seed": given.seed}
-            if "kills" in parts:
-                killed = kill_command(bundle, listed, scratch, kills=given.kills, **how)
-                _keep(found, as_json(killed), given.out)
-            if "ray" in parts:
-                kinds = dict(zip(("actors", "drivers", "nodes"), given.ray_kills, strict=True))
-                _keep(found, kill_ray(bundle, listed, scratch, **kinds, **how), given.out)
+    with exiting("bench-scoring"):
+        parts = given.only.split()
+        if not parts or (unknown := [part for part in parts if part not in PARTS]):
+            raise ConfigError(
+                f"there is no part {quoted(unknown[0])}" if parts else "no part is named",
+                hint=f"there are: {', '.join(PARTS)}",
+            )
+        with scratch_folder("ivdr-bench-scoring-") as scratch:
+            _measure(parts, given, scratch)
         console.print(f"report: {given.out}", markup=False)
 
 
-def _keep(found: dict[str, Any], more: Mapping[str, Any], out: Path) -> None:
-    found |= more
-    console.print(json.dumps(dict(more)), markup=False)
-    write_report(found, out)
+def _measure(parts: Sequence[str], given: argparse.Namespace, scratch: Path) -> None:
+    if "plan" in parts:
+        run("plan", lambda: plan(scratch), given.out)
+    videos = _videos(given.videos, scratch)
+    bundle = given.bundle or _bundle(scratch, videos, "tiny")
+    if "throughput" in parts:
+        large = _bundle(scratch, videos, "r3d_18")
+        bundles = {"given" if given.bundle else "tiny": bundle, "r3d_18": large}
+        run("throughput", lambda: throughput(bundles, videos, scratch), given.out)
+    if "reference" in parts:
+        (scratch / "reference").mkdir()
+        run("reference", lambda: over_reference(given.checkpoint, scratch / "reference"), given.out)
+    if "kills" in parts or "ray" in parts:
+        listed = make_list(scratch / "kill-list")
+        how = {"seconds": score_whole(bundle, listed, scratch), "seed": given.seed}
+        if "kills" in parts:
+            run(
+                "kills",
+                lambda: as_json(kill_command(bundle, listed, scratch, kills=given.kills, **how)),
+                given.out,
+            )
+        if "ray" in parts:
+            kinds = dict(zip(("actors", "drivers", "nodes"), given.ray_kills, strict=True))
+            run("ray", lambda: kill_ray(bundle, listed, scratch, **kinds, **how), given.out)
+
+
+def run(part: str, measure: Callable[[], Mapping[str, Any]], out: Path) -> None:
+    """Measure one part and write it into the report; what it gave in an earlier run is gone."""
+    facts = environment_facts()  # the load is that from before
+    figures = dict(measure())
+    report = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    kept = report.setdefault("parts", {})
+    for name in kept.get(part, {}).get("figures", ()):
+        report.pop(name, None)
+    report |= figures
+    kept[part] = {"figures": list(figures), "environment": facts}
+    report["environment"] = facts
+    write_report(report, out)
+    console.print(json.dumps(figures), markup=False)
 
 
 def _videos(listed: Path | None, scratch: Path) -> VideoList:
