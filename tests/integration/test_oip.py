@@ -176,6 +176,28 @@ def test_videos_count_one_by_one_whatever_they_came_in(
     assert oip.client.metrics()[name] == before + MOST
 
 
+def test_too_many_videos_of_frames_are_refused_before_one_is_put_into_a_file(
+    triton: Triton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+
+    def pack_and_note(*arguments: Any) -> bytes:
+        made.append(pack_frames(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("ivdr_deploy.serving.core.oip.pack_frames", pack_and_note)
+    for shape in ((MOST + 1, 1, 1, 1, 3), (1000, 1, 1, 1, 3), (10**9, 0, 1, 1, 3)):
+        tensors = [
+            triton.module.InferInput("frames", shape, "UINT8"),
+            triton.module.InferInput("timestamps", shape[:2], "FP64"),
+        ]
+        for tensor, dtype in zip(tensors, (np.uint8, np.float64), strict=True):
+            tensor.set_data_from_numpy(np.zeros(tensor.shape(), dtype))
+        with pytest.raises(InferenceServerException, match=f"{shape[0]} videos, more than the {MOST}"):
+            triton.client.infer("tiny", tensors)
+    assert not made
+
+
 def test_the_videos_of_a_request_share_the_bound_of_an_answer(
     triton: Triton, videos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

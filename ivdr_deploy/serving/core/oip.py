@@ -9,7 +9,7 @@ and its place: an answer in which only a status says that a row means nothing wo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,8 +118,13 @@ class TensorService:
             ],
         }
 
-    def videos(self, request: TensorRequest) -> list[PredictRequest]:
+    def videos(self, request: TensorRequest, hold: Callable[[int], None]) -> list[PredictRequest]:
         """Take a request apart: one for each of its videos.
+
+        Args:
+            request: The request.
+            hold: Told how many there are before the first is made; what it raises goes through. A video of one pixel
+                takes a few bytes to send, and far more as a file.
 
         Raises:
             RequestError: if its inputs are others than the model's.
@@ -140,7 +145,7 @@ class TensorService:
                 f"unknown parameter {quoted(unknown[0])}", hint=f"known are {', '.join(_PARAMETERS)}"
             )
         options = parse_options(dict(request.parameters))
-        return [PredictRequest(video=video, options=options) for video in _encoded(request.inputs)]
+        return [PredictRequest(video=video, options=options) for video in _encoded(request.inputs, hold)]
 
     def submit(self, videos: Sequence[PredictRequest], request: TensorRequest) -> list[Future[Response]]:
         """Answer each video in the background; ``combine`` puts the answers together."""
@@ -252,13 +257,13 @@ def _check_size(size_bytes: int) -> None:
         )
 
 
-def _encoded(inputs: Sequence[Tensor]) -> list[bytes]:
+def _encoded(inputs: Sequence[Tensor], hold: Callable[[int], None]) -> list[bytes]:
     """Return the videos of a request as files: as they came, or made of their frames."""
     held = {tensor.name: tensor for tensor in inputs}
     if len(held) == len(inputs) and set(held) == {VIDEO}:
-        return _files(held[VIDEO])
+        return _files(held[VIDEO], hold)
     if len(held) == len(inputs) and set(held) == {FRAMES, TIMES}:
-        return _packed(held[FRAMES], held[TIMES])
+        return _packed(held[FRAMES], held[TIMES], hold)
     raise RequestError(
         f"the request has the inputs {quoted_few([tensor.name for tensor in inputs])}, expected {VIDEO}, or {FRAMES} "
         f"and {TIMES}",
@@ -266,17 +271,18 @@ def _encoded(inputs: Sequence[Tensor]) -> list[bytes]:
     )
 
 
-def _files(tensor: Tensor) -> list[bytes]:
+def _files(tensor: Tensor, hold: Callable[[int], None]) -> list[bytes]:
     if isinstance(tensor.values, np.ndarray):
         raise RequestError(f"the input {VIDEO} is {tensor.datatype}, expected BYTES")
     if len(tensor.shape) > 2 or tensor.shape[1:] not in ((), (1,)) or not tensor.values:
         raise RequestError(
             f"the input {VIDEO} has the shape {list(tensor.shape)}, expected [N] or [N, 1] with N of at least 1"
         )
+    hold(len(tensor.values))
     return list(tensor.values)
 
 
-def _packed(frames: Tensor, times: Tensor) -> list[bytes]:
+def _packed(frames: Tensor, times: Tensor, hold: Callable[[int], None]) -> list[bytes]:
     values, seconds = frames.values, times.values
     if not (
         isinstance(values, np.ndarray)
@@ -290,6 +296,7 @@ def _packed(frames: Tensor, times: Tensor) -> list[bytes]:
             f"the input {FRAMES} is {frames.datatype} {list(frames.shape)} and {TIMES} {times.datatype} "
             f"{list(times.shape)}, expected UINT8 [N, T, H, W, 3] and FP64 [N, T]"
         )
+    hold(len(values))
     try:
         return [pack_frames(video, at) for video, at in zip(values, seconds, strict=True)]
     except ClipShapeError as error:

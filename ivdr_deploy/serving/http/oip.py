@@ -60,8 +60,7 @@ class TensorEndpoint:
         try:
             # In a thread, this and what follows: frames are put into a file, and each video is written to the memory
             # that its decoder reads.
-            videos = await asyncio.to_thread(self.tensors.videos, request)
-            hold(len(videos))
+            videos = await asyncio.to_thread(self.tensors.videos, request, hold)
         except IvdrError as error:
             return self.service.refuse(error)
         futures = await asyncio.to_thread(self.tensors.submit, videos, request)
