@@ -68,7 +68,19 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memory
             f"the input {quoted(name)} has {len(raw)} bytes, its shape {_shown(shape)} of {kind} needs "
             f"{size * dtype.itemsize}"
         )
-    return Tensor(name, kind, tuple(shape), np.frombuffer(raw, dtype).reshape(shape))
+    return Tensor(name, kind, tuple(shape), np.frombuffer(raw, dtype).reshape(tuple(shape)))
+
+
+def from_elements(name: str, shape: Sequence[int], values: Sequence[bytes]) -> Tensor:
+    """Read a tensor of BYTES from its elements.
+
+    Raises:
+        RequestError: if there are more or fewer than the shape needs.
+    """
+    kind, size = _checked(name, "BYTES", shape)
+    if len(values) != size:
+        raise RequestError(f"the input {quoted(name)} has {len(values)} elements, its shape says {size}")
+    return Tensor(name, kind, tuple(shape), list(values))
 
 
 def from_plain(name: str, datatype: str, shape: Sequence[int], data: object) -> Tensor:
@@ -122,7 +134,7 @@ def from_numbers(name: str, datatype: str, shape: Sequence[int], values: Sequenc
         ):
             raise RequestError(f"the input {quoted(name)} holds a number that {kind} cannot hold")
     with np.errstate(over="ignore"):  # becomes infinite, as it would be in the bytes of such a tensor
-        return Tensor(name, kind, tuple(shape), found.astype(dtype).reshape(shape))
+        return Tensor(name, kind, tuple(shape), found.astype(dtype).reshape(tuple(shape)))
 
 
 def _checked(name: str, datatype: str, shape: Sequence[int]) -> tuple[Datatype, int]:

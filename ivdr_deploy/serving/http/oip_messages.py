@@ -8,7 +8,7 @@ from tritonclient.grpc import service_pb2
 
 from ivdr_deploy.errors import RequestError
 from ivdr_deploy.serving.core.oip import TensorAnswer, TensorRequest
-from ivdr_deploy.serving.core.tensors import Tensor, from_numbers, from_raw
+from ivdr_deploy.serving.core.tensors import Tensor, from_elements, from_numbers, from_raw
 
 _CONTENTS = {
     "BYTES": "bytes_contents",
@@ -32,7 +32,7 @@ def read_message(request: Any) -> TensorRequest:
             f"the request has {len(request.inputs)} inputs and {len(raw)} raw contents, expected as many"
         )
     inputs = tuple(
-        from_raw(said.name, said.datatype, tuple(said.shape), raw[place]) if raw else _typed(said)
+        from_raw(said.name, said.datatype, said.shape, raw[place]) if raw else _typed(said)
         for place, said in enumerate(request.inputs)
     )
     parameters = {
@@ -47,9 +47,8 @@ def _typed(said: Any) -> Tensor:
     """Read an input whose content is in the field of its datatype."""
     held = getattr(said.contents, _CONTENTS.get(said.datatype, ""), ())
     if said.datatype == "BYTES":
-        packed = Tensor(said.name, "BYTES", (len(held),), held)
-        return from_raw(said.name, said.datatype, tuple(said.shape), packed.raw())
-    return from_numbers(said.name, said.datatype, tuple(said.shape), held)
+        return from_elements(said.name, said.shape, held)
+    return from_numbers(said.name, said.datatype, said.shape, held)
 
 
 def write_message(answer: TensorAnswer, model: str, version: str) -> Any:

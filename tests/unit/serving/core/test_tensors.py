@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
 from ivdr_deploy.errors import RequestError
-from ivdr_deploy.serving.core.tensors import from_numbers, from_plain, from_raw
+from ivdr_deploy.serving.core.tensors import from_elements, from_numbers, from_plain, from_raw
 
 
 def test_more_videos_than_any_server_takes_are_refused_before_they_are_read() -> None:
@@ -14,9 +17,24 @@ def test_more_videos_than_any_server_takes_are_refused_before_they_are_read() ->
         from_raw("video", "BYTES", (5000,), empty)
     with pytest.raises(RequestError, match="more than 4096 elements"):
         from_plain("video", "BYTES", (5000,), [""] * 5000)
+    with pytest.raises(RequestError, match="more than 4096 elements"):
+        from_elements("video", (5000,), Untouched())
+
+
+class Untouched(Sequence[bytes]):
+    """Elements that have a number, and must not be looked at."""
+
+    def __len__(self) -> int:
+        return 5000
+
+    def __getitem__(self, place: Any) -> Any:
+        pytest.fail("an element was read")
 
 
 def test_no_more_elements_are_read_than_the_shape_says() -> None:
+    for shape in ((4,), (), (1,) * 9, (-1,), (5000, 0)):
+        with pytest.raises(RequestError, match="the input 'video' has"):
+            from_elements("video", shape, Untouched())
     with pytest.raises(RequestError, match="has 2 or more elements, its shape says 1"):
         from_raw("video", "BYTES", (1,), bytes(4 * 1_000_000))
     with pytest.raises(RequestError, match="has 1 elements, its shape says 2"):
