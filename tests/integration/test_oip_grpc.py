@@ -91,6 +91,44 @@ def test_grpc_takes_the_fields_of_a_datatype_too_and_gives_codes(
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
+CALLS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+
+
+def test_what_is_no_message_is_refused_logged_and_counted(
+    oip: HttpServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    name = 'ivdr_requests_total{outcome="bad_request"}'
+    before = oip.client.metrics().get(name, 0.0)
+    paths = [f"/inference.GRPCInferenceService/{call}" for call in CALLS] + ["/grpc.health.v1.Health/Check"]
+    no_messages = (b"\xff\xff\xff", b"\x0a\x02\xff\xfe", b"\x0a\x05abc")
+    with grpc.insecure_channel(str(oip.grpc_address)) as channel:
+        for path in paths:
+            for sent in no_messages:
+                if sent == no_messages[1] and "Server" in path.rpartition("/")[2]:
+                    continue  # its messages have no string: this is a field that nobody knows
+                with pytest.raises(grpc.RpcError) as caught:
+                    channel.unary_unary(path)(sent)
+                assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT, (path, sent)
+                assert str(caught.value.details()).startswith("the message is"), (path, sent)
+                assert dict(caught.value.trailing_metadata())["ivdr-code"] == "bad_request"
+    said = [json.loads(each.message) for each in caplog.records if each.name == "ivdr_deploy.access"]
+    assert [(line["code"], line["status"]) for line in said] == [("bad_request", 400)] * (3 * len(paths) - 3)
+    assert oip.client.metrics()[name] == before + len(said)
+    assert not [each for each in caplog.records if each.levelno > logging.INFO]
+
+
+def test_a_message_is_read_only_where_there_is_room_and_its_parts_are_counted_first(oip: HttpServer) -> None:
+    many = b"\x2a\x00" * 200_000
+    with grpc.insecure_channel(str(oip.grpc_address)) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        for taken, code in ((MOST, "queue_full"), (0, "bad_request")):
+            with oip.admission.taking(taken), pytest.raises(grpc.RpcError) as caught:
+                infer(many)
+            assert dict(caught.value.trailing_metadata())["ivdr-code"] == code
+        assert "more than 100 inputs" in str(caught.value.details())
+
+
 def test_calls_that_never_send_their_message_end_and_leave_room_for_others(tiny_bundle: Path) -> None:
     settings = HttpSettings(service=SETTINGS.service, max_requests=1, receive_seconds=1.0)
     token = "0123456789abcdef"

@@ -34,6 +34,9 @@ VIDEO, FRAMES, TIMES = "video", "frames", "timestamps"
 STATUS, ERROR = "status", "error"
 """Outputs that a client must ask for by name."""
 
+MOST_PARTS = 100
+"""Inputs, outputs or parameters that a request may name: far more than a model has. Each takes a few bytes to send."""
+
 _PARAMETERS = ("top_k", "num_clips")
 """Options of a request that the protocol carries as its parameters."""
 

@@ -20,6 +20,7 @@ from ivdr_deploy.serving.core.oip import TensorAnswer
 from ivdr_deploy.serving.http.auth import no_token, shows
 from ivdr_deploy.serving.http.oip import TensorEndpoint
 from ivdr_deploy.serving.http.oip_messages import read_message, write_message
+from ivdr_deploy.serving.http.protobuf import parse
 from ivdr_deploy.serving.http.requests import log_access, usable_request_id
 
 PROTOCOL, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
@@ -85,6 +86,10 @@ class _Call:
         await self.abort(found)
 
 
+_Answer = Callable[[Any, _Call], Awaitable[Any]]
+"""Answers a call with its message."""
+
+
 class _Calls:
     """The calls of the protocol that make sense here; gRPC answers UNIMPLEMENTED to the others."""
 
@@ -92,7 +97,7 @@ class _Calls:
         self._endpoint, self._token, self._seconds = endpoint, token, seconds
         self._answering: set[asyncio.Future[TensorAnswer | schema.Response]] = set()
 
-    async def taken(self, name: str, call: _Call, messages: AsyncIterator[Any]) -> Any:
+    async def taken(self, name: str, call: _Call, messages: AsyncIterator[bytes]) -> bytes:
         """Let a call in, and wait for its message: whoever begins calls and sends none would take all there may be."""
         service = self._endpoint.service
         await call.begin(service.model.version)
@@ -117,6 +122,19 @@ class _Calls:
         await call.refuse(service.refuse(RequestError("the call holds no message")))
         raise AssertionError("abort raises")
 
+    def asked(self, kind: Any, answer: _Answer) -> _Answer:
+        """Give a question its message as an object of its class."""
+
+        async def answered(message: bytes, call: _Call) -> Any:
+            try:
+                request = parse(kind, message)
+            except RequestError as error:
+                await call.refuse(self._endpoint.service.refuse(error))
+                raise AssertionError("abort raises") from error
+            return await answer(request, call)
+
+        return answered
+
     async def server_live(self, request: Any, call: _Call) -> Any:
         return service_pb2.ServerLiveResponse(live=True)
 
@@ -139,10 +157,10 @@ class _Calls:
         await self._check_model(request.name, request.version, call)
         return service_pb2.ModelMetadataResponse(**self._endpoint.tensors.model_metadata())
 
-    async def infer(self, request: Any, call: _Call) -> Any:
-        await self._check_model(request.model_name, request.model_version, call)
+    async def infer(self, message: bytes, call: _Call) -> Any:
         # Shielded: who hangs up ends its call, not the work, which counts as taken until it is done.
-        answering = asyncio.ensure_future(self._logged(request, call))
+        answering = asyncio.ensure_future(self._answer(message, call))
+        del message  # only the work holds it, until it is read
         self._answering.add(answering)
         answering.add_done_callback(self._answering.discard)
         found = await asyncio.shield(answering)
@@ -152,30 +170,39 @@ class _Calls:
         model = self._endpoint.service.model
         return write_message(found, model.name, model.version)
 
-    async def _logged(self, request: Any, call: _Call) -> TensorAnswer | schema.Response:
-        found = await self._answer(request)
+    async def _answer(self, message: bytes, call: _Call) -> TensorAnswer | schema.Response:
+        """Answer a request and write its line. Its message is read, as over HTTP, when there is room for it."""
+        found: TensorAnswer | schema.Response | None
+        try:
+            with self._endpoint.admission.taking() as hold:
+                request = await asyncio.to_thread(parse, service_pb2.ModelInferRequest, message)
+                del message
+                found = self._unknown(request.model_name, request.model_version)
+                if found is None:
+                    asked = await asyncio.to_thread(read_message, request)
+                    del request  # what is asked holds its tensors
+                    found = await self._endpoint.infer(asked, hold)
+        except Exception as error:  # noqa: BLE001  # gRPC would tell the client the words of a defect of ours
+            found = self._endpoint.service.refuse(error)
         if isinstance(found, schema.Response):
             call.log(found.status, found.body["code"])
         else:
             call.log(200, "ok")
         return found
 
-    async def _answer(self, request: Any) -> TensorAnswer | schema.Response:
-        try:
-            with self._endpoint.admission.taking() as hold:
-                asked = await asyncio.to_thread(read_message, request)
-                return await self._endpoint.infer(asked, hold)
-        except Exception as error:  # noqa: BLE001  # gRPC would tell the client the words of a defect of ours
-            return self._endpoint.service.refuse(error)
-
     async def _check_model(self, name: str, version: str, call: _Call) -> None:
-        if not self._endpoint.knows(name, version):
-            own = self._endpoint.service.model
-            message = f"there is no model {quoted(name)} of version {quoted(version)}"
-            hint = f"there is {quoted(own.name)} of version {quoted(own.version)}"
-            body = {"code": "not_found", "message": message, "hint": hint}
-            self._endpoint.service.metrics.add(REQUESTS, label="not_found")
-            await call.refuse(schema.Response(status=404, body=body))
+        if (unknown := self._unknown(name, version)) is not None:
+            await call.refuse(unknown)
+
+    def _unknown(self, name: str, version: str) -> schema.Response | None:
+        """Return what is answered to whoever names another model."""
+        if self._endpoint.knows(name, version):
+            return None
+        own = self._endpoint.service.model
+        message = f"there is no model {quoted(name)} of version {quoted(version)}"
+        hint = f"there is {quoted(own.name)} of version {quoted(own.version)}"
+        self._endpoint.service.metrics.add(REQUESTS, label="not_found")
+        return schema.Response(status=404, body={"code": "not_found", "message": message, "hint": hint})
 
 
 def handlers(
@@ -189,40 +216,37 @@ def handlers(
         seconds: In which the message of a call must have come.
     """
     calls = _Calls(endpoint, token, seconds=seconds)
-    protocol: dict[str, Callable[[Any, _Call], Awaitable[Any]]] = {
+    questions: dict[str, _Answer] = {
         "ServerLive": calls.server_live,
         "ServerReady": calls.server_ready,
         "ModelReady": calls.model_ready,
         "ServerMetadata": calls.server_metadata,
         "ModelMetadata": calls.model_metadata,
-        "ModelInfer": calls.infer,
     }
+    protocol = {
+        name: calls.asked(getattr(service_pb2, f"{name}Request"), answer)
+        for name, answer in questions.items()
+    }
+    protocol["ModelInfer"] = calls.infer
 
-    def handler(
-        path: str, answer: Callable[[Any, _Call], Awaitable[Any]], request: Any, response: Any
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        async def answered(messages: AsyncIterator[Any], context: Any) -> Any:
+    def handler(path: str, answer: _Answer, response: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        async def answered(messages: AsyncIterator[bytes], context: Any) -> Any:
             call = _Call(f"/{path}", context)
             return await answer(await calls.taken(path.rpartition("/")[2], call, messages), call)
 
-        # The protocol's calls have one message. As a stream it is read when this asks for it; the wire is the same.
-        return grpc.stream_unary_rpc_method_handler(
-            answered,
-            request_deserializer=request.FromString,
-            response_serializer=response.SerializeToString,
-        )
+        # The protocol's calls have one message. As a stream it is read when this asks for it; the wire is the same. It
+        # comes as bytes: gRPC would make an object of it before anything is checked, and answer for one that is none.
+        return grpc.stream_unary_rpc_method_handler(answered, response_serializer=response.SerializeToString)
 
     methods = {
-        name: handler(
-            f"{PROTOCOL}/{name}",
-            answer,
-            getattr(service_pb2, f"{name}Request"),
-            getattr(service_pb2, f"{name}Response"),
-        )
+        name: handler(f"{PROTOCOL}/{name}", answer, getattr(service_pb2, f"{name}Response"))
         for name, answer in protocol.items()
     }
-    health = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
-    check = handler(f"{HEALTH}/Check", calls.check_health, *health)
+    check = handler(
+        f"{HEALTH}/Check",
+        calls.asked(health_pb2.HealthCheckRequest, calls.check_health),
+        health_pb2.HealthCheckResponse,
+    )
     return (
         grpc.method_handlers_generic_handler(PROTOCOL, methods),
         grpc.method_handlers_generic_handler(HEALTH, {"Check": check}),
