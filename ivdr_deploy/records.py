@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import re
@@ -96,13 +97,12 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         raise ConfigError(
             f"{where}: expected a table of settings, found {type(values).__name__} {quoted(values)}"
         )
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields, hints = _fields_of(cls)  # type: ignore[arg-type]  # mypy takes no class for hashable
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key)[:100], fields, n=1)
             hint = f"did you mean {quoted(near[0])}?" if near else f"known keys: {', '.join(fields)}"
             raise ConfigError(f"{where}: unknown key {quoted(key)}", hint=hint)
-    hints = typing.get_type_hints(cls)
     arguments = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -112,6 +112,12 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         return cls(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
+
+
+@functools.cache
+def _fields_of(cls: type) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+    """Return the fields of a dataclass by name, and their types, which take longer to find than to use."""
+    return {field.name: field for field in dataclasses.fields(cls)}, typing.get_type_hints(cls)
 
 
 def require_plain(what: str, *names: str, most: int = NAMED) -> None:
@@ -155,14 +161,15 @@ def require_servable(name: str, version: str) -> None:
 
 def json_schema(cls: type) -> dict[str, Any]:
     """Describe in JSON Schema what ``from_dict`` takes for a dataclass, ranges that it checks itself excepted."""
-    hints = typing.get_type_hints(cls)
-    fields = dataclasses.fields(cls)
+    fields, hints = _fields_of(cls)
     missing = dataclasses.MISSING
     return {
         "type": "object",
-        "properties": {field.name: _schema_of(hints[field.name]) for field in fields},
+        "properties": {name: _schema_of(hints[name]) for name in fields},
         "required": [
-            field.name for field in fields if field.default is missing and field.default_factory is missing
+            name
+            for name, field in fields.items()
+            if field.default is missing and field.default_factory is missing
         ],
         "additionalProperties": False,
     }

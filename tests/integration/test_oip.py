@@ -128,11 +128,15 @@ def test_parameters_choose_and_wrong_ones_are_refused(triton: Triton, videos: li
     assert found.as_numpy("label").shape == (1, 2)
     assert found.as_numpy("clip_seconds").shape == (1, 3, 2)
     assert found.as_numpy("score") is None
+    found = triton.infer([video], outputs=["label"], request_id="\u20ac" * 255)
+    assert triton.said(found.get_response())["id"] == "\u20ac" * 255
     for arguments, words in (
         ({"parameters": {"topk": 2}}, "unknown parameter 'topk'"),
         ({"parameters": {"num_clips": 10_000}}, "num_clips must be between 1 and 64"),
         ({"parameters": {"top_k": "x"}}, "top_k"),
         ({"outputs": ["labels"]}, "no output 'labels'. it has: label, score"),
+        ({"request_id": "x" * 256}, "the id has 256 characters, expected at most 255"),
+        ({"request_id": "\u20ac" * 100_000}, "the id has 100000 characters"),
         ({"model": "other"}, None),
         ({"model_version": "2"}, None),
     ):
@@ -279,6 +283,7 @@ def ask_raw(oip: HttpServer, body: bytes, **headers: str) -> tuple[int, bytes, d
 
 
 GOOD = {"name": "video", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}
+MANY = dict.fromkeys(map(str, range(101)), 1)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +321,22 @@ GOOD = {"name": "video", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}
             400,
             "data and a binary_data_size",
         ),
+        ({"inputs": [GOOD] * 101}, {}, 400, "101 inputs, expected at most 100"),
+        (
+            {"inputs": [], "outputs": [{"name": f"{place}"} for place in range(20_000)]},
+            {},
+            400,
+            "20000 outputs, expected at most 100",
+        ),
+        ({"inputs": [GOOD], "parameters": MANY}, {}, 400, "101 parameters, expected"),
+        ({"inputs": [{**GOOD, "parameters": MANY}]}, {}, 400, "101 parameters, expected"),
+        (
+            {"inputs": [GOOD], "outputs": [{"name": "score", "parameters": MANY}]},
+            {},
+            400,
+            "101 parameters, expected",
+        ),
+        ({"inputs": [{**GOOD, "shape": [1] * 101}]}, {}, 400, "101 extents in a shape, expected"),
         (b'{"id": "1", "id": "2", "inputs": []}', {}, 400, "'id' is given twice"),
         ({"inputs": [GOOD], "parameters": {"binary_data_output": 1}}, {}, 422, "expected true or false"),
         (b"{}", {"Inference_Header_Content_Length": "3"}, 400, "the body has 2 bytes"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +26,24 @@ class Outer:
     counts: dict[str, int] = field(default_factory=dict)
     rows: tuple[Inner, ...] = ()
     switch: bool = False
+
+
+def test_the_types_of_a_record_are_found_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Row:
+        name: str
+        size: int | None = None
+
+    find, found = typing.get_type_hints, list[type]()
+
+    def find_and_note(cls: type) -> dict[str, Any]:
+        found.append(cls)
+        return find(cls)
+
+    monkeypatch.setattr(typing, "get_type_hints", find_and_note)
+    for place in range(1000):
+        assert from_dict(Row, {"name": f"{place}", "size": place}, where="test") == Row(f"{place}", place)
+    assert found == [Row]
 
 
 def test_a_record_survives_the_way_to_a_dict_and_back() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ivdr_deploy import __version__
-from ivdr_deploy._text import quoted, quoted_few
+from ivdr_deploy._text import NAMED, quoted, quoted_few
 from ivdr_deploy.errors import ClipShapeError, IvdrError, OptionError, RequestError
 from ivdr_deploy.results import VideoResult
 from ivdr_deploy.serving.core.answers import MAX_ANSWER_BYTES
@@ -133,6 +133,8 @@ class TensorService:
             RequestError: if its inputs are others than the model's.
             OptionError: if a parameter or an output is unknown, or a parameter out of range.
         """
+        if len(request.id) > NAMED:  # it comes back, in JSON at up to three times its size
+            raise RequestError(f"the id has {len(request.id)} characters, expected at most {NAMED}")
         for name in request.outputs:
             if name not in self._outputs:
                 raise OptionError(

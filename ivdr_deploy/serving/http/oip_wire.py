@@ -9,7 +9,7 @@ from typing import Any
 from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import ConfigError, EncodingError, OptionError, RequestError
 from ivdr_deploy.records import from_dict
-from ivdr_deploy.serving.core.oip import TensorAnswer, TensorRequest
+from ivdr_deploy.serving.core.oip import MOST_PARTS, TensorAnswer, TensorRequest
 from ivdr_deploy.serving.core.parsing import read_json
 from ivdr_deploy.serving.core.schema import Envelope
 from ivdr_deploy.serving.core.tensors import Tensor, from_plain, from_raw
@@ -92,6 +92,7 @@ def read_tensors(body: bytes, header_length: str | None, envelope: Envelope) -> 
         length = int(header_length)
     view = memoryview(body)
     values = read_json(bytes(view[:length]), most_values=_MOST_VALUES, what="the request", hint=_HINT)
+    _check_parts(values)
     try:
         asked = from_dict(JsonRequest, values, where="the request")
     except ConfigError as error:
@@ -139,6 +140,25 @@ def write_tensors(
         return text, {"Content-Type": "application/json"}
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(text))}
     return b"".join([text, *behind]), headers
+
+
+def _check_parts(values: Any) -> None:
+    """Refuse more parts than any request has before a record is made of each. Another form is refused there."""
+    tables = [values]
+    if isinstance(values, dict):
+        for name in ("inputs", "outputs"):
+            _check_count(values, name, name)
+            tables += values[name] if isinstance(values.get(name), list) else []
+    for table in tables:
+        if isinstance(table, dict):
+            _check_count(table, "parameters", "parameters")
+            _check_count(table, "shape", "extents in a shape")
+
+
+def _check_count(table: dict[str, Any], name: str, what: str) -> None:
+    held = table.get(name)
+    if isinstance(held, list | dict) and len(held) > MOST_PARTS:
+        raise RequestError(f"the request has {len(held)} {what}, expected at most {MOST_PARTS}", hint=_HINT)
 
 
 def _inputs(asked: tuple[JsonInput, ...], behind: memoryview) -> tuple[Tensor, ...]:
