@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -142,11 +143,13 @@ async def _read_form(headers: Headers, body: bytes) -> list[tuple[str, Any]]:
         yield body
         yield b""
 
-    charset = re.search(r";\s*charset\s*=\s*\"?([^\";]*)", headers["content-type"], re.IGNORECASE)
-    if charset is not None and charset[1].strip().lower() not in ("utf-8", "utf8", "us-ascii"):
+    # As the parser itself reads it: which of two counts, and what is quoted, is nobody else's to say.
+    _, said = parse_options_header(headers["content-type"])
+    charset = said.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.strip().lower() not in ("utf-8", "utf8", "us-ascii"):
         # Refused unread: some raise what nobody expects, and Python remembers every name that it is asked for.
         raise RequestError(
-            f"the form says that it is in {quoted(charset[1])}, expected UTF-8", hint="leave charset out"
+            f"the form says that it is in {quoted(charset)}, expected UTF-8", hint="leave charset out"
         )
     parser = MultiPartParser(headers, stream(), max_files=2, max_fields=_MOST_PARTS, max_part_size=len(body))
     parser.spool_max_size = len(body) + 1

@@ -31,7 +31,25 @@ def test_a_form_in_another_character_set_is_refused_by_name(charset: str) -> Non
     assert len(str(caught.value)) < 250
 
 
-@pytest.mark.parametrize("said", ["", "; charset=utf-8", '; charset="UTF-8"; x=y', "; charset=us-ascii"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "charset=utf-8; charset=undefined",
+        "charset=utf-8;CHARSET = undefined",
+        'charset="utf-8"; charset="undefined"',
+        "charset=utf-8; charset=utf-8; charset=punycode",
+        'x="; charset=utf-8"; charset=undefined',
+        "charset=",
+    ],
+)
+def test_no_character_set_hides_behind_another(said: str) -> None:
+    with pytest.raises(RequestError, match=r"the form says that it is in .*, expected UTF-8"):
+        parts_of(f"multipart/form-data; boundary=x; {said}")
+
+
+@pytest.mark.parametrize(
+    "said", ["", "; charset=utf-8", '; charset="UTF-8"; x=y', "; charset=us-ascii", '; x="; charset=cp037"']
+)
 def test_a_form_in_utf_8_is_read(said: str) -> None:
     assert list(parts_of(f"multipart/form-data; boundary=x{said}")) == ["top_k"]
 
