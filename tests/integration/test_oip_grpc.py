@@ -245,6 +245,26 @@ def test_who_shows_no_token_learns_no_more_than_whether_it_is_ready(
     ]
 
 
+@pytest.mark.parametrize("seconds", [0.0, 20.0, None])
+def test_grpc_that_ends_by_itself_is_seen_while_http_goes_on(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, seconds: float | None
+) -> None:
+    monkeypatch.setattr("threading.excepthook", lambda given: None)
+    with HttpServer(tiny_bundle, HttpSettings(service=SETTINGS.service), port=0, grpc_port=0) as running:
+        running.start()
+        assert not running.wait(0)
+        _, ends = running._listening
+        assert isinstance(ends, oip_grpc.GrpcListening)
+        ends._loop.call_soon_threadsafe(ends._loop.stop)
+        if seconds == 0.0:
+            ends.wait_closed()
+            wait_for(ends._loop.is_closed)
+        with pytest.raises(ServerError, match="gRPC ended by itself"):
+            running.wait(seconds)
+        assert running.accepting, "HTTP goes on until somebody acts on it"
+        running.stop()
+
+
 def test_a_port_of_grpc_that_is_taken_is_named(oip: HttpServer, tiny_bundle: Path) -> None:
     port = int(str(oip.grpc_address).rpartition(":")[2])
     with pytest.raises(ServerError, match=f"port {port} \\(gRPC\\)"):

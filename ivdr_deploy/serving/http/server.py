@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from ivdr_deploy.serving.http.oip_grpc import GrpcListening
 
 LOOPBACK = "127.0.0.1"
+
+_LOOK_SECONDS = 0.02
+"""How often ``HttpServer.wait`` asks."""
 
 
 class HttpServer:
@@ -144,7 +148,13 @@ class HttpServer:
         Raises:
             ServerError: if it ended by itself.
         """
-        return all(listening.wait(seconds) for listening in self._listening)
+        begun = time.monotonic()
+        while True:
+            # Every one is asked: one that has ended by itself raises, also while another goes on.
+            ended = [listening.wait(0) for listening in self._listening]
+            if all(ended) or (seconds is not None and time.monotonic() - begun >= seconds):
+                return all(ended)
+            time.sleep(_LOOK_SECONDS)
 
     @property
     def grpc_address(self) -> str | None:
