@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ivdr_deploy import __version__
+from ivdr_deploy.artifacts.kinds import Kind, identify
 from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, load_manifest
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.errors import ArtifactError, DrainingError, OptionError, VideoOpenError
@@ -86,16 +87,23 @@ class InferenceService:
         """Load a bundle. When this returns, its golden clips and videos agree and the decode workers answer.
 
         Raises:
-            ArtifactError: if the bundle is damaged, was exported by an incompatible ``ivdr_deploy``, or its golden
-                clips or videos do not agree.
+            ArtifactError: if it is no bundle, or a damaged one, was exported by an incompatible ``ivdr_deploy``, or its
+                golden clips or videos do not agree.
             ConfigError: if the settings do not fit the bundle, or its name or version cannot be served.
             VideoError: if the decode workers do not work.
         """
-        source = bundle / MANIFEST_FILE
-        if source.is_file():
-            manifest = load_manifest(source)
-            _check_version(manifest.ivdr_version)
-            require_servable(manifest.name, manifest.version)
+        kind, bundle = identify(bundle)
+        if (
+            kind is not Kind.BUNDLE
+        ):  # others have settings of their own, no name for a URL, or no golden clips
+            raise ArtifactError(
+                f"{bundle} is no bundle (its kind is: {kind})",
+                hint="name the bundle that it was made from, or make one with `ivdr export`; an archive is for "
+                "TorchServe: `ivdr serve` without --server http",
+            )
+        manifest = load_manifest(bundle / MANIFEST_FILE)
+        _check_version(manifest.ivdr_version)
+        require_servable(manifest.name, manifest.version)
         model = open_model(bundle, variant=settings.variant, device=settings.device, threads=settings.threads)
         try:
             service = cls(model, settings, metrics=metrics)

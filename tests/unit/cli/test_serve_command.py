@@ -109,6 +109,15 @@ def test_an_update_that_cannot_look_at_all_videos_changes_nothing(
     assert "FAIL: nothing was compared, since some folders could not be read" in stderr
 
 
+def test_the_http_server_says_what_it_takes(ivdr, tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "my model{x}.onnx"
+    path.write_bytes(next(tiny_bundle.glob("**/*.onnx")).read_bytes())
+    code, _, stderr = ivdr("serve", path, "--server", "http", "--port", 0, "--run-dir", tmp_path / "run")
+    assert code == 5, stderr
+    assert "is no bundle (its kind is: ONNX file)" in stderr
+    assert "without --server http" in stderr
+
+
 def test_each_video_of_an_update_stays_on_its_line(
     ivdr, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

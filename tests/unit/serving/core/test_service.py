@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import reseal
+from bundles import make_tiny_checkpoint, reseal
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.golden import write_golden
@@ -21,6 +21,8 @@ from ivdr_deploy.runtimes.base import Runtime
 from ivdr_deploy.serving.core.schema import Envelope, Response
 from ivdr_deploy.serving.core.service import InferenceService
 from ivdr_deploy.serving.core.settings import ENDPOINT_LIMITS, ServiceSettings
+from ivdr_deploy.serving.torchserve.archive import build_archive
+from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 from ivdr_deploy.spec import ViewPlan
 
 
@@ -231,6 +233,30 @@ def test_bundle_of_another_release_line_is_refused_by_name(
     write_manifest(folder, replace(open_bundle(folder).manifest, ivdr_version=version))
     with pytest.raises(ArtifactError, match=f"ivdr_deploy {version}"):
         InferenceService.open(folder, ServiceSettings())
+
+
+def test_a_manifest_stands_for_its_bundle_and_hides_no_release(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    write_manifest(folder, replace(open_bundle(folder).manifest, ivdr_version="1.0.0"))
+    with pytest.raises(ArtifactError, match=r"ivdr_deploy 1\.0\.0"):
+        InferenceService.open(folder / "manifest.json", ServiceSettings())
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny.mar", "my model{x}.safetensors", "tiny.onnx", "tiny.engine", "tiny.parquet"]
+)
+def test_what_is_no_bundle_is_not_served(tmp_path: Path, tiny_bundle: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "tiny.mar":
+        path = build_archive(tiny_bundle, model_store=tmp_path, settings=EndpointSettings()).path
+    elif name.endswith(".safetensors"):
+        make_tiny_checkpoint(path)
+    elif name.endswith(".onnx"):
+        shutil.copy(next(tiny_bundle.glob("**/*.onnx")), path)
+    else:
+        path.touch()
+    with pytest.raises(ArtifactError, match="is no bundle"):
+        InferenceService.open(path, ServiceSettings(decode_workers=1))
 
 
 def test_bundle_of_another_patch_release_is_served(tiny_bundle: Path, tmp_path: Path) -> None:
