@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import ssl
 import threading
@@ -22,6 +23,9 @@ Resolve = Callable[[str, int], Sequence[str]]
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PIECE_BYTES = 1 << 16
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(?:;[^\n]*)?\r?\n")
+"""The line before a chunk, as RFC 9112 has it; what follows the ``;`` is passed over."""
+
 _AGAIN = "check the URL, or send the video itself"
 
 
@@ -77,6 +81,7 @@ class Fetcher:
             with closing(http.client.HTTPConnection(target.host, target.port)) as connection:
                 connection.sock = wire.sock
                 connection.auto_open = 0  # it would look the host up again
+                connection.response_class = _Answer
                 connection.putrequest("GET", target.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in (
                     ("Host", target.authority),
@@ -114,11 +119,14 @@ class Fetcher:
         if answer.headers.get("content-encoding", "identity").strip().lower() != "identity":
             raise FetchError(f"{target.shown[:100]} answered with an encoded body", hint=_AGAIN)
         declared = answer.length
-        body = bytearray()
+        if declared is None and not answer.chunked and "content-length" in answer.headers:
+            # Passed over, it would leave nothing to tell a body that was cut from a whole one.
+            raise FetchError(f"{target.shown[:100]} answered with a length that is none", hint=_AGAIN)
+        body, piece = bytearray(), memoryview(bytearray(_PIECE_BYTES))
         while (declared or 0) <= self._max_bytes and len(body) <= self._max_bytes:
-            piece = answer.read(_PIECE_BYTES)
-            body += piece
-            if not piece:
+            count = answer.readinto(piece)  # which holds no more than fits, whatever sizes the answer tells
+            body += piece[:count]
+            if not count:
                 break
         if max(len(body), declared or 0) > self._max_bytes:
             raise VideoLimitError(
@@ -130,6 +138,16 @@ class Fetcher:
                 f"{target.shown[:100]} gave {len(body)} of {declared} bytes and ended", hint=_AGAIN
             )
         return bytes(body)
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer whose chunks have the sizes that are allowed: ``int`` would take ``-1`` and ``0x_1`` for one, too."""
+
+    def _read_next_chunk_size(self) -> int:
+        found = _CHUNK_SIZE.fullmatch(self.fp.readline(_PIECE_BYTES))
+        if found is None:
+            raise ValueError("no size of a chunk")
+        return int(found[1], 16)
 
 
 class _Wire:

@@ -236,29 +236,100 @@ def test_a_name_that_changes_between_check_and_connection_is_harmless(
     assert len(connections) == 1
 
 
-def test_more_than_is_allowed_is_not_read_to_its_end(site: Site) -> None:
-    def endless(handler: http.server.BaseHTTPRequestHandler) -> None:
+def endless(written: list[int], *, size: str | None = None) -> Answer:
+    """More than anybody may hold, after the size of a chunk if there is one; tells how much was taken."""
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
+        if size is not None:
+            handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
         handler.close_connection = True
         sent = 0
         try:
-            while sent < 1 << 30:
+            if size is not None:
+                handler.wfile.write(f"{size}\r\n".encode())
+            while sent < 1 << 28:
                 sent += handler.wfile.write(bytes(1 << 16))
         except OSError:
             pass
         written.append(sent)
 
-    written: list[int] = []
-    site.answers |= {"/declared": sends(BODY, length=10**12), "/endless": endless}
-    for path in ("/declared", "/endless"):
-        with pytest.raises(VideoLimitError, match="more than 1000 bytes"):
-            site.fetcher(max_bytes=1000).fetch(site.url(path))
+    return answer
+
+
+def require_not_taken(written: list[int]) -> None:
     deadline = time.monotonic() + 20
     while not written:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert written[0] < 1 << 26
+
+
+def test_more_than_is_allowed_is_not_read_to_its_end(site: Site) -> None:
+    written: list[int] = []
+    site.answers |= {"/declared": sends(BODY, length=10**12), "/endless": endless(written)}
+    for path in ("/declared", "/endless"):
+        with pytest.raises(VideoLimitError, match="more than 1000 bytes"):
+            site.fetcher(max_bytes=1000).fetch(site.url(path))
+    require_not_taken(written)
+
+
+@pytest.mark.parametrize("size", [f"{1 << 62:x}", "F" * 30, f"{0:0100}1000000000 ; of=x"])
+def test_a_chunk_larger_than_is_allowed_is_not_read_to_its_end(site: Site, size: str) -> None:
+    written: list[int] = []
+    site.answers["/a.mp4"] = endless(written, size=size)
+    with pytest.raises(VideoLimitError, match="more than 1000 bytes"):
+        site.fetcher(max_bytes=1000).fetch(site.url())
+    require_not_taken(written)
+
+
+@pytest.mark.parametrize(
+    "size",
+    ["-1", "-0", "-ffff", "+5", "0x5", "1_0", " 5", "\x0b5", "5 5", "", ";5", "5.", "ü", " " * (1 << 17)],
+)
+def test_what_is_no_size_of_a_chunk_is_an_error_of_the_server(site: Site, size: str) -> None:
+    """Among them what ``int`` takes for one: below 0 it would mean everything that is sent."""
+    written: list[int] = []
+    site.answers["/a.mp4"] = endless(written, size=size)
+    with pytest.raises(FetchError, match="cannot be asked"):
+        site.fetcher(max_bytes=1000).fetch(site.url())
+    require_not_taken(written)
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [("-1", (1 << 16) - 1), ("+5", 5), ("0x5", 5), ("0X5", 5), ("1_0", 16), ("\t5", 5)]
+)
+def test_a_chunk_is_not_taken_by_a_size_that_only_int_takes(site: Site, size: str, count: int) -> None:
+    """Everything around it is in order, and it holds as many bytes as it could be taken to say."""
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for told, body in ((shown, BODY[:count]), ("0", b"")):
+            handler.wfile.write(f"{told}\r\n".encode() + body + b"\r\n")
+
+    site.answers["/a.mp4"] = answer
+    shown = f"{count:x}"
+    assert site.fetcher().fetch(site.url()) == BODY[:count]
+    shown = size
+    with pytest.raises(FetchError, match="cannot be asked"):
+        site.fetcher().fetch(site.url())
+
+
+@pytest.mark.parametrize("length", ["-1", "-100", "", "ten", "0x10", "9" * 5000])
+def test_a_length_that_is_none_is_an_error_of_the_server(site: Site, length: str) -> None:
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", length)
+        handler.end_headers()
+        handler.wfile.write(BODY)
+        handler.close_connection = True
+
+    site.answers["/a.mp4"] = answer
+    with pytest.raises(FetchError, match="a length that is none"):
+        site.fetcher().fetch(site.url())
 
 
 def test_a_server_that_takes_its_time_is_left_at_the_deadline(site: Site) -> None:
