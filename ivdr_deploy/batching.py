@@ -57,8 +57,8 @@ class ClipBatcher:
     """Puts the clips of many videos through a network, in one thread of its own.
 
     There is no timer: a lone video waits for nobody, and while the network is busy others gather. Calls hold at most
-    ``max_clips`` clips; a video with more is cut. When a call fails, the videos in it are run again one by one, so that
-    only those at fault fail.
+    ``max_clips`` clips; a video with more is cut. When a call fails, or cannot be put together, the videos in it are
+    run one by one, so that only those at fault fail.
     """
 
     def __init__(self, infer: Infer, *, max_clips: int = MAX_BATCH) -> None:
@@ -184,33 +184,39 @@ class ClipBatcher:
         return taken
 
     def _answer(self, taken: list[_Video]) -> None:
-        video = taken[0].clips if len(taken) == 1 else np.concatenate([item.clips for item in taken])
-        start = time.perf_counter()
         try:
-            outputs = self._call(video)
+            # All of it: what is raised past here would end the thread, and whoever waits would wait for ever.
+            given = self._inferred([video.clips for video in taken])
         except Exception as error:  # noqa: BLE001  # whatever a runtime raises belongs to whoever waits
-            if len(taken) > 1:
-                _log.warning(
-                    "a call with %d videos failed (%s); each is run alone",
-                    len(taken),
-                    reason_of(error, most=200),
-                )
-                for item in taken:
-                    self._answer([item])
-            else:
+            if len(taken) == 1:
                 taken[0].result.set_exception(_as_ours(error))
+                return
+            _log.warning(
+                "a call with %d videos failed (%s); each is run alone", len(taken), reason_of(error, most=200)
+            )
+            for item in taken:
+                self._answer([item])
             return
-        share_ms = (time.perf_counter() - start) * 1000.0 / len(video)
-        end = 0
-        for item in taken:
-            rows = slice(end, end := end + len(item.clips))
-            item.result.set_result(
+        for item, inferred in zip(taken, given, strict=True):
+            item.result.set_result(inferred)
+
+    def _inferred(self, videos: list[np.ndarray]) -> list[Inferred]:
+        """Put the clips of some videos together, run them, and take apart what comes out."""
+        together = videos[0] if len(videos) == 1 else np.concatenate(videos)
+        start = time.perf_counter()
+        outputs = self._call(together)
+        share_ms = (time.perf_counter() - start) * 1000.0 / len(together)
+        given, end = [], 0
+        for clips in videos:
+            rows = slice(end, end := end + len(clips))
+            given.append(
                 Inferred(
                     outputs={name: value[rows] for name, value in outputs.items()},
-                    infer_ms=share_ms * len(item.clips),
-                    batch_clips=len(video),
+                    infer_ms=share_ms * len(clips),
+                    batch_clips=len(together),
                 )
             )
+        return given
 
     def _call(self, video: np.ndarray) -> Mapping[str, np.ndarray]:
         size = self._max_clips

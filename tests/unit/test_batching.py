@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,4 +179,46 @@ def test_of_two_videos_that_fail_together_the_sound_one_is_answered() -> None:
     assert lucky.result(20).outputs["feature"].tolist() == [[2.0]]
     with pytest.raises(InferenceError):
         unlucky.result(20)
+    batcher.close()
+
+
+HUGE = np.broadcast_to(np.uint8(7), (1, 1, 1 << 23, 1 << 23, 3))
+"""A clip of 2^46 pixels, which take no memory until they are copied: two of them go into no address space."""
+
+
+@pytest.mark.parametrize(
+    ("videos", "expected"),
+    [
+        pytest.param([HUGE, HUGE], [[7], [7]], id="no memory for them together"),
+        pytest.param(
+            [clips(1), HUGE, clips(2, 3)], [[1], [7], [2, 3]], id="no memory for all of them together"
+        ),
+        pytest.param([clips(1), clips(2)[:, :, :4]], [[1], [2]], id="frames of two sizes"),
+    ],
+)
+@pytest.mark.parametrize("gathered", [False, True])
+def test_clips_that_cannot_be_put_together_are_run_video_by_video(
+    videos: list[np.ndarray], expected: list[list[int]], gathered: bool
+) -> None:
+    network = Network(held=gathered)
+    batcher = ClipBatcher(network)
+    if gathered:
+        batcher.submit(clips(4))
+        assert network.entered.wait(20)
+        futures = [batcher.submit(video) for video in videos]
+        network.released.set()
+    else:
+        futures = batcher.submit_together(videos)
+    assert [future.result(20).outputs["logits"][:, 0].tolist() for future in futures] == expected
+    assert batcher.submit(clips(5)).result(20).outputs["logits"][0, 0] == 5  # it goes on
+    batcher.close()
+
+
+@pytest.mark.parametrize("given", [{"logits": np.float32(1)}, {"logits": None}, None])
+def test_what_a_network_gives_that_cannot_be_taken_apart_fails_its_videos(given: Any) -> None:
+    batcher = ClipBatcher(lambda video: given)
+    for future in [*batcher.submit_together([clips(1), clips(2)]), batcher.submit(clips(3))]:
+        assert isinstance(future.exception(20), InferenceError)
+    assert batcher.submit_together([]) == []
+    assert isinstance(batcher.submit(clips(4)).exception(20), InferenceError)  # it goes on
     batcher.close()
