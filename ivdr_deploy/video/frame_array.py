@@ -32,9 +32,9 @@ _LEAST_GAP_SECONDS, _MOST_GAP_SECONDS = 1e-9, 1e9
 
 _DAMAGE = (
     zipfile.BadZipFile, ValueError, EOFError, OSError, RuntimeError, NotImplementedError,
-    SyntaxError, tokenize.TokenError,
+    SyntaxError, tokenize.TokenError, IndexError, TypeError,
 )  # fmt: skip
-"""What zipfile and numpy raise; the last two come from a header that is no Python, as numpy reads it."""
+"""What zipfile and numpy raise; the last four come from a header that is no Python, or none of an array, to numpy."""
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -116,7 +116,7 @@ def _problem(frames: np.ndarray, times: np.ndarray) -> str:
         gaps = np.diff(times)
         apart = (times[-1] - times[0]) / max(1, len(gaps))
     if not np.isfinite(times).all() or not (gaps > 0).all():
-        return "timestamps does not rise from each frame to the next"
+        return "timestamps does not rise from each frame to the next, as float64"
     if len(gaps) and not _LEAST_GAP_SECONDS <= apart <= _MOST_GAP_SECONDS:
         return f"timestamps has frames {apart:g} s apart, expected from {_LEAST_GAP_SECONDS:g} to {_MOST_GAP_SECONDS:g}"
     return ""
@@ -141,7 +141,9 @@ def _read(source: CheckedSource) -> tuple[np.ndarray, np.ndarray]:
             f"{source.name} cannot be read as npz ({reason_of(error, most=100)})",
             hint="the file is damaged or incomplete: write it again",
         ) from error
-    return frames, times.astype(np.float64) if times.dtype.kind == "f" else times
+    with np.errstate(over="ignore"):  # a long double may be infinite in it, which does not rise
+        # In their own type the steps of small or unsigned integers wrap, and what falls may rise.
+        return frames, times.astype(np.float64)
 
 
 def _array(data: bytes, name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from ivdr_deploy.spec import ClipSpec, ViewPlan
 from ivdr_deploy.video.clips import load_clips
 from ivdr_deploy.video.decode import open_video
 from ivdr_deploy.video.frame_array import pack_frames
-from ivdr_deploy.video.reader import VideoLimits
+from ivdr_deploy.video.reader import VideoLimits, VideoReader
 
 SPEC, PLAN = ClipSpec(num_frames=4, frame_stride=2, short_side=36, crop_size=32), ViewPlan(num_clips=3)
 
@@ -75,6 +75,36 @@ def test_something_else_is_refused_by_name(frames: np.ndarray, times: np.ndarray
         open_video(packed.getvalue())
 
 
+WHOLE_TYPES = (np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64)
+
+
+def open_times(times: np.ndarray) -> VideoReader:
+    packed = zipped(frames=npy(np.zeros((len(times), 4, 4, 3), np.uint8)), timestamps=npy(times))
+    return open_video(packed, limits=VideoLimits(max_seconds=1e9))
+
+
+@pytest.mark.parametrize("kind", WHOLE_TYPES)
+def test_whole_times_rise_by_their_values_and_not_by_what_their_type_holds(kind: type[np.integer]) -> None:
+    least, most = np.iinfo(kind).min, np.iinfo(kind).max
+    with pytest.raises(VideoError, match="does not rise"):
+        open_times(np.array([10, 5, 12], kind))
+    with pytest.raises(VideoError, match="does not rise"):
+        open_times(np.array([most, most], kind))
+    first, last = max(least, -(10**8)), min(most, 10**8)
+    with open_times(np.array([first, last], kind)) as reader:  # further apart than the type holds
+        assert reader.pts_seconds.tolist() == [0.0, float(last - first)]
+
+
+@pytest.mark.parametrize(
+    "times", [np.array([2**53, 2**53 + 1]), np.array([2**64 - 2, 2**64 - 1], np.uint64),
+              np.array([1, 1 + np.finfo(np.longdouble).eps], np.longdouble),
+              np.array([1, np.finfo(np.longdouble).max], np.longdouble)]
+)  # fmt: skip
+def test_times_that_float64_cannot_tell_apart_do_not_rise(times: np.ndarray) -> None:
+    with pytest.raises(VideoError, match="does not rise from each frame to the next, as float64"):
+        open_times(times)
+
+
 def zipped(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", compression) as archive:
@@ -123,6 +153,34 @@ HUGE = FRAMES.replace(b"(2, 4, 4, 3)", b"(9**9, 4, 3)").replace(b"9**9", b"9999"
 def test_damage_is_told_apart(data: bytes, words: str) -> None:
     with pytest.raises(VideoError, match=words):
         open_video(data)
+
+
+def header(
+    *, descr: str = "'|u1'", order: str = "False", shape: str = "(2, 4, 4, 3)", more: str = ""
+) -> bytes:
+    return headed(f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}{more}}}".encode())
+
+
+ODD = ["()", "('<f8',)", "('<f8', -1)", "('<f8', {})", "[]", "[()]", "[('a',)]", "[(1, 2)]", "{}", "{'a': ()}",
+       "{'names': ['a'], 'formats': []}", "''", "'|u99'", "'(2,'", "'<M8[x]'", "'|V0'", "None", "...", "1j", "b''",
+       "(True, 2)", "(True, 4, 4, 6)", "(2.0, 4, 4, 3)", "(-2, -4, 4, 3)", "((2,), 4, 4, 3)", "(None,)", "{[]: 1}",
+       "{1, 2}"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *(header(descr=odd) for odd in ODD),
+        *(header(order=odd) for odd in ODD),
+        *(header(shape=odd) for odd in ODD),
+        *(header(more=f", {odd}: 1") for odd in ODD),
+        *(headed(odd.encode()) for odd in ODD),
+    ],
+)
+def test_a_header_of_python_that_is_none_of_an_array_is_damage(changed: bytes) -> None:
+    for members in ({"frames": changed, "timestamps": TIMES}, {"frames": FRAMES, "timestamps": changed}):
+        with pytest.raises(VideoError, match="cannot be read as npz"):
+            open_video(zipped(**members))
 
 
 def test_every_single_flipped_byte_is_an_error_of_the_video_or_harmless() -> None:
