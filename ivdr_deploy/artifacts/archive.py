@@ -116,7 +116,12 @@ def check_unpacked(folder: Path) -> None:
 
 
 def _check(path: Path, archive: zipfile.ZipFile) -> None:
-    members = {info.filename: info for info in archive.infolist()}
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        if info.filename in members:
+            # Of two, Python reads the one that the directory names last, TorchServe the one that lies last.
+            _refuse(str(path), f"it holds {quoted(info.filename)} twice")
+        members[info.filename] = info
     if LIST_FILE not in members:
         _refuse(
             str(path),
