@@ -8,6 +8,7 @@ from typing import Any
 from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.datasets.entries import VIDEO_SUFFIXES, LeftOut, Omissions
 from ivdr_deploy.errors import DataError
+from ivdr_deploy.video.reader import VideoLimits
 from ivdr_deploy.video.remote import UrlSource, changed_ns, file_system
 
 _Page = tuple[list[tuple[str, int, int]], list[str]]
@@ -40,7 +41,7 @@ class UrlStream:
         system = file_system(scheme)
         bucket, _, key = path.partition("/")
         top = f"{key}/" if key else ""
-        found, waiting = False, [top]
+        found, waiting, max_bytes = False, [top], VideoLimits().max_bytes
         while waiting:
             folder, below = waiting.pop(), []
             for objects, folders in self._pages(system, bucket, folder):
@@ -51,7 +52,8 @@ class UrlStream:
                         continue  # the folder itself, as some tools write it
                     if f".{name.rpartition('.')[2].lower()}" in VIDEO_SUFFIXES:
                         found = True
-                        yield UrlSource(f"{scheme}://{bucket}/{name}", size, changed), uri, None
+                        where = f"{scheme}://{bucket}/{name}"
+                        yield UrlSource(where, max_bytes, size, changed), uri, None
                     else:
                         self._left.add("without the suffix of a video", uri)
             waiting += reversed(below)

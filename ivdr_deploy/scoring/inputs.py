@@ -201,7 +201,7 @@ class InputStream:
         """Return what fetches a video that is not on this machine."""
         if is_web(file):
             return WebSource(file, self._hosts, VideoLimits().max_bytes)
-        return UrlSource(file) if is_url(file) else file
+        return UrlSource(file, VideoLimits().max_bytes) if is_url(file) else file
 
 
 def video_id(uri: str) -> str:

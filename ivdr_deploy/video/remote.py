@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal
 
 from ivdr_deploy._optional import require
 from ivdr_deploy._text import quoted, reason_of
-from ivdr_deploy.errors import ConfigError, FetchError, UrlError, VideoOpenError
+from ivdr_deploy.errors import ConfigError, FetchError, UrlError, VideoLimitError, VideoOpenError
 from ivdr_deploy.video.fetch import Fetcher
 from ivdr_deploy.video.source import Source, SourceIdentity
 from ivdr_deploy.video.urls import UrlSettings, is_public
@@ -60,15 +60,24 @@ class UrlSource(Source):
     """An object of a store."""
 
     uri: str
+    max_bytes: int
     size_bytes: int | None = None
     """Size and time of change where a listing told them."""
 
     changed_ns: int = 0
 
     def local(self) -> Path | bytes:
-        """Fetch the object."""
+        """Fetch the object, unless it is larger than ``max_bytes``: it is held in memory, all of it."""
+        size = self.identity().size_bytes
+        if size > self.max_bytes:
+            raise VideoLimitError(
+                f"{quoted(self.uri)} has {size} bytes, more than the limit of {self.max_bytes}",
+                hint="cut it, or encode it smaller",
+            )
         try:
             return self._system.cat_file(self.uri)  # type: ignore[no-any-return]
+        except MemoryError:
+            raise  # neither the name nor the rights: the decode stage tells it as a limit
         except Exception as error:
             raise VideoOpenError(
                 f"{quoted(self.uri)} cannot be fetched ({type(error).__name__}: {reason_of(error, most=100)})",
@@ -89,7 +98,8 @@ class UrlSource(Source):
             found = self._system.info(self.uri)
         except Exception as error:
             raise VideoOpenError(
-                f"{quoted(self.uri)} cannot be looked at ({type(error).__name__})"
+                f"{quoted(self.uri)} cannot be looked at ({type(error).__name__}: {reason_of(error, most=100)})",
+                hint="check the name and the rights",
             ) from error
         return SourceIdentity(found["size"], changed_ns(found))
 

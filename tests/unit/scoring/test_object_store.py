@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,12 +19,24 @@ from score_tables import TIMINGS
 from videos import numbered_video
 
 from ivdr_deploy.cli import main
+from ivdr_deploy.datasets.lists import VideoStream
 from ivdr_deploy.datasets.remote import UrlStream
-from ivdr_deploy.errors import ConfigError, DataError, MissingDependencyError
+from ivdr_deploy.decoding.pool import DecodeOptions, DecodePool
+from ivdr_deploy.errors import (
+    ConfigError,
+    DataError,
+    MissingDependencyError,
+    VideoLimitError,
+    VideoOpenError,
+)
 from ivdr_deploy.scoring import read_scores
 from ivdr_deploy.scoring.inputs import InputStream, Selection
 from ivdr_deploy.scoring.reader import refuse_foreign
 from ivdr_deploy.scoring.store import FolderStore, UrlStore, as_os_error, open_store
+from ivdr_deploy.spec import ClipSpec, ViewPlan
+from ivdr_deploy.video.clips import load_clips
+from ivdr_deploy.video.decode import open_video
+from ivdr_deploy.video.reader import VideoLimits
 from ivdr_deploy.video.remote import UrlSource, file_system, is_url
 
 BUCKET = "collection"
@@ -152,7 +166,62 @@ def test_a_folder_of_many_objects_is_read_a_page_at_a_time(store, monkeypatch):
     assert len(asked) >= (6 if scheme == "s3" else 4)  # the server for gs knows no pages
     for source, _, _ in found[-3:]:
         assert source.open().read() == b"x"
-        assert source.identity() == UrlSource(source.uri).identity()
+        assert source.identity() == UrlSource(source.uri, 1).identity()
+
+
+@pytest.fixture
+def fetched(store, monkeypatch):
+    """What was fetched, object by object."""
+    system, names = system_of(store), []
+    original = system.cat_file
+    monkeypatch.setattr(system, "cat_file", lambda name, *rest: names.append(name) or original(name, *rest))
+    return names
+
+
+def test_an_object_larger_than_the_limit_is_not_fetched(store, fetched):
+    system_of(store).pipe_file(f"{BUCKET}/large/a.mp4", b"x" * 2000)
+    (listed,) = (source for source, _, _ in UrlStream(f"{store}/large"))
+    named = UrlSource(listed.uri, listed.max_bytes)
+    for source in (listed, named):
+        small = replace(source, max_bytes=1999)
+        for read in (small.local, small.open, partial(open_video, small)):
+            with pytest.raises(VideoLimitError, match=r"a\.mp4' has 2000 bytes, more than the limit of 1999"):
+                read()
+    assert fetched == []
+    for source in (listed, named):
+        assert replace(source, max_bytes=2000).local() == b"x" * 2000
+    assert len(fetched) == 2
+
+
+def test_an_empty_object_is_within_every_limit(store):
+    system_of(store).pipe_file(f"{BUCKET}/empty.mp4", b"")
+    assert UrlSource(f"{store}/empty.mp4", 1).local() == b""
+
+
+def test_objects_of_a_folder_and_of_a_list_have_the_limit_of_videos(videos, tmp_path):
+    (tmp_path / "list.csv").write_text(f"path\n{videos}/000.mp4\n")
+    for stream in (UrlStream(videos), VideoStream(tmp_path / "list.csv")):
+        first = next(iter(InputStream(stream, Selection())))
+        assert (type(first.file), first.file.max_bytes) == (UrlSource, VideoLimits().max_bytes)
+
+
+def test_an_object_for_which_there_is_no_memory_is_too_large_and_not_unreadable(store, monkeypatch):
+    system_of(store).pipe_file(f"{BUCKET}/memory.mp4", b"x")
+
+    monkeypatch.setattr(system_of(store), "cat_file", lambda name: bytearray(1 << 60))
+    source = UrlSource(f"{store}/memory.mp4", 1)
+    with DecodePool(DecodeOptions(isolation="thread")) as pool:
+        error = pool.submit(load_clips, source, ClipSpec(), ViewPlan(), limits=VideoLimits()).exception(60)
+    assert type(error) is VideoLimitError
+    assert "memory" in error.message
+
+
+def test_an_object_that_cannot_be_fetched_is_unreadable(store):
+    with pytest.raises(VideoOpenError, match=r"cannot be looked at .FileNotFoundError") as caught:
+        UrlSource(f"{store}/absent.mp4", 1).local()
+    assert "rights" in caught.value.hint
+    with pytest.raises(VideoOpenError, match=r"cannot be fetched .FileNotFoundError"):
+        UrlSource(f"{store}/absent.mp4", 1, size_bytes=1).local()  # gone since it was listed
 
 
 def test_a_folder_without_videos_says_what_it_holds(store):
