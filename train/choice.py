@@ -113,13 +113,9 @@ def _by_training(
         settings["cache_form"] = config.data.cache_form
         identity = canonical_json([settings, rest.data_hash, shown.data_hash])
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        part_config = replace(
-            config,
-            out=str(config.cache_dir / f"held-out-{digest}"),
-            data=replace(
-                config.data, cache=str(config.cache_dir)
-            ),  # each video is decoded once for all parts
-        )
+        # With one cache for all parts each video is decoded once.
+        data = replace(config.data, cache=str(config.cache_dir))
+        part_config = replace(config, out=str(config.cache_dir / f"held-out-{digest}"), data=data)
         path = Path(part_config.out) / CHECKPOINT_NAME
         if not path.exists():
             print_text(f"held-out part {number + 1} of {len(parts)}: {describe(config)}")

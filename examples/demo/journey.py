@@ -82,7 +82,7 @@ class Journey:
         if not marker.exists() and (found := next(self.out.iterdir(), None)) is not None:
             raise FolderError(
                 f"{self.out} holds {quoted(found.name)} and is not the run folder of a demo",
-                hint="give a new or empty folder with --out",
+                hint="remove it, or give a new or empty folder with --out",
             )
         marker.write_text(f"Made by the demo, which makes {', '.join(_MADE_ANEW)} and data here anew.\n")
 

@@ -130,10 +130,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _array_bytes(archive: zipfile.ZipFile, name: str) -> int:
     """Return the size in bytes that the header of an array claims."""
     with archive.open(name) as stream:
-        if (version := np.lib.format.read_magic(stream)) != (
-            1,
-            0,
-        ):  # a later one may have gigabytes of header
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):  # a later one may have gigabytes of header
             raise ValueError(f"an array has the version {version} of the format, expected (1, 0)")
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     if any(axis < 0 for axis in shape):  # a negative size would make room for another array

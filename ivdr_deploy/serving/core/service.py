@@ -93,9 +93,8 @@ class InferenceService:
             VideoError: if the decode workers do not work.
         """
         kind, bundle = identify(bundle)
-        if (
-            kind is not Kind.BUNDLE
-        ):  # others have settings of their own, no name for a URL, or no golden clips
+        if kind is not Kind.BUNDLE:
+            # The others have settings of their own, no name for a URL, or no golden clips.
             raise ArtifactError(
                 f"{bundle} is no bundle (its kind is: {kind})",
                 hint="name the bundle that it was made from, or make one with `ivdr export`; an archive is for "
