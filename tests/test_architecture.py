@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -244,3 +245,18 @@ def test_no_two_files_of_tests_have_the_same_name() -> None:
     """They lie in no packages, so pytest imports them by their name, and would refuse the second."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_git_holds_no_weights_or_videos() -> None:
+    """Whatever their suffix: a file that large is none that a person wrote."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    found = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True)
+    if found.returncode or not (ROOT / ".git").exists():
+        pytest.skip(f"not a checkout that git reads: {found.stderr.strip()}")
+    listed = found.stdout.split("\0")
+    large = [
+        name for name in listed if name and (ROOT / name).exists() and (ROOT / name).stat().st_size > 1 << 20
+    ]
+    assert "pyproject.toml" in listed
+    assert large == []

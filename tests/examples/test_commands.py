@@ -104,3 +104,4 @@ def test_the_folder_of_an_earlier_demo_is_taken_again(tmp_path: Path) -> None:
         for _ in range(2):
             Journey(out=out).claim_folder()
             (out / "pretrain").mkdir(exist_ok=True)
+        assert sorted(path.name for path in out.iterdir()) == [".ivdr-demo", "pretrain"]
