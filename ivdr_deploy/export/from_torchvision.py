@@ -19,7 +19,7 @@ from torchvision.models import get_model_weights
 from ivdr_deploy._text import one_line, quoted
 from ivdr_deploy.errors import CheckpointError, ConfigError
 from ivdr_deploy.export.importing import Imported, assign_weights, read_file
-from ivdr_deploy.export.torch_file import damage, foreign_name, is_packed
+from ivdr_deploy.export.torch_file import damage, foreign_name, is_packed, require_readable
 from ivdr_deploy.models.network import build_model
 from ivdr_deploy.spec import ClipSpec, ModelSpec, ViewPlan
 
@@ -157,9 +157,12 @@ def _state_dict(content: bytes, where: str) -> dict[str, Tensor]:
             hint="copy it again, or download it again",
         )
     try:
+        require_readable(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the form of a file, which is an error below or none
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error.message}", hint=error.hint) from error
     except Exception as error:
         # torch raises what it likes on damaged files, and its own text tells how to run the file.
         said = re.search(r"GLOBAL (\S+)", str(error))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import pickletools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +16,11 @@ import numpy as np
 
 from ivdr_deploy._text import quoted
 from ivdr_deploy.errors import CheckpointError
+from ivdr_deploy.export.pickle_scan import require_bounded
 
 _MAX_DEPTH = 20
-_MAX_MEMO = 100_000
-"""Places; the published file has 1,729."""
+_LONGEST = 1 << 62
+"""That an axis of an array can be: a product of longer numbers could take minutes."""
 
 
 class _DType:
@@ -60,7 +60,8 @@ class _Array:
                 f"the array {quoted(name)} is not of little-endian float32",
                 hint="give the weights as published",
             )
-        if 4 * math.prod(shape) != len(content) or any(size < 0 for size in shape):
+        axes = isinstance(shape, tuple) and all(0 <= size < _LONGEST for size in shape)
+        if not axes or 4 * math.prod(shape) != len(content):
             raise CheckpointError(f"the array {quoted(name)} does not have the bytes of its shape")
         return np.frombuffer(content, "<f4").reshape(shape, order="F" if fortran else "C")
 
@@ -97,7 +98,7 @@ def read_arrays(content: bytes, *, where: str) -> dict[tuple[str, ...], np.ndarr
         CheckpointError: if it is no such pickle, cut short or damaged, or names anything but a numpy array.
     """
     try:
-        _check_memo(content)
+        require_bounded(io.BytesIO(content))
         root = _Reader(io.BytesIO(content)).load()
         if not isinstance(root, dict):  # an array alone has no name
             raise CheckpointError(f"expected nested dicts of arrays, found {_kind(root)} alone")
@@ -114,13 +115,6 @@ def read_arrays(content: bytes, *, where: str) -> dict[tuple[str, ...], np.ndarr
     if not arrays:
         raise CheckpointError(f"{where} holds no arrays")
     return arrays
-
-
-def _check_memo(content: bytes) -> None:
-    """Refuse a place in the memo that no such file needs: the reader would make room for all those before it."""
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > _MAX_MEMO:
-            raise CheckpointError(f"it asks for a memo of {quoted(argument)} places")
 
 
 def _flatten(

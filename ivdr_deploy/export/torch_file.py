@@ -1,14 +1,19 @@
-"""Looks into files of ``torch.save`` without loading them: for names that reading one would import, at checksums."""
+"""Looks into files of ``torch.save`` without loading them.
+
+For what would make reading one endless, for names that it would import, at checksums.
+"""
 
 from __future__ import annotations
 
 import io
 import pickle
 import zipfile
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 from ivdr_deploy._text import quoted, reason_of
 from ivdr_deploy.artifacts.archive import ZIP_DAMAGE
+from ivdr_deploy.export.pickle_scan import require_bounded
 
 _ARCHIVE = b"PK\x03\x04"
 """How a file begins that torch reads as an archive."""
@@ -20,8 +25,8 @@ _OWN = ("torch.", "collections.OrderedDict")
 _MAX_BYTES = 64 << 20
 """Of the pickle in an archive; names of tensors take some hundred bytes each."""
 
-_PICKLES = 8
-"""In a file of ``torch.save``'s old form there are four, one after the other."""
+_PICKLES = 5
+"""In a file of ``torch.save``'s old form, one after the other; the numbers of the tensors follow."""
 
 
 class _Inert:
@@ -48,26 +53,52 @@ class _Reader(pickle.Unpickler):
         return _Inert()
 
 
+def require_readable(content: bytes) -> None:
+    """Look through all pickles that torch would read.
+
+    Raises:
+        CheckpointError: if that would take memory or time without end.
+        ValueError: if one is damaged or absent; so does whatever else a damaged file makes its readers raise.
+    """
+    for stream in _pickles(content):
+        require_bounded(stream)
+
+
 def foreign_name(content: bytes) -> str:
     """Find the first name in a file of ``torch.save``, or in any pickle, that is not torch's own.
 
     Returns:
-        Module and name; empty where none is found, or the file is damaged before it.
+        Module and name; empty where none is found, or a pickle is damaged.
     """
     try:
-        if zipfile.is_zipfile(io.BytesIO(content)):
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                (name,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
-                with archive.open(name) as stored:
-                    content = stored.read(_MAX_BYTES)
-        stream = io.BytesIO(content)
-        for _ in range(_PICKLES):
+        for stream in _pickles(content):
+            start = stream.tell()
+            require_bounded(stream)
+            stream.seek(start)
             _Reader(stream).load()
     except _ForeignNameError as found:
         return str(found)
     except Exception:  # noqa: BLE001 - a damaged file makes its readers raise what they like
         return ""
     return ""
+
+
+def _pickles(content: bytes) -> Iterator[IO[bytes]]:
+    """Yield a stream at the beginning of each pickle: of the members of an archive that torch may take for its own."""
+    if not content.startswith(_ARCHIVE):
+        stream = io.BytesIO(content)
+        for _ in range(_PICKLES):
+            yield stream
+        return
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = [
+            name for name in archive.namelist() if name.lower().endswith("data.pkl")
+        ]  # it takes any case
+        if not names:
+            raise ValueError("it holds no data.pkl")
+        for name in names:
+            with archive.open(name) as stored:
+                yield io.BytesIO(stored.read(_MAX_BYTES))
 
 
 def is_packed(content: bytes) -> bool:
