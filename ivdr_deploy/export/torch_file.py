@@ -91,9 +91,8 @@ def _pickles(content: bytes) -> Iterator[IO[bytes]]:
             yield stream
         return
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = [
-            name for name in archive.namelist() if name.lower().endswith("data.pkl")
-        ]  # it takes any case
+        # In capitals it is taken as well.
+        names = [name for name in archive.namelist() if name.lower().endswith("data.pkl")]
         if not names:
             raise ValueError("it holds no data.pkl")
         for name in names:

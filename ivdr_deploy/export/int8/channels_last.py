@@ -126,6 +126,7 @@ class _Lowering:
             if len(node.input) > 2
             else np.zeros(len(weights.stored), np.float32)
         )
+        weights = weights.beside(bias, source.scale.scale)
         name = fused_output(self.source, node)
         frames_out, rows_out, columns_out = self.source.shapes[node.output[0]][1:]
         planes = as_planes(
@@ -154,8 +155,7 @@ class _Lowering:
         bias: np.ndarray,
     ) -> None:
         product = weight_scale.astype(np.float64) * float(scale.scale)
-        span = np.iinfo(np.int32)
-        stored_bias = np.clip(np.round(bias / product), span.min, span.max).astype(np.int32)
+        stored_bias = np.round(bias / product).astype(np.int32)
         inputs = [
             images,
             *self._scale_inputs(scale, name, "x"),

@@ -31,6 +31,9 @@ _DAMPING = 0.01
 _BLOCK = 128
 """Columns whose corrections are passed on at once."""
 
+_LARGEST_BIAS = 1 << 30
+"""As it is stored: half of what a sum of 32 bits holds; no convolution fills the other half with its products."""
+
 _MOST_BYTES = 512 << 20
 """Of second moments held at once; the clips pass once for so many."""
 
@@ -50,6 +53,21 @@ class Weights:
         """What they stand for; float32."""
         real: np.ndarray = self.stored * self.scale.reshape(-1, *[1] * (self.stored.ndim - 1))
         return real.astype(np.float32)
+
+    def beside(self, bias: np.ndarray, read: np.float32) -> Weights:
+        """Return them with scales that a bias can be stored in, whose step is that of the weights times that of values.
+
+        Where it cannot as they are, as in a channel of a batch norm that is a constant, weights are next to nothing
+        beside the bias: what each of them loses by coarser steps is less than a millionth of it.
+
+        Args:
+            bias: float32 (outputs,).
+            read: Scale of what the weights are multiplied with.
+        """
+        least = np.abs(bias) / (float(read) * _LARGEST_BIAS)
+        scale = np.maximum(self.scale, least).astype(np.float32)
+        smaller = (self.scale / scale).reshape(-1, *[1] * (self.stored.ndim - 1))
+        return Weights(np.round(self.stored * smaller).astype(np.int8), scale)
 
 
 def round_together(weights: np.ndarray, bits: int, moments: Sequence[np.ndarray]) -> Weights:

@@ -162,6 +162,36 @@ def test_channels_are_weighed_by_a_gate_and_joined_in_8_bits() -> None:
         assert np.abs(found - expected).max() < 0.04 * (expected.max() - expected.min())
 
 
+@pytest.mark.parametrize("small", [0.0, 1e-12, 1e-5, 1e-3])
+def test_a_channel_that_is_hardly_more_than_its_bias_keeps_it(small: float) -> None:
+    """As a batch norm leaves it whose factor is 0 or next to it: in steps of its weights its bias has no 32 bits."""
+    rng = np.random.default_rng(3)
+    given = weights("y", (3, 3, 3), rng=rng)
+    given["y_w"] /= 10
+    given["y_w"][1:3] *= small
+    given["y_b"][1:3] = 200, -150
+    source = graph(conv("x", "y", kernel=(3, 3, 3)), **given)
+    made = lower(source, ranges_of(source, VIDEO), rounded(source, 7))
+    (expected,), (found,) = run(source.model, VIDEO), run(made, VIDEO)
+    assert np.abs(found - expected).max() < 0.02 * (expected.max() - expected.min())
+
+
+def test_a_convolution_that_read_nothing_but_zeros_keeps_its_bias() -> None:
+    """Of what it reads a step is as good as nothing, and so is one of its products."""
+    rng = np.random.default_rng(4)
+    given = {**weights("c", (1, 1, 1), rng=rng), **weights("y", (1, 3, 3), channels=5, rng=rng)}
+    given["c_b"] -= 1e5
+    source = graph(
+        conv("x", "c", kernel=(1, 1, 1)),
+        helper.make_node("Relu", ["c"], ["r"]),
+        conv("r", "y", kernel=(1, 3, 3)),
+        **given,
+    )
+    made = lower(source, ranges_of(source, VIDEO), rounded(source, 7))
+    (found,) = run(made, VIDEO)
+    np.testing.assert_allclose(found, np.tile(given["y_b"], (3, 1)), atol=0.01 * np.ptp(given["y_b"]))
+
+
 def test_weights_of_7_bits_stay_below_what_saturates() -> None:
     source = graph(conv("x", "y", kernel=(1, 1, 1)), **weights("y", (1, 1, 1)))
     made = lower(source, ranges_of(source, VIDEO), rounded(source, 7))
