@@ -38,6 +38,9 @@ MANIFEST_FILE = "manifest.json"
 DIGEST_KEY = "manifest_sha256"
 EXPORT_AGAIN = "copy the bundle again, or make it again with `ivdr export`"
 
+PROVED_ON_KEY = "proved_on"
+"""Entry of ``Variant.build``: what it was run on, where that computes in another precision than its own."""
+
 MOST_BYTES = 64 << 20
 """Of a manifest, as of any file of settings: the labels of a thousand classes take some 20 KB."""
 

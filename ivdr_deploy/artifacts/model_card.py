@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from ivdr_deploy._text import one_line
-from ivdr_deploy.artifacts.manifest import ArtifactManifest
+from ivdr_deploy.artifacts.manifest import PROVED_ON_KEY, ArtifactManifest
 from ivdr_deploy.artifacts.verification import FIGURES, describe_figures
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import MAX_BATCH
@@ -95,6 +95,8 @@ def _parity(manifest: ArtifactManifest, golden_clips: int) -> str:
     ]
     text = "\n".join(lines)
     for variant in manifest.variants:
+        if where := variant.build.get(PROVED_ON_KEY):
+            text += f"\n\n`{variant.id}` was run on {one_line(where)}."
         if reason := variant.unverified_reason:
             text += f"\n\n`{variant.id}` is never taken unless asked for: {reason}."
     return text

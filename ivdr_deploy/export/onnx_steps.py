@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.bundle import Draft
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
-from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputParity, Variant
+from ivdr_deploy.artifacts.manifest import PROVED_ON_KEY, ArtifactManifest, OutputParity, Variant
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.errors import ExportError, ParityError
 from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, ONNX_FILE, ONNX_ID, REFERENCE_ID, golden_of
@@ -71,11 +71,16 @@ def _fit_half(
 
     clips = golden_of(draft).video
     assert clips is not None  # without golden clips no export ends
+    half = onnx.load(path)
+    build = {
+        PROVED_ON_KEY: "a CPU, which computes fp16 in fp32"
+    }  # values that do not fit are looked for below
     try:
-        graph = HalfGraph(onnx.load(path), onnx.load(draft.folder / held_variant(draft, ONNX_ID).files[0]))
-    except UnlikeGraphsError as error:  # then the file is proved as it is
-        _log.warning("%s, so no layer can be kept in fp32", error.message)
-        return prove_onnx(draft, path, metadata, "fp16"), {}
+        graph = HalfGraph(half, onnx.load(draft.folder / held_variant(draft, ONNX_ID).files[0]))
+    except UnlikeGraphsError as error:
+        _log.warning("%s: its constants stay as the exporter rounded them", error.message)
+        graph = HalfGraph(half, half)
+        build["constants"] = f"rounded by the exporter: {error.message}"
     large = sorted(graph.overflowing(clips))
 
     def prove(kept: Collection[str]) -> tuple[OutputParity, ...]:
@@ -83,7 +88,7 @@ def _fit_half(
         return prove_onnx(draft, path, metadata, "fp16")
 
     parity, kept = keeping(prove, lambda: graph.by_error(clips, without=large))
-    return parity, note_kept(onnx.load(path), {"overflows": large, "inexact": kept})
+    return parity, {**build, **note_kept(onnx.load(path), {"overflows": large, "inexact": kept})}
 
 
 def keeping(

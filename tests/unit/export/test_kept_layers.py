@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bundles import reseal
 from onnx import TensorProto, helper, numpy_helper
 
 from ivdr_deploy.artifacts.bundle import open_bundle
@@ -38,12 +39,12 @@ def planted(checkpoint: Path, folder: Path, change: Callable[[VideoModel], None]
     return export_bundle(folder / "hard.safetensors", folder / "hard").path
 
 
-def overflow(model: VideoModel) -> None:
-    """The first layer of a block gives 1e5 times as much, and the next takes it back: fp16 ends at 65504."""
+def overflow(model: VideoModel, by: float = 1e5) -> None:
+    """The first layer of a block gives so many times as much, and the next takes it back: fp16 ends at 65504."""
     block = model.backbone[4].main
     for parameter in block[1].parameters():
-        parameter.mul_(1e5)
-    block[3].weight.mul_(1e-5)
+        parameter.mul_(by)
+    block[3].weight.mul_(1 / by)
 
 
 def one_loud_channel(model: VideoModel) -> None:
@@ -79,6 +80,24 @@ def test_a_layer_that_overflows_fp16_is_kept_in_fp32_and_named(
     assert convolutions.count(TensorProto.FLOAT16) == len(convolutions) - 2
     with open_model(folder, variant="onnx-fp16").runtime as runtime:
         assert runtime.precision == "fp16"
+
+
+def test_a_layer_that_overflows_is_found_where_the_exporter_made_another_graph_than_in_fp32(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Its constants fit, and so a CPU computes the file as if nothing were wrong."""
+    folder = planted(checkpoint, tmp_path, lambda model: overflow(model, by=1e4))
+    full = onnx.load(folder / "model.onnx")
+    last = next(node for node in full.graph.node if full.graph.output[0].name in node.output)
+    result, last.output[0] = last.output[0], "before"
+    full.graph.node.append(helper.make_node("Identity", ["before"], [result]))
+    onnx.save(full, folder / "model.onnx")
+    reseal(folder)
+    add_variants(folder, [("onnx", "fp16")])
+    made = open_bundle(folder).variant("onnx-fp16")
+    named = made.build["fp32_overflows"].split("; ")
+    assert [name.split(" ")[0] for name in named] == [f"{BLOCK}.0", f"{BLOCK}.2", f"{BLOCK}.3"]
+    assert "another graph in half precision than in fp32" in made.build["constants"]
 
 
 def two_products(factor: float, kind: int) -> onnx.ModelProto:
@@ -134,7 +153,11 @@ def test_graphs_of_other_nodes_or_inputs_are_not_taken_for_one_network() -> None
 def test_a_network_that_fits_fp16_keeps_no_layer(bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     add_variants(folder, [("onnx", "fp16")])
-    assert open_bundle(folder).variant("onnx-fp16").build == {}
+    assert open_bundle(folder).variant("onnx-fp16").build == {
+        "proved_on": "a CPU, which computes fp16 in fp32"
+    }
+    said = "`onnx-fp16` was run on a CPU, which computes fp16 in fp32."
+    assert said in (folder / "MODEL_CARD.md").read_text()
     golden = open_bundle(folder).golden()
     assert golden.video is not None
     graph = HalfGraph(onnx.load(folder / "model-fp16.onnx"), onnx.load(folder / "model.onnx"))
