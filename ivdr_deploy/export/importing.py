@@ -109,7 +109,12 @@ def import_model(
     reader = importlib.import_module(f"ivdr_deploy.export.{SOURCES[kind]}")
     imported: Imported = reader.read(rest, None if weights is None else Path(weights))
     if frame_stride is not None:
-        imported = replace(imported, clip=replace(imported.clip, frame_stride=frame_stride))
+        asked = f"{frame_stride}, as was asked for at import, instead of {imported.clip.frame_stride}"
+        imported = replace(
+            imported,
+            clip=replace(imported.clip, frame_stride=frame_stride),
+            origin={**imported.origin, "frame stride": asked},
+        )
     scratch = Path(tempfile.gettempdir())
     with naming_full_disk(scratch), tempfile.TemporaryDirectory(dir=scratch) as folder:
         checkpoint = _write_checkpoint(imported, Path(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,9 @@ def test_what_the_configurations_say_is_in_the_manifest(folder: Path, bundle: Pa
     assert manifest.labels == LABELS
     assert (manifest.clip.clip_shape, manifest.clip.short_side) == ((4, 32, 32, 3), 36)
     assert manifest.clip.frame_stride == 3
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert re.search(r"^- frame stride: 3, as was asked for at import, instead of \d+$", card, re.MULTILINE)
+    assert "as published" not in card
     expected = {"videomae": (0.5, 0.5), "timesformer": (0.45, 0.225), "vivit": (0.75, 0.25)}
     found = (manifest.clip.mean[0], manifest.clip.std[0])
     assert found == pytest.approx(expected.get(folder.name, (manifest.clip.mean[0], manifest.clip.std[0])))
