@@ -1,4 +1,4 @@
-"""Export steps that add an AOTInductor package: for the GPU of this machine where there is one, else for its CPU."""
+"""Export steps that add AOTInductor packages: for the CPU of this machine, and for its GPU where there is one."""
 
 from __future__ import annotations
 
@@ -29,11 +29,25 @@ def package_targets(precision: Precision) -> list[tuple[str, Target]]:
     Raises:
         ExportError: if a package in this precision would not run here, or not faster than fp32.
     """
+    found = [] if precision == "int8" else _gpu_targets()
+    try:
+        found += _cpu_targets(precision)
+    except ExportError:
+        if not found:
+            raise
+    return found
+
+
+def _gpu_targets() -> list[tuple[str, Target]]:
     import torch
 
-    if precision != "int8" and torch.cuda.is_available():
-        here = "{}.{}".format(*torch.cuda.get_device_capability())
-        return [(f"sm{here.replace('.', '')}", Target(device="cuda", compute_capabilities=(here,)))]
+    if not torch.cuda.is_available():
+        return []
+    here = "{}.{}".format(*torch.cuda.get_device_capability())
+    return [(f"sm{here.replace('.', '')}", Target(device="cuda", compute_capabilities=(here,)))]
+
+
+def _cpu_targets(precision: Precision) -> list[tuple[str, Target]]:
     found = instruction_sets()
     if "avx2" not in found:
         raise ExportError("AOTInductor packages for a CPU are made on x86-64 with AVX2, which this one lacks")

@@ -104,8 +104,9 @@ def _check_int8(options: StepOptions) -> None:
 
 
 def _check_aoti_int8(options: StepOptions) -> None:
+    _check_onnx(options)  # before anything looks at the machine through torch
     package_targets("int8")
-    _check_int8(options)
+    _calibration(options)
 
 
 def _check_tensorrt(options: StepOptions) -> None:

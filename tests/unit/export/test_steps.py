@@ -1,6 +1,7 @@
 """Variants in other precisions: made from real clips, proved before they are in, and nothing lost where they fail."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ivdr_deploy.errors import (
     DataError,
     EngineIncompatibleError,
     ExportError,
+    MissingDependencyError,
     ParityError,
 )
 from ivdr_deploy.export.bundle_export import add_variants
@@ -26,7 +28,7 @@ from ivdr_deploy.export.calibration import Calibration, calibration_clips
 from ivdr_deploy.export.int8 import quantise
 from ivdr_deploy.export.int8.scales import Scale
 from ivdr_deploy.export.int8_steps import add_onnx_int8, add_onnx_int8_trt
-from ivdr_deploy.export.steps import StepOptions, buildable_steps, plan_steps, requests
+from ivdr_deploy.export.steps import STEPS, StepOptions, buildable_steps, plan_steps, requests
 from ivdr_deploy.runtimes import registry
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.variants import choose_variant
@@ -202,6 +204,20 @@ def test_int8_without_videos_is_refused_before_anything_is_made(bundle: Path, tm
     steps, reasons = buildable_steps(StepOptions())
     assert ("onnx", "fp16") in steps
     assert "int8 needs real videos" in reasons["onnx", "int8"]
+
+
+def test_without_torch_every_step_names_the_extra_that_installs_it(
+    videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for options in (StepOptions(), calibration(videos)):
+        steps, reasons = buildable_steps(options)
+        assert steps == []
+        assert all("'torch' cannot be imported" in reason for reason in reasons.values()), reasons
+    with pytest.raises(MissingDependencyError) as caught:
+        STEPS["aoti", "int8"].check(calibration(videos))
+    assert "ivdr-deploy[export]" in caught.value.hint
 
 
 def test_calibration_clips_are_real_ones_from_all_over_the_list(bundle: Path, videos: Path) -> None:

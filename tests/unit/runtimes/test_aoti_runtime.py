@@ -254,8 +254,8 @@ def test_a_full_disk_while_a_package_is_compiled_is_no_fault_of_the_compiler(
     assert open_bundle(folder) == before
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there packages are for the GPU")
 def test_packages_are_made_only_for_what_this_processor_does_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(aoti_steps.shutil, "which", lambda _: "/usr/bin/g++")
     monkeypatch.setattr(aoti_steps, "instruction_sets", lambda: frozenset({"avx2"}))
     assert [ending for ending, _ in package_targets("fp32")] == ["cpu-avx2"]
@@ -271,3 +271,19 @@ def test_packages_are_made_only_for_what_this_processor_does_well(monkeypatch: p
     monkeypatch.setattr(aoti_steps.shutil, "which", lambda _: None)
     with pytest.raises(ExportError, match="needs a C\\+\\+ compiler"):
         package_targets("fp32")
+
+
+def test_a_machine_with_a_gpu_makes_packages_for_its_processor_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(aoti_steps.shutil, "which", lambda _: "/usr/bin/g++")
+    monkeypatch.setattr(aoti_steps, "instruction_sets", lambda: frozenset({"avx2", "avx512"}))
+    gpu = ("sm90", Target(device="cuda", compute_capabilities=("9.0",)))
+    assert package_targets("fp32")[0] == gpu
+    assert [ending for ending, _ in package_targets("fp32")] == ["sm90", "cpu-avx2", "cpu-avx512"]
+    # What this processor does not do well, or not at all, is no hindrance to the GPU.
+    assert package_targets("bf16") == package_targets("fp16") == [gpu]
+    monkeypatch.setattr(aoti_steps, "instruction_sets", frozenset)
+    assert package_targets("fp32") == [gpu]
+    with pytest.raises(ExportError, match="x86-64 with AVX2"):
+        package_targets("int8")
