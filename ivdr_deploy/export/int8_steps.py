@@ -135,7 +135,7 @@ def _add(
     from ivdr_deploy.export.int8.quantise import quantise
 
     origin = held_variant(draft, ONNX_ID)
-    calibrated = _calibrated(draft, calibration, draft.folder / origin.files[0], weight_bits)
+    calibrated = _calibrated(draft, calibration, draft.folder / origin.files[0], write, weight_bits)
     made = quantise(calibrated, write)
     path = draft.add_file(variant.files[0], kind="model")
     parity, kept = keeping(lambda kept: prove(made, path, kept), made.by_error)
@@ -151,13 +151,15 @@ def _add(
     draft.add_variant(replace(variant, parity=parity, build=build))
 
 
-def _calibrated(draft: Draft, calibration: Calibration, graph: Path, weight_bits: int) -> Calibrated:
+def _calibrated(
+    draft: Draft, calibration: Calibration, graph: Path, write: Write, weight_bits: int
+) -> Calibrated:
     """Return what the clips tell of a graph, found once for all forms that are asked for with one list."""
     from ivdr_deploy.export.int8.quantise import calibrate, require_form
 
     key = (sha256_file(graph), weight_bits)
     if key not in calibration.told:
-        require_form(graph)
+        require_form(graph, write)
         clips = calibration_clips(calibration, draft.manifest.clip)
         calibration.told.clear()
         calibration.told[key] = calibrate(graph, clips, weight_bits=weight_bits)

@@ -16,7 +16,7 @@ from ivdr_deploy.export.int8.equalise import equalised
 from ivdr_deploy.export.int8.ranges import Method, choose_ranges, observe
 from ivdr_deploy.export.int8.scales import Ranges, quantised_tensors, round_trip
 from ivdr_deploy.export.int8.source import SourceGraph
-from ivdr_deploy.export.int8.weights import Weights, round_weights
+from ivdr_deploy.export.int8.weights import Weights, made_up_weights, round_weights
 from ivdr_deploy.export.layers import layer_errors
 from ivdr_deploy.spec import INPUT_NAME
 
@@ -103,13 +103,19 @@ class Quantised:
         return sorted(names, key=lambda name: -errors[name])
 
 
-def require_form(path: Path) -> None:
-    """Refuse an fp32 graph that has no 8-bit form, whatever the clips: before minutes are spent on decoding them.
+def require_form(path: Path, write: Write) -> None:
+    """Refuse an fp32 graph that has no such 8-bit form, whatever the clips: before minutes are spent on decoding them.
+
+    Args:
+        path: The fp32 file that ``export_onnx`` wrote.
+        write: What the form is. It is written, with ranges and weights that are made up.
 
     Raises:
-        ExportError: if it has none; names the layer.
+        ExportError: if it has none; names the layer or the operator.
     """
-    SourceGraph(onnx.load(path))
+    source = SourceGraph(onnx.load(path))
+    ranges = dict.fromkeys(set().union(*quantised_tensors(source)), (0.0, 1.0))
+    write(source, ranges, made_up_weights(source), ())
 
 
 def calibrate(path: Path, clips: np.ndarray, *, weight_bits: int = 8) -> Calibrated:
