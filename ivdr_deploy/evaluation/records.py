@@ -108,7 +108,7 @@ class VariantRecord:
     """Against the reference, over every clip of the videos; empty for the reference itself."""
 
     failure: str = ""
-    """What it raised first, and on what: the golden clips, videos, batches. Empty where it ran through."""
+    """What it raised first, and on what: its opening, the golden clips, videos, batches. Empty where it ran through."""
 
     not_finite: int = 0
     """Videos for which it gave NaN or infinity, or nothing since it raised."""

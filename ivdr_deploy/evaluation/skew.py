@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from ivdr_deploy._console import Track
+from ivdr_deploy._text import reason_of
 from ivdr_deploy.artifacts.golden_video import compare_clips
 from ivdr_deploy.datasets.lists import VideoItem, VideoList
 from ivdr_deploy.errors import VideoError
@@ -42,12 +43,12 @@ def _compare(item: VideoItem, pyav: VideoPredictor, opencv: VideoPredictor) -> S
     if one.shape != other.shape:
         numbers = f"PyAV gives {len(one)} clips, OpenCV {len(other)}"
         return SkewedVideo(uri=item.uri, mean_diff=None, expected="", found="", error=numbers)
-    return SkewedVideo(
-        uri=item.uri,
-        mean_diff=compare_clips(one, other),
-        expected=_label(pyav.model, one),
-        found=_label(pyav.model, other),
-    )
+    try:
+        labels = _label(pyav.model, one), _label(pyav.model, other)
+    except Exception as error:  # noqa: BLE001  # a runtime raises what it likes, and the other videos can be compared
+        reason = f"the reference fails ({type(error).__name__}: {reason_of(error)})"
+        return SkewedVideo(uri=item.uri, mean_diff=None, expected="", found="", error=reason)
+    return SkewedVideo(uri=item.uri, mean_diff=compare_clips(one, other), expected=labels[0], found=labels[1])
 
 
 def _label(model: LoadedModel, clips: np.ndarray) -> str:

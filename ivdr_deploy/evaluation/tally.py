@@ -30,6 +30,28 @@ from ivdr_deploy.results import softmax
 from ivdr_deploy.runtimes.base import Runtime, not_finite
 from ivdr_deploy.runtimes.compare import TOLERANCE, compare_outputs
 from ivdr_deploy.runtimes.proof import replay_golden
+from ivdr_deploy.spec import MAX_BATCH
+
+
+class NotOpened(Runtime):
+    """Stands in the place of a variant that raised when it was opened, so that it fails as one that raises later.
+
+    Args:
+        variant: Which one.
+        error: What it raised.
+    """
+
+    def __init__(self, variant: Variant, error: Exception) -> None:
+        self.name, self.precision, self.output_names = variant.runtime, variant.precision, ()
+        self.description, self.call_clips = "it could not be opened", MAX_BATCH
+        self.failure = f"when it was opened ({_what(error)})"
+
+    def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
+        """Raise an InferenceError: nothing can be run."""
+        raise InferenceError(f"it failed {self.failure}")
+
+    def close(self) -> None:
+        """Nothing: nothing was opened."""
 
 
 class Tally:
@@ -44,7 +66,7 @@ class Tally:
     def __init__(self, variant: Variant, runtime: Runtime, golden: Golden) -> None:
         self.variant, self.runtime, self._golden = variant, runtime, golden
         self.items: list[VideoItem] = []
-        self.failure = ""
+        self.failure = runtime.failure if isinstance(runtime, NotOpened) else ""
         """What it raised first, and on what; empty while it runs through."""
 
         self._replayed: tuple[OutputParity, ...] = ()
@@ -161,13 +183,16 @@ class SideBySide(Runtime):
         """Run one batch on all of them; see ``Runtime.infer``.
 
         Raises:
-            InferenceError: if the first one raises: there is nothing to compare with.
+            InferenceError: if the first one raises: there is nothing to compare with, and no other one is run.
         """
         first, *others = self._tallies
         try:
             expected = first.runtime.infer(video)
         except Exception as error:
-            raise InferenceError(f"the reference {first.variant.id} fails ({_what(error)})") from error
+            raise InferenceError(
+                f"the reference {first.variant.id} fails ({_what(error)}), so no variant can be compared on it",
+                hint="take this video out of the list, or verify where the reference can run it",
+            ) from error
         given = [expected]
         for tally in others:
             given.append({name: np.full_like(value, np.nan) for name, value in expected.items()})

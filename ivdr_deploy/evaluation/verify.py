@@ -17,6 +17,7 @@ from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.errors import (
     ArtifactError,
     DataError,
+    DeviceError,
     EngineIncompatibleError,
     InferenceError,
     MissingDependencyError,
@@ -25,7 +26,7 @@ from ivdr_deploy.evaluation.invariance import Probe
 from ivdr_deploy.evaluation.judging import judge
 from ivdr_deploy.evaluation.records import now, read_record
 from ivdr_deploy.evaluation.skew import measure_skew
-from ivdr_deploy.evaluation.tally import SideBySide, Tally
+from ivdr_deploy.evaluation.tally import NotOpened, SideBySide, Tally
 from ivdr_deploy.evaluation.thresholds import thresholds_for
 from ivdr_deploy.evaluation.verify_report import BadVideo, SkewedVideo, VariantReport, VerifyReport
 from ivdr_deploy.pipeline import VideoPredictor
@@ -73,7 +74,7 @@ def verify_bundle(
             skew needs.
         DataError: if the list is not usable, a label in it is unknown to the model, or none of its videos can
             be used.
-        InferenceError: if the reference fails on a video.
+        InferenceError: if the reference fails on every video.
     """
     if decoder_skew:
         require("cv2", extra="opencv")  # before the minutes of work that would be lost
@@ -208,8 +209,10 @@ def _open_variants(
             continue
         try:
             opened.append((variant, stack.enter_context(open_variant(bundle, variant, device=device))))
-        except (EngineIncompatibleError, MissingDependencyError) as error:
+        except (DeviceError, EngineIncompatibleError, MissingDependencyError) as error:
             absent.append(VariantReport(id=variant.id, not_run=str(error)))
+        except Exception as error:  # noqa: BLE001  # a runtime raises what it likes
+            opened.append((variant, NotOpened(variant, error)))
     if not opened:
         reasons = [f"{report.id}: {report.not_run}" for report in absent] or ["it holds none"]
         raise EngineIncompatibleError(
@@ -257,18 +260,18 @@ def _run_videos(
         outcomes = predictor.predict_many(item.path for item in videos.items)
         watched: Sequence[Outcome] = track(outcomes, len(videos.items), "verifying")  # type: ignore[assignment]
         for item, outcome in zip(videos.items, watched, strict=True):
-            if isinstance(outcome.error, InferenceError):  # of the first: the others never raise
-                raise InferenceError(
-                    f"{item.uri}: {outcome.error.message}, so the variants cannot be compared on it",
-                    hint="take this video out of the list, or verify where the reference can run it",
-                )
-            if outcome.error is not None:
+            if outcome.error is not None:  # of the video or of the reference: the others never raise
                 bad.append(BadVideo(uri=item.uri, **outcome.error.to_dict()))
                 continue
             assert outcome.raw is not None
             parts = SideBySide.apart(outcome.raw.outputs, len(tallies))
             for tally, outputs in zip(tallies, parts, strict=True):
                 tally.add(item, outputs, parts[0])
+    if all(video.code == InferenceError.code for video in bad) and len(bad) == len(videos.items):
+        raise InferenceError(
+            f"{videos.source}: the reference fails on each of its {len(bad)} videos; {bad[0].uri}: {bad[0].message}",
+            hint="verify where the reference can run them",
+        )
     if len(bad) == len(videos.items):
         raise DataError(
             f"{videos.source}: none of its {len(bad)} videos can be used; the first: {bad[0].message}",

@@ -44,7 +44,7 @@ class Flip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadVideo:
-    """A listed video that no variant saw."""
+    """A listed video that was not compared: it cannot be read, or the reference fails on it."""
 
     uri: str
     code: str
@@ -143,7 +143,7 @@ class SkewedVideo:
 
     uri: str
     mean_diff: float | None
-    """Largest mean difference of a frame of its clips, in levels of 0 to 255; None where one cannot read it."""
+    """Largest mean difference of a frame of its clips, in levels of 0 to 255; None where ``error`` says why."""
 
     expected: str
     """Label from PyAV's clips; empty without a classifier, or where they differ in number."""
@@ -152,7 +152,7 @@ class SkewedVideo:
     """Label from OpenCV's."""
 
     error: str = ""
-    """Why one of them cannot read it."""
+    """Why one of them cannot read it, or nothing was compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

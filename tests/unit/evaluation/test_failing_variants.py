@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import reseal
 
 from ivdr_deploy.artifacts.bundle import open_bundle
-from ivdr_deploy.errors import ArtifactError, InferenceError
+from ivdr_deploy.errors import ArtifactError, CheckpointError, DeviceError, InferenceError
 from ivdr_deploy.evaluation.records import keep_records
 from ivdr_deploy.evaluation.verify import recheck_bundle, verify_bundle
 from ivdr_deploy.evaluation.verify_report import VariantReport
@@ -140,16 +141,108 @@ def test_outputs_of_another_shape_are_a_failure_of_the_variant(
     assert "expected {'feature': (12" in runs(exported)
 
 
-def test_a_reference_that_raises_on_a_video_is_named(
+@pytest.mark.parametrize("data", [None, "labelled.csv"])
+def test_a_file_that_cannot_be_opened_is_a_failure_of_its_variant(
+    bundle: Path, videos: Path, tmp_path: Path, data: str | None
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    exported = folder / open_bundle(folder).variant("onnx-fp32").files[0]
+    exported.write_bytes(b"no ONNX file")
+    report = verify_bundle(reseal(folder), data=data and videos / data)
+    reference, broken = report.variants
+    assert reference.passed
+    assert (report.passed, report.bad_videos, broken.not_run) == (False, (), "")
+    assert broken.failures[0].name == "runs"
+    assert runs(broken).startswith("it failed when it was opened (ArtifactError: ")
+    assert exported.name in runs(broken)
+    if data:
+        keep_records(folder, report.variants)
+        assert "runs" in open_bundle(folder).variant("onnx-fp32").verification.failed
+        assert recheck_bundle(folder).variants == report.variants
+
+
+@pytest.mark.parametrize(
+    ("error", "is_absent"),
+    [(RuntimeError("CUDA error: out of memory"), False), (DeviceError("no such device"), True)],
+    ids=["fails", "cannot run here"],
+)
+def test_what_a_runtime_raises_at_opening_ends_no_other_verdict(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, is_absent: bool
+) -> None:
+    def raises(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(OrtRuntime, "__init__", raises)
+    reference, exported = verify_bundle(bundle).variants
+    assert reference.passed
+    assert not exported.passed
+    assert str(error) in (exported.not_run if is_absent else runs(exported))
+
+
+def test_a_reference_that_cannot_be_opened_ends_the_run(bundle: Path, videos: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    (folder / open_bundle(folder).variant("torch-fp32").files[0]).write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError):
+        verify_bundle(reseal(folder), data=videos / "labelled.csv")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory")])
+def test_a_video_on_which_the_reference_raises_is_not_compared(
+    bundle: Path,
+    videos: Path,
+    failing: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """All six are one call: it fails, and each is run alone."""
+    alone: list[int] = []
+    compared: list[int] = []
+    infer = OrtRuntime.infer
+
+    def counted(self: OrtRuntime, video: np.ndarray) -> dict[str, np.ndarray]:
+        compared.append(len(video))
+        return infer(self, video)
+
+    def fails(video: np.ndarray) -> bool:
+        if is_of_videos(video) and len(video) == 2:
+            alone.append(len(video))
+        return is_of_videos(video) and (len(video) > 3 or len(alone) == 3)
+
+    monkeypatch.setattr(OrtRuntime, "infer", counted)
+    failing(TorchRuntime, fails, error)
+    report = verify_bundle(bundle, data=videos / "labelled.csv")
+    (bad,) = report.bad_videos
+    assert (bad.uri, bad.code, report.videos, report.unusable) == ("2.mp4", "inference_failed", 5, 1)
+    assert f"the reference torch-fp32 fails ({type(error).__name__}" in bad.message
+    assert bad.hint
+    assert [variant.passed for variant in report.variants] == [True, True]
+    for variant in report.variants:
+        assert variant.record.videos.uris == ("0.mp4", "1.mp4", "3.mp4", "4.mp4", "5.mp4")
+        assert variant.record.bad_videos == 1
+        assert {call.size for call in variant.record.batch.calls} == {2}
+    assert compared[1:6] == [2] * 5  # after the golden clips
+
+
+def test_a_reference_that_raises_on_every_video_ends_the_run(
     bundle: Path, videos: Path, failing: Callable[..., None]
 ) -> None:
-    """Nothing can be compared on that video: no variant is to blame, and the video is not either."""
+    """Nothing can be compared: no variant is to blame, and no video is either."""
     failing(TorchRuntime, is_of_videos, RuntimeError("out of memory"))
-    with pytest.raises(
-        InferenceError, match=r"0\.mp4: the reference torch-fp32 fails .*out of memory"
-    ) as caught:
+    with pytest.raises(InferenceError, match=r"each of its 6 videos; 0\.mp4: .*out of memory") as caught:
         verify_bundle(bundle, data=videos / "labelled.csv")
     assert caught.value.hint
+
+
+def test_a_reference_that_raises_while_decoders_are_compared_spares_the_figures(
+    bundle: Path, videos: Path, failing: Callable[..., None]
+) -> None:
+    """All six were one call before; now each is run alone, and what was measured by then is kept."""
+    failing(
+        TorchRuntime, lambda video: is_of_videos(video) and len(video) == 2, RuntimeError("out of memory")
+    )
+    report = verify_bundle(bundle, data=videos / "labelled.csv", decoder_skew=True)
+    assert [variant.passed for variant in report.variants] == [True, True]
+    assert {video.error for video in report.skew} == {"the reference fails (RuntimeError: out of memory)"}
 
 
 def test_a_reference_that_raises_on_the_golden_clips_fails_as_any_other(
