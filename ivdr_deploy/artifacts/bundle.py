@@ -17,6 +17,7 @@ from ivdr_deploy._files import atomic_directory, locked, sha256_file
 from ivdr_deploy._text import as_text, quoted, quoted_few
 from ivdr_deploy.artifacts.golden import GOLDEN_FILE, Golden, read_golden
 from ivdr_deploy.artifacts.manifest import (
+    ADD_PLAN,
     EXPORT_AGAIN,
     MANIFEST_FILE,
     SHOWN_VARIANTS,
@@ -74,7 +75,7 @@ class Bundle:
             if variant.id == variant_id:
                 return variant
         held = quoted_few([variant.id for variant in self.manifest.variants], most=SHOWN_VARIANTS)
-        hint = "`ivdr export CHECKPOINT -o BUNDLE --trt` adds a TensorRT plan" if "trt" in variant_id else ""
+        hint = f"{ADD_PLAN} adds a TensorRT plan" if "trt" in variant_id else ""
         raise ArtifactError(
             f"{self.path} has no variant {quoted(variant_id)}; its variants are: {held}", hint=hint
         )

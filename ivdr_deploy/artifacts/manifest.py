@@ -41,6 +41,9 @@ EXPORT_AGAIN = "copy the bundle again, or make it again with `ivdr export`"
 PROVED_ON_KEY = "proved_on"
 """Entry of ``Variant.build``: what it was run on, where that computes in another precision than its own."""
 
+ADD_PLAN = "`ivdr export BUNDLE --engine trt --precision PRECISION`"
+"""What adds a plan, or puts another one in its place, and leaves everything else in the bundle as it is."""
+
 MOST_BYTES = 64 << 20
 """Of a manifest, as of any file of settings: the labels of a thousand classes take some 20 KB."""
 

@@ -14,7 +14,7 @@ from typing import Literal
 from ivdr_deploy._files import atomic_path, read_bounded
 from ivdr_deploy._text import reason_of
 from ivdr_deploy.artifacts import former
-from ivdr_deploy.artifacts.manifest import MOST_BYTES
+from ivdr_deploy.artifacts.manifest import ADD_PLAN, MOST_BYTES
 from ivdr_deploy.errors import ArtifactError, ConfigError
 from ivdr_deploy.records import from_dict, parse_json, require_plain, to_dict
 from ivdr_deploy.spec import FORMAT_VERSION, Precision, require_outputs
@@ -84,7 +84,7 @@ def read_sidecar(engine: Path) -> EngineInfo:
         ArtifactError: if it is missing or not readable.
     """
     path = sidecar_path(engine)
-    hint = "an engine is of no use without its sidecar; build it again with `ivdr export --trt`"
+    hint = f"an engine is of no use without its sidecar; build it again: {ADD_PLAN}"
     if not path.is_file():
         raise ArtifactError(f"{path} is missing", hint=hint)
     try:

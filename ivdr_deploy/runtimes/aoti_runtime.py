@@ -25,7 +25,9 @@ TORCH_KEY = "torch"
 LABELS_KEY = "labels_sha256"
 """Entry that holds the digest of the labels; see ``manifest.labels_sha256``."""
 
-_HINT = "export it again here: `ivdr export BUNDLE --engine aoti`; or take another variant"
+_HINT = (
+    "export it again here: `ivdr export BUNDLE --engine aoti --precision PRECISION`; or take another variant"
+)
 
 
 class AotiRuntime(Runtime):

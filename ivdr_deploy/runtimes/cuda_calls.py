@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ivdr_deploy._text import reason_of
+from ivdr_deploy.errors import IvdrError
 
 GRAPHS = 8
 """Sizes that get a graph, first come, first served: each keeps the memory of its activations. Others run without."""
@@ -39,6 +40,9 @@ class _Size:
     results: list[Tensor]
     """Pinned, for ``outputs``."""
 
+    network: Network
+    """What was captured. The last of all, so that it goes after the graph, which launches what belongs to it."""
+
 
 class CudaCalls:
     """Runs a network on the current CUDA device. Safe to call from one thread at a time.
@@ -46,10 +50,15 @@ class CudaCalls:
     Args:
         network: What to run. It must not wait for the GPU, or a graph of it cannot be captured.
         clip_shape: (T, H, W, 3).
+        apart: Makes what is captured for one size, where ``network`` itself must not be: because it holds the state of
+            its last call, which a graph goes on using. None: it holds none.
     """
 
-    def __init__(self, network: Network, clip_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, network: Network, clip_shape: tuple[int, ...], *, apart: Callable[[], Network] | None = None
+    ) -> None:
         self._network = network
+        self._apart = apart or (lambda: network)
         self._clip_shape = clip_shape
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._sizes: dict[int, _Size] = {}
@@ -89,26 +98,34 @@ class CudaCalls:
             return None
         shape = (clips, *self._clip_shape)
         video = torch.zeros(shape, dtype=torch.uint8, device="cuda")
+        try:
+            network = self._apart()
+        except IvdrError as error:
+            return self._without(error)
         for _ in range(_WARM_CALLS):
-            self._network(video)
+            network(video)
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may use the GPU meanwhile, for example to ask how much memory is free.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                outputs = [output.float() for output in self._network(video)]
-        except RuntimeError as error:
-            self.no_graphs = reason_of(error)
-            _log.warning("no CUDA graph can be captured, each operator is launched: %s", self.no_graphs)
-            return None
+                outputs = [output.float() for output in network(video)]
+        except (RuntimeError, IvdrError) as error:  # of torch; of a runtime that is not torch's
+            return self._without(error)
         self._sizes[clips] = _Size(
             pinned=torch.empty(shape, dtype=torch.uint8, pin_memory=True),
             video=video,
             graph=graph,
             outputs=outputs,
             results=[torch.empty(output.shape, dtype=torch.float32, pin_memory=True) for output in outputs],
+            network=network,
         )
         return self._sizes[clips]
+
+    def _without(self, error: Exception) -> None:
+        """Say once why no graph is captured any more."""
+        self.no_graphs = reason_of(error)
+        _log.warning("no CUDA graph can be captured, each operator is launched: %s", self.no_graphs)
 
 
 def as_tensor(video: np.ndarray) -> Tensor:

@@ -111,7 +111,7 @@ def open_variant(request: OpenRequest) -> Runtime:
     if reason := _unknown_layout(request.variant):
         raise EngineIncompatibleError(
             f"{request.path} cannot run here: {reason}",
-            hint="export the variant again: `ivdr export BUNDLE --engine torch`",
+            hint="export the variant again: `ivdr export BUNDLE --engine torch --precision PRECISION`",
         )
     checkpoint = load_checkpoint(request.path, expected_clip=request.clip)
     check_labels(request, checkpoint.info.labels)

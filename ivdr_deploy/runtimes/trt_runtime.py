@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ivdr_deploy._optional import require
 from ivdr_deploy._text import few, one_line, quoted
-from ivdr_deploy.artifacts.manifest import Variant
+from ivdr_deploy.artifacts.manifest import ADD_PLAN, Variant
 from ivdr_deploy.artifacts.sidecar import EXTRAS, EngineInfo, read_sidecar, sidecar_path
 from ivdr_deploy.errors import (
     ArtifactError,
@@ -23,7 +23,7 @@ from ivdr_deploy.errors import (
     EngineIncompatibleError,
 )
 from ivdr_deploy.runtimes.base import CALL_CLIPS, OpenRequest, Runtime, check_batch, check_labels_digest
-from ivdr_deploy.runtimes.cuda_calls import CudaCalls
+from ivdr_deploy.runtimes.cuda_calls import CudaCalls, Network
 from ivdr_deploy.spec import INPUT_NAME, MAX_BATCH, ClipSpec, Device
 
 _log = logging.getLogger(__name__)
@@ -31,11 +31,14 @@ _log = logging.getLogger(__name__)
 _SAID, _LINE = 500, 10_000
 """Characters of what TensorRT says that a message and the builder's log take: it names layers, tensors and files."""
 
-_REBUILD = "build it again here: `ivdr export CHECKPOINT -o BUNDLE --trt`"
+_REBUILD = f"build it again here: {ADD_PLAN}"
 
 
 class TrtRuntime(Runtime):
-    """One plan in one execution context, on the current CUDA device.
+    """One plan on the current CUDA device.
+
+    An execution context holds shape and addresses of its last call, and a CUDA graph goes on using what it was captured
+    from. So each graph has a context of its own, and one more is for the calls without a graph.
 
     Args:
         path: The ``.engine`` file; its sidecar lies beside it.
@@ -48,7 +51,7 @@ class TrtRuntime(Runtime):
         DeviceError: if ``device`` is not ``cuda``.
         ArtifactError: if the sidecar is missing or not readable, or the plan was built from another model.
         EngineIncompatibleError: if the plan was built by another version of the library or for other GPUs, or
-            there is no GPU.
+            there is no GPU, or too little memory on it.
         MissingDependencyError: if the library that built it is not installed.
     """
 
@@ -70,9 +73,10 @@ class TrtRuntime(Runtime):
         self._engine: Any = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise EngineIncompatibleError(f"{path} cannot be loaded ({logger.last_error})", hint=_REBUILD)
-        self._context: Any = self._engine.create_execution_context()
-        self._calls: CudaCalls | None = CudaCalls(self._enqueue, clip.clip_shape)
-        self._logger, self._info, self._clip = logger, info, clip
+        self._logger, self._info, self._clip, self._path = logger, info, clip, path
+        self._calls: CudaCalls | None = CudaCalls(
+            self._in_new_context(), clip.clip_shape, apart=self._in_new_context
+        )
         self.call_clips = min(CALL_CLIPS[device], info.batch.max)
         self.name = "tensorrt"
         self.precision = info.precision
@@ -99,23 +103,38 @@ class TrtRuntime(Runtime):
             raise ClosedError("this TensorRT runtime was closed", hint="open the model again")
         return dict(zip(self.output_names, self._calls(video), strict=True))
 
-    def _enqueue(self, video: Tensor) -> list[Tensor]:
+    def _in_new_context(self) -> Network:
+        """Make an execution context; returns what runs the plan in it, and keeps it."""
+        self._logger.last_error = ""
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise EngineIncompatibleError(
+                f"TensorRT makes no execution context for {self._path}"
+                f" ({self._logger.last_error or 'it does not say why'}); is the memory of the GPU full?",
+                hint="free some: `nvidia-smi` names the processes that hold it",
+            )
+        return functools.partial(self._enqueue, context)
+
+    def _enqueue(self, context: Any, video: Tensor) -> list[Tensor]:
         """Run the plan on the current stream, on which its tensors are allocated, filled and read as well."""
-        self._context.set_input_shape(INPUT_NAME, tuple(video.shape))
+        if not context.set_input_shape(INPUT_NAME, tuple(video.shape)):
+            raise self._failed(f"does not take a batch of shape {tuple(video.shape)}")
         outputs = []
         for name in self.output_names:
-            shape = tuple(self._context.get_tensor_shape(name))
+            shape = tuple(context.get_tensor_shape(name))
             outputs.append(torch.empty(shape, dtype=torch.float32, device="cuda"))
         for name, tensor in zip((INPUT_NAME, *self.output_names), (video, *outputs), strict=True):
-            self._context.set_tensor_address(name, tensor.data_ptr())
-        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise ArtifactError(f"TensorRT could not run the plan ({self._logger.last_error})", hint=_REBUILD)
+            context.set_tensor_address(name, tensor.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise self._failed("could not run the plan")
         return outputs
 
+    def _failed(self, what: str) -> ArtifactError:
+        return ArtifactError(f"TensorRT {what} ({self._logger.last_error})", hint=_REBUILD)
+
     def close(self) -> None:
-        """Free the plan; its graphs and the context go before the engine they belong to."""
+        """Free the plan; its graphs and the contexts go before the engine they belong to."""
         self._calls = None
-        self._context = None
         self._engine = None
         self._runtime = None
 
@@ -196,13 +215,13 @@ def _check_machine(path: Path, info: EngineInfo, installed: str) -> None:
     if not torch.cuda.is_available():
         raise EngineIncompatibleError(
             f"{path} needs an NVIDIA GPU, and no NVIDIA driver was found",
-            hint="run it where they are (see `ivdr doctor`), or use the runtime 'onnxruntime'",
+            hint="run it where there is one (`ivdr doctor`), or take another variant: `ivdr show BUNDLE` lists them",
         )
     here = "{}.{}".format(*torch.cuda.get_device_capability())
     if here not in info.compute_capabilities:
         raise EngineIncompatibleError(
             f"{path} was built for compute capability {few(info.compute_capabilities)}, this GPU has {here}",
-            hint=f"{_REBUILD} --compute-capability {here}",
+            hint=f"build one for it: {ADD_PLAN} with --compute-capability {here}",
         )
 
 

@@ -9,6 +9,7 @@ from bundles import TINY_CLIP, make_tiny_checkpoint
 from torch import Tensor
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from ivdr_deploy.errors import EngineIncompatibleError
 from ivdr_deploy.models.network import VideoModel
 from ivdr_deploy.runtimes.cuda_calls import GRAPHS, CudaCalls
 
@@ -68,6 +69,66 @@ def test_what_cannot_be_captured_runs_without_and_says_why(network: VideoModel) 
             np.testing.assert_allclose(one, other, atol=1e-5)
     assert calls.captured == ()
     assert calls.no_graphs
+
+
+@pytest.mark.parametrize("error", [RuntimeError, EngineIncompatibleError], ids=["torch's", "ours"])
+def test_a_refused_capture_is_said_once_and_operators_are_launched(
+    network: VideoModel, caplog: pytest.LogCaptureFixture, error: type[Exception]
+) -> None:
+    def refuses(video: Tensor) -> list[Tensor]:
+        if torch.cuda.is_current_stream_capturing():
+            raise error("not while a graph is captured")
+        return list(network(video).values())
+
+    calls = CudaCalls(refuses, TINY_CLIP.clip_shape)
+    for number in (2, 3, 2):
+        video = clips(number)
+        for one, other in zip(calls(video), plain(network, video), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+    assert calls.captured == ()
+    (said,) = [record.getMessage() for record in caplog.records if "CUDA graph" in record.getMessage()]
+    assert "each operator is launched: " in said
+
+
+class OfOneCall:
+    """Writes where the last call told it to, as an execution context does."""
+
+    def __init__(self, network: VideoModel) -> None:
+        self.network, self.sizes = network, set[int]()
+
+    def __call__(self, video: Tensor) -> list[Tensor]:
+        self.sizes.add(len(video))
+        return list(self.network(video).values())
+
+
+def test_each_graph_is_captured_from_a_network_of_its_own(network: VideoModel) -> None:
+    made: list[OfOneCall] = []
+
+    def apart() -> OfOneCall:
+        made.append(OfOneCall(network))
+        return made[-1]
+
+    shared = OfOneCall(network)
+    calls = CudaCalls(shared, TINY_CLIP.clip_shape, apart=apart)
+    for number in (1, 4, 1, 2, 4):
+        video = clips(number)
+        for one, other in zip(calls(video), plain(network, video), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+    assert [network.sizes for network in made] == [{1}, {4}, {2}]
+    for number in range(1, GRAPHS + 3):
+        calls(clips(number))
+    assert (len(made), shared.sizes) == (GRAPHS, {GRAPHS + 1, GRAPHS + 2})
+
+
+def test_a_network_that_cannot_be_made_is_run_without_a_graph(network: VideoModel) -> None:
+    def apart() -> OfOneCall:
+        raise EngineIncompatibleError("no memory for it")
+
+    calls = CudaCalls(OfOneCall(network), TINY_CLIP.clip_shape, apart=apart)
+    video = clips(2)
+    for one, other in zip(calls(video), plain(network, video), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert (calls.captured, calls.no_graphs) == ((), "no memory for it")
 
 
 def test_a_read_only_batch_is_taken(network: VideoModel) -> None:

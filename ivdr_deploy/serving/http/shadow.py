@@ -137,7 +137,7 @@ def check_replacement(old: Message, new: Message, *, backwards: bool = False) ->
     if new["version"] == old["version"]:
         raise ArtifactError(
             f"both bundles say that they are version {old['version']}; an answer could not say which one gave it",
-            hint="export it again with another --version",
+            hint="export it again with another --model-version",
         )
     if new["contract_hash"] != old["contract_hash"]:
         raise ContractMismatchError(

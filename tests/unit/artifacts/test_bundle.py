@@ -96,7 +96,7 @@ def test_an_absent_variant_is_named_with_those_there_are(tiny_bundle: Path) -> N
         ArtifactError, match=r"no variant 'trt-fp32'; its variants are: 'torch-fp32', 'onnx-fp32'"
     ) as caught:
         bundle.variant("trt-fp32")
-    assert "--trt" in caught.value.hint
+    assert "`ivdr export BUNDLE --engine trt --precision" in caught.value.hint  # -o would replace the bundle
     with pytest.raises(ArtifactError) as caught:
         bundle.variant("x" * 10_000)
     assert len(caught.value.message) < 400

@@ -31,7 +31,7 @@ def test_missing_or_damaged_sidecar_says_how_to_rebuild(tmp_path: Path) -> None:
     engine = tmp_path / "model.engine"
     with pytest.raises(ArtifactError, match=r"model\.engine\.json is missing") as caught:
         read_sidecar(engine)
-    assert "--trt" in caught.value.hint
+    assert "`ivdr export BUNDLE --engine trt --precision" in caught.value.hint  # -o would replace the bundle
     for content in ("{", "[]", "3", '{"format_version": 2}', "[" * 100_000, '{"build_seconds": 1e999}'):
         sidecar_path(engine).write_text(content)
         with pytest.raises(ArtifactError, match="cannot be read"):

@@ -145,7 +145,7 @@ def test_a_plan_that_was_not_run_is_not_verified_and_not_chosen(built: Path) -> 
     assert f"{plan_of(built).id}: not verified" in reason
     with pytest.raises(EngineIncompatibleError, match="no NVIDIA driver was found") as caught:
         open_model(built, variant=plan_of(built).id)
-    assert "onnxruntime" in caught.value.hint
+    assert "`ivdr show BUNDLE` lists them" in caught.value.hint
 
 
 def test_a_plan_never_runs_on_the_cpu(built: Path) -> None:
@@ -215,6 +215,7 @@ def test_a_plan_of_another_version_says_which_one_to_install(built: Path, tmp_pa
     with pytest.raises(EngineIncompatibleError, match=rf"{info.provider} 0\.0\.1, installed is") as caught:
         TrtRuntime(engine, clip=TINY_CLIP)
     assert "==0.0.1" in caught.value.hint
+    assert "`ivdr export BUNDLE --engine trt --precision" in caught.value.hint  # -o would replace the bundle
 
 
 def test_a_plan_of_a_library_that_is_not_installed_names_the_extra(
@@ -259,7 +260,7 @@ def test_the_plan_gives_what_torch_gives_at_every_batch(built: Path) -> None:
     chosen = open_model(built)
     assert chosen.variant == plan_of(built).id
     plan, reference = chosen.runtime, open_model(built, variant="torch-fp32").runtime
-    for number in (1, 2, 7, 64):
+    for number in (1, 2, 7, 64, 2, *range(3, 12), 1, 7, 11):  # with graphs and without, in turns
         video = np.random.default_rng(number).integers(
             0, 256, (number, *TINY_CLIP.clip_shape), dtype=np.uint8
         )
