@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ivdr_deploy._console import done, print_json
 from ivdr_deploy.cli._options import DeviceOption, JsonOption, VariantOption
+
+if TYPE_CHECKING:
+    from ivdr_deploy.artifacts.manifest import Variant
 
 
 def archive(
@@ -31,7 +34,7 @@ def archive(
 ) -> None:
     """Pack one variant of a bundle, the settings and the handler into MODEL_STORE/NAME.mar, and read it back."""
     from ivdr_deploy.serving.core.settings import read_settings
-    from ivdr_deploy.serving.torchserve.archive import build_archive
+    from ivdr_deploy.serving.torchserve.archive import build_archive, why_unverified
     from ivdr_deploy.serving.torchserve.settings import EndpointSettings
 
     settings = read_settings(config, EndpointSettings) if config else EndpointSettings()
@@ -43,7 +46,8 @@ def archive(
         settings=replace(settings, service=service),
         allow_unverified=allow_unverified,
     )
-    service = built.settings.service
+    service, (packed,) = built.settings.service, built.manifest.variants
+    why = why_unverified(packed)
     if as_json:
         print_json(
             {
@@ -52,17 +56,27 @@ def archive(
                 "version": built.manifest.version,
                 "variant": service.variant,
                 "device": service.device,
-                "verified": built.manifest.variants[0].verified,
+                "verified": not why,
+                "verdict": _verdict(packed, why),
                 "contract_hash": built.manifest.contract_hash,
                 "size_bytes": built.path.stat().st_size,
             }
         )
         return
-    (packed,) = built.manifest.variants
-    unverified = f"; {packed.unverified_reason}" if not packed.verified else ""
     megabytes = built.path.stat().st_size / 1e6
     done(
-        f"PASS: {service.variant} for {service.device} ({built.reason}), read back, every file equal{unverified} -> "
-        f"{built.path} ({megabytes:.1f} MB)",
+        f"packed: {service.variant} for {service.device} ({built.reason}), read back, every file equal; "
+        f"{_verdict(packed, why)} -> {built.path} ({megabytes:.1f} MB)",
         next_command=("ivdr", "serve", built.path),
+    )
+
+
+def _verdict(packed: Variant, why: str) -> str:
+    """Say what is known of a variant that was packed, and not run for that."""
+    if why:
+        return f"not verified: {why.removeprefix('not verified, since ')}"
+    if packed.verification is not None:
+        return f"verified: {packed.verification}"
+    return "verified: " + (
+        "by its golden clips" if packed.derived_from is not None else "it is the reference"
     )

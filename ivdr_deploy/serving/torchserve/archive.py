@@ -20,7 +20,7 @@ from ivdr_deploy._optional import pip_install
 from ivdr_deploy._text import quoted
 from ivdr_deploy.artifacts.archive import BUNDLE_FOLDER, PACK_AGAIN, opened_archive, seal_archive
 from ivdr_deploy.artifacts.bundle import open_bundle
-from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, ArtifactManifest, read_manifest
+from ivdr_deploy.artifacts.manifest import MANIFEST_FILE, ArtifactManifest, Variant, read_manifest
 from ivdr_deploy.environment import engine_threads
 from ivdr_deploy.errors import ArtifactError, MissingDependencyError
 from ivdr_deploy.records import require_servable
@@ -62,6 +62,13 @@ def handler_source() -> Path:
     )
 
 
+def why_unverified(variant: Variant) -> str:
+    """Say why a variant is served on request only; empty when it is verified."""
+    if REGISTRY[variant.runtime].machine_code and variant.verification is None:
+        return f"it is machine code, and no `ivdr verify --videos LIST --variant {variant.id}` has judged it"
+    return variant.unverified_reason
+
+
 def build_archive(
     bundle: Path, *, model_store: Path, settings: EndpointSettings, allow_unverified: bool = False
 ) -> Archive:
@@ -98,10 +105,7 @@ def build_archive(
         device=service.device,
         threads=service.threads or engine_threads(settings.workers),
     )
-    why = variant.unverified_reason
-    if REGISTRY[variant.runtime].machine_code and variant.verification is None:
-        why = f"it is machine code, and no `ivdr verify --videos LIST --variant {variant.id}` has judged it"
-    if why and not allow_unverified:
+    if (why := why_unverified(variant)) and not allow_unverified:
         raise ArtifactError(
             f"{bundle}: {variant.id} must not be served: {why}",
             hint="`ivdr verify BUNDLE --videos LIST` judges it; --allow-unverified packs it all the same",

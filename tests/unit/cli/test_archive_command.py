@@ -10,6 +10,7 @@ from bundles import reseal
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.manifest import write_manifest
+from ivdr_deploy.artifacts.verification import Verification
 from ivdr_deploy.cli import main
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.serving.core.service import InferenceService
@@ -52,7 +53,8 @@ def test_command_says_what_was_packed_and_what_comes_next(
 ) -> None:
     code, stdout, stderr = ivdr("archive", tiny_bundle, "--model-store", tmp_path / "my store")
     assert (code, stdout) == (0, "")
-    assert "PASS: onnx-fp32 for cpu (the first verified variant that fits" in stderr
+    assert "packed: onnx-fp32 for cpu (the first verified variant that fits" in stderr
+    assert "; verified: by its golden clips -> " in " ".join(stderr.split())
     assert f"next: ivdr serve '{tmp_path / 'my store' / 'tiny.mar'}'" in stderr
 
 
@@ -91,7 +93,53 @@ def test_variant_that_is_not_verified_is_packed_on_request_only(
     assert "--allow-unverified" in stderr
     assert not (tmp_path / "store").exists()
     code, _, stderr = ivdr(*command, "--allow-unverified")
-    assert (code, "not verified" in stderr) == (0, True)
+    assert (code, "PASS" in stderr) == (0, False)
+    assert "; not verified: it was not run where it was built -> " in " ".join(stderr.split())
     code, stdout, _ = ivdr(*command, "--allow-unverified", "--json")
-    assert (code, json.loads(stdout)["verified"]) == (0, False)
+    said = json.loads(stdout)
+    assert (code, said["verified"]) == (0, False)
+    assert said["verdict"] == "not verified: it was not run where it was built"
     assert open_archive(tmp_path / "store" / "tiny.mar").manifest.variants[0].id == "onnx-fp32"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "passed", "verdict"),
+    [
+        ("onnxruntime", True, "verified: PASS over 4 videos of test.csv"),
+        (
+            "onnxruntime",
+            False,
+            "not verified: its verification says FAIL (agreement) over 4 videos of test.csv",
+        ),
+        (
+            "aoti",
+            None,
+            "not verified: it is machine code, and no `ivdr verify --videos LIST --variant onnx-fp32`",
+        ),
+    ],
+)
+def test_what_was_packed_is_told_with_its_verdict(
+    ivdr: Run, tiny_bundle_copy: Path, tmp_path: Path, runtime: str, passed: bool | None, verdict: str
+) -> None:
+    manifest = open_bundle(tiny_bundle_copy).manifest
+    reference, exported = manifest.variants
+    record = Verification(
+        record="verify-onnx-fp32.json",
+        variant_sha256=manifest.variant_sha256(exported),
+        passed=bool(passed),
+        failed=() if passed else ("agreement",),
+        videos=4,
+        bad_videos=0,
+        data="test.csv",
+        measured_at="2026-01-01T00:00:00+00:00",
+        runtime="ONNX Runtime",
+    )
+    exported = replace(exported, runtime=runtime, verification=None if passed is None else record)
+    write_manifest(tiny_bundle_copy, replace(manifest, variants=(reference, exported)))
+    code, stdout, stderr = ivdr(
+        *("archive", tiny_bundle_copy, "--model-store", tmp_path, "--variant", "onnx-fp32", "--json"),
+        "--allow-unverified",
+    )
+    assert code == 0, stderr
+    said = json.loads(stdout)
+    assert (said["verified"], said["verdict"].startswith(verdict)) == (bool(passed), True), said["verdict"]
