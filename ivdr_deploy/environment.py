@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shlex
@@ -191,6 +192,26 @@ def gpus() -> list[dict[str, str]]:
     output = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
     return [dict(zip(("name", "memory", "driver"), row, strict=True)) for row in rows if len(row) == 3]
+
+
+def first_gpu() -> str:
+    """Return the name of the GPU that ``cuda`` is in this process, as its variables and the driver order them.
+
+    Empty where there is none, or the driver does not tell. Asked of the driver itself, without torch: ``nvidia-smi``
+    lists every GPU of the machine, in another order.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ""
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    if (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetName(name, len(name), device)
+    ):
+        return ""
+    return name.value.decode(errors="replace")
 
 
 def git_revision(root: Path = _ROOT) -> str:

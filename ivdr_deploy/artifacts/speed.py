@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from ivdr_deploy._text import QUOTED, one_line, quoted
-from ivdr_deploy.environment import cpu_model, engine_threads, gpus, instruction_sets
+from ivdr_deploy.environment import cpu_model, engine_threads, first_gpu, instruction_sets
 from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.records import require_plain
 from ivdr_deploy.spec import Device
@@ -21,7 +21,8 @@ class Machine:
 
     device: Device
     processor: str
-    """Model of the CPU or of the GPU. In a virtual machine that may be as little as ``AMD EPYC``."""
+    """Model of the CPU or of the GPU. In a virtual machine that may be as little as ``AMD EPYC``; empty where it is not
+    known, and then figures hold nowhere."""
 
     instruction_sets: tuple[str, ...] = ()
     """Of a CPU, see ``environment.instruction_sets``; sorted."""
@@ -29,9 +30,15 @@ class Machine:
     threads: int = 0
     """Threads of the engine on a CPU; 0 on a GPU, where they do not matter."""
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it can be told from other kinds at all."""
+        return bool(self.processor)
+
     def __str__(self) -> str:
         threads = f", {quoted(self.threads)} thread{'s' * (self.threads != 1)}" if self.threads else ""
-        return f"{one_line(self.processor[:QUOTED])}{threads}"
+        processor = one_line(self.processor[:QUOTED]) or f"an unknown {quoted(self.device)} device"
+        return f"{processor}{threads}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +107,7 @@ def this_machine(device: Device, threads: int | None = None) -> Machine:
         threads: Threads of the engine on a CPU; those that it is given unasked when None.
     """
     if device == "cuda":
-        found = gpus()
-        return Machine(device=device, processor=found[0]["name"] if found else "")
+        return Machine(device=device, processor=first_gpu())
     return Machine(
         device=device,
         processor=cpu_model(),

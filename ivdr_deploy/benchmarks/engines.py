@@ -174,7 +174,8 @@ def timed_variants(
 
     Args:
         bundle: The bundle.
-        names: Ids of variants; when empty every verified one that fits the device.
+        names: Ids of variants, each timed once however often it is named; when empty every verified one that fits the
+            device.
         device: Where they are to run.
 
     Returns:
@@ -189,7 +190,7 @@ def timed_variants(
         raise ArtifactError(
             f"{bundle.path} holds no reference to time the others against", hint="time the exported bundle"
         )
-    asked = [bundle.variant(name) for name in names] or bundle.manifest.variants
+    asked = [bundle.variant(name) for name in dict.fromkeys(names)] or bundle.manifest.variants
     chosen, reasons = [], {}
     for variant in asked:
         if variant.id == reference.id:

@@ -154,7 +154,7 @@ def bench(
         )
         bench_speeds(artifact, variant or (), rounds, device, threads, out, as_json=as_json)
         return
-    if len(variant or ()) > 1:
+    if len(set(variant or ())) > 1:
         raise ConfigError(
             "one --variant is timed on videos", hint="several are for --speeds; see also --against"
         )

@@ -78,10 +78,10 @@ def choose_targets(requested: Sequence[str] | None) -> tuple[Provider, ModuleTyp
     provider, trt = choose_provider()
     if provider == "tensorrt":
         known = ["{}.{}".format(*torch.cuda.get_device_capability())]
-        targets = tuple(requested or known)
+        targets = tuple(dict.fromkeys(requested or known))
     else:
         known = [f"{name[2:-1]}.{name[-1]}" for name in dir(trt.ComputeCapability) if name.startswith("SM")]
-        targets = tuple(requested or DEFAULT_COMPUTE_CAPABILITIES)
+        targets = tuple(dict.fromkeys(requested or DEFAULT_COMPUTE_CAPABILITIES))
     for target in targets:
         if target not in known:
             raise ConfigError(

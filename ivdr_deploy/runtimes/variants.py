@@ -92,6 +92,8 @@ def _faster(
     if first.speed is None:  # nothing to compare with, and the machine need not be looked at
         return first, why
     machine, least = this_machine(device, threads), first.speed.high
+    if not machine.is_known:
+        return first, why
     known = [
         held
         for held in verified

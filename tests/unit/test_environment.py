@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,38 @@ def test_gpus_are_read_from_the_driver(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
 
     assert gpus() == [{"name": "NVIDIA T4", "memory": "15360 MiB", "driver": "550.54"}]
+
+
+@pytest.mark.parametrize(
+    ("failing", "name"), [("", "NVIDIA T4"), ("cuInit", ""), ("cuDeviceGet", ""), ("cuDeviceGetName", "")]
+)
+def test_the_first_gpu_is_asked_of_the_driver(tmp_path: Path, failing: str, name: str) -> None:
+    """Of a driver of our own; a real one goes by CUDA_VISIBLE_DEVICES."""
+    if (compiler := shutil.which("cc")) is None:
+        pytest.skip("no C compiler")
+    source = """
+        #include <stdlib.h>
+        #include <string.h>
+        static int fails(const char *name) { return !strcmp(getenv("FAILING"), name) ? 100 : 0; }
+        int cuInit(unsigned flags) { return fails("cuInit"); }
+        int cuDeviceGet(int *device, int place) { *device = 7 + place; return fails("cuDeviceGet"); }
+        int cuDeviceGetName(char *name, int size, int device) {
+            strncpy(name, device == 7 ? "NVIDIA T4" : "NVIDIA A100", size);
+            return fails("cuDeviceGetName");
+        }
+    """
+    (tmp_path / "driver.c").write_text(source)
+    command = [compiler, "-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1", tmp_path / "driver.c"]
+    subprocess.run(command, check=True)
+    asking = "from ivdr_deploy.artifacts.speed import this_machine; print(this_machine('cuda').processor)"
+    done = subprocess.run(
+        [sys.executable, "-c", asking],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "FAILING": failing, "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{name}\n"
 
 
 def test_revision_names_the_commit_and_says_when_files_changed(tmp_path: Path) -> None:

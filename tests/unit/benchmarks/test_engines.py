@@ -162,6 +162,8 @@ def test_machine_code_and_what_is_unverified_are_timed_only_where_they_are_named
     chosen, reasons = timed_variants(changed, ["aoti-fp32", "onnx-new"], device="cpu")
     assert [variant.id for variant in chosen] == ["aoti-fp32", "onnx-new"]
     assert not reasons
+    chosen, _ = timed_variants(changed, ["onnx-new", "aoti-fp32", "onnx-new", "torch-fp32"], device="cpu")
+    assert [variant.id for variant in chosen] == ["onnx-new", "aoti-fp32"]  # each has its turns once
     alone = replace(bundle, manifest=replace(bundle.manifest, variants=(reference,)))
     with pytest.raises(EngineIncompatibleError, match="there is only the reference"):
         timed_variants(alone, device="cpu")

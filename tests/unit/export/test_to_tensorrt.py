@@ -92,7 +92,7 @@ def test_the_requested_gpus_are_built_for(bundle: Path, metadata: OnnxMetadata, 
         tmp_path / "a.engine",
         metadata=metadata,
         precision="fp32",
-        compute_capabilities=["8.6"],
+        compute_capabilities=["8.6", "8.6"],
     )
     assert info.compute_capabilities == ("8.6",)
 

@@ -224,6 +224,19 @@ def test_a_speed_of_another_machine_or_number_of_threads_is_not_used(bundle: Bun
     assert chosen(bundle, replace(slow, speed=None), fast)[0] == "onnx-fp32"
 
 
+def test_a_machine_of_which_nothing_is_known_is_like_no_other(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = replace(this_machine("cpu"), processor="")
+    slow, fast = (
+        timed(bundle, name, over, unknown) for name, over in (("onnx-fp32", 1.0), ("torch-fp32", 9.0))
+    )
+    monkeypatch.setattr("ivdr_deploy.artifacts.speed.cpu_model", lambda: "")
+    assert this_machine("cpu") == unknown
+    assert chosen(bundle, slow, fast) == ("onnx-fp32", "the first verified variant that fits")
+    assert "on an unknown 'cpu' device" in str(fast.speed)
+
+
 def test_a_faster_variant_that_is_unverified_or_machine_code_is_not_taken(bundle: Bundle) -> None:
     here = this_machine("cpu")
     first, fast = timed(bundle, "onnx-fp32", 1.0, here), timed(bundle, "onnx-fp32", 9.0, here)
