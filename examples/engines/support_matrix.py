@@ -18,12 +18,16 @@ PAGE = ROOT / "docs" / "support-matrix.md"
 NOT_MEASURED = "not in this record yet: `make bench-export`"
 FIXED_SIZE = "a transformer of a fixed clip size, which `make bench-export` does not take"
 
+_SHORT = 8
+"""Characters of a commit, enough for `git show`."""
+
 _HEAD = """# Which backbone runs in which engine
 
 Written by `make support-matrix` from the records `export_*.json` in [results](results); do not edit it. A cell says how
 many times as fast as torch eager fp32 the variant is, with the 95 % interval of the median over the turns; the share of
 the test videos that get torch's label; the smallest cosine of an output; and whether `ivdr verify` passes it, or the
-checks that it fails. A letter is a reason below the table.
+checks that it fails. A letter is a reason below the table. The figures of a row are of the revision and the day that it
+names, and not of the code beside this page: what was changed since may give others.
 """
 
 
@@ -58,21 +62,23 @@ def _section(name: str, record: Mapping[str, Any]) -> str:
         "",
         f"[{name}](results/{name}). {record['how']}",
         "",
-        f"| backbone | weights | clip | torch eager, ms | load | export, s | {headings} |",
-        "|---" * (6 + len(columns)) + "|",
+        f"| backbone | revision | weights | clip | torch eager, ms | load | export, s | {headings} |",
+        "|---" * (7 + len(columns)) + "|",
     ]
     for backbone in BACKBONES:
         found = measured.get(backbone)
         if found is None or "error" in found:
             why = FIXED_SIZE if BACKBONES[backbone].fixed_size else NOT_MEASURED
             letter = _letter(reasons, why if found is None else found["error"])
-            lines.append(f"| `{backbone}` | | | | | | " + " | ".join([letter] * len(columns)) + " |")
+            lines.append(f"| `{backbone}` | | | | | | | " + " | ".join([letter] * len(columns)) + " |")
             continue
         cells = [_cell(found, column, reasons) for column in columns]
         facts = found["environment"]
         lines.append(
-            f"| `{backbone}` | {found.get('network', 'random')} | {found['clip']} | {found['eager_ms']:.1f} "
-            f"| {facts['load_average']} | {found['export_seconds']:.0f} | " + " | ".join(cells) + " |"
+            f"| `{backbone}` | {_revision(facts)} | {found.get('network', 'random')} | {found['clip']} "
+            f"| {found['eager_ms']:.1f} | {facts['load_average']} | {found['export_seconds']:.0f} | "
+            + " | ".join(cells)
+            + " |"
         )
     lines += ["", *(f"- {letter}: {_safe(why)}" for why, letter in reasons.items()), ""]
     return "\n".join(lines)
@@ -105,6 +111,8 @@ def _cell(found: Mapping[str, Any], column: str, reasons: dict[str, str]) -> str
     agreement, cosine = variant["top1_agreement"], variant["min_cosine"]
     parity = "" if agreement is None or cosine is None else f", {agreement:.1%}, {cosine:.4f}"
     verdict = "PASS" if variant["verified"] else f"FAIL ({', '.join(variant['failed'])})"
+    if not parity and variant["verified"]:  # by golden clips alone: no video went through it
+        verdict = "not verified over videos"
     return f"{speed}{parity}, {verdict}"
 
 
@@ -115,6 +123,13 @@ def _machine(found: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "onnxruntime") if name in packages)
     gpus = "".join(f", {gpu['name']}" for gpu in facts["gpus"])
     return _safe(f"{facts['cpu']} ({sets}), {facts['cores']} cores{gpus}; {versions}")
+
+
+def _revision(facts: Mapping[str, Any]) -> str:
+    """Say which code gave the figures, and when."""
+    commit, _, changed = facts["git_revision"].partition("-")
+    name = f"`{commit[:_SHORT]}`{' with changes' if changed else ''}" if commit else "of no checkout"
+    return _safe(f"{name}, {facts['time'][:10]}")
 
 
 def _letter(reasons: dict[str, str], why: str) -> str:

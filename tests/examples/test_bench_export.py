@@ -96,7 +96,7 @@ def test_a_changed_record_changes_the_page_and_every_blank_has_a_reason() -> Non
     assert support_matrix.render({**records, name: {**record, "backbones": {backbone: changed}}}) != page
     for line in page.splitlines():
         if line.startswith("| `"):
-            cells = [cell.strip() for cell in line.strip("|").split("|")][6:]
+            cells = [cell.strip() for cell in line.strip("|").split("|")][7:]
             for cell in cells:
                 assert len(cell) > 2 or f"\n- {cell}: " in page, (line, cell)
 
@@ -113,13 +113,49 @@ def test_trained_networks_are_taken_by_name_and_a_folder_without_any_is_refused(
     assert "no trained network of tiny" in capfd.readouterr().err.replace("\n", " ")
 
 
+@pytest.mark.parametrize(
+    ("revision", "said"),
+    [
+        ("0123456789" * 4, "| `01234567`, 2031-02-03 |"),
+        ("0123456789" * 4 + "-dirty", "| `01234567` with changes, 2031-02-03 |"),
+        ("", "| of no checkout, 2031-02-03 |"),
+    ],
+)
+def test_the_page_says_of_which_revision_and_day_a_row_is(revision: str, said: str) -> None:
+    records = support_matrix.read_records(support_matrix.RECORDS)
+    name, record = next(iter(records.items()))
+    backbone, found = next((key, value) for key, value in record["backbones"].items() if "variants" in value)
+    facts = {**found["environment"], "git_revision": revision, "time": "2031-02-03T04:05:06+00:00"}
+    changed = {**found, "environment": facts}
+    page = support_matrix.render({name: {**record, "backbones": {backbone: changed}}})
+    (row,) = (line for line in page.splitlines() if said in line)
+    assert row.startswith(f"| `{backbone}` | ")
+
+
+def test_a_variant_through_which_no_video_went_has_no_pass() -> None:
+    records = support_matrix.read_records(support_matrix.RECORDS)
+    name, record = next(iter(records.items()))
+    backbone, found = next((key, value) for key, value in record["backbones"].items() if "variants" in value)
+    exported = {
+        **found["variants"]["onnx-fp32"],
+        "top1_agreement": None,
+        "min_cosine": None,
+        "verified": True,
+    }
+    changed = {**found, "variants": {**found["variants"], "onnx-fp32": exported}}
+    page = support_matrix.render({name: {**record, "backbones": {backbone: changed}}})
+    assert "], not verified over videos |" in page
+
+
 def test_the_page_says_which_weights_a_row_has() -> None:
     records = support_matrix.read_records(support_matrix.RECORDS)
     name, record = next(iter(records.items()))
     backbone, found = next((key, value) for key, value in record["backbones"].items() if "variants" in value)
     for network in ("trained", "random"):
         one = {**record, "backbones": {backbone: {**found, "network": network}}}
-        assert f"| `{backbone}` | {network} |" in support_matrix.render({name: one})
+        lines = support_matrix.render({name: one}).splitlines()
+        (row,) = (line for line in lines if line.startswith(f"| `{backbone}` | "))
+        assert row.split(" | ")[2] == network
 
 
 @pytest.mark.parametrize(("text", "shown"), [("a|b", "a/b"), ("two\nlines", "two\\u000alines")])
