@@ -89,6 +89,7 @@ def _checkpoint(path: Path) -> Description:
 
 
 def _onnx(path: Path) -> Description:
+    from ivdr_deploy.runtimes.loading import UNPROVED
     from ivdr_deploy.runtimes.registry import load_runtime
 
     load_runtime("onnxruntime")
@@ -102,10 +103,12 @@ def _onnx(path: Path) -> Description:
         *_contract_rows(metadata.contract, metadata.view_plan),
         ("outputs", ", ".join(metadata.outputs)),
         *_label_rows(metadata.labels),
+        ("proof", f"none: {UNPROVED}"),
         ("written by", f"ivdr_deploy {metadata.ivdr_version}"),
     ]
     following = ("ivdr", "predict", path, "video.mp4")
-    return Description(kind=Kind.ONNX, values=to_dict(metadata), rows=rows, next_command=following)
+    values = {**to_dict(metadata), "proof": None}
+    return Description(kind=Kind.ONNX, values=values, rows=rows, next_command=following)
 
 
 def _engine(path: Path) -> Description:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,12 @@ from ivdr_deploy.runtimes.registry import load_runtime, missing_instructions
 from ivdr_deploy.runtimes.variants import choose_variant, open_variant
 from ivdr_deploy.spec import ClipSpec, DecoderName, Device
 
+_log = logging.getLogger(__name__)
+
+UNPROVED = (
+    "an ONNX file by itself holds no golden clips, so nothing proves that it computes right; its bundle does"
+)
+
 
 def open_model(
     path: str | Path,
@@ -51,7 +58,8 @@ def open_model(
         expected_contract: Contract that the model must have, or its hash.
 
     Returns:
-        The model, ready to run. A bundle's golden clips have been replayed on it, and its golden videos decoded.
+        The model, ready to run. A bundle's golden clips have been replayed on it, and its golden videos decoded. Of an
+        ONNX file by itself nothing has been proved, which is logged.
 
     Raises:
         ArtifactError: if the file or folder is not usable.
@@ -219,6 +227,7 @@ def _open_onnx(path: Path, *, device: Device, threads: int) -> LoadedModel:
         raise EngineIncompatibleError(
             f"{path} cannot run here: {reason}", hint="take another file, or export one on this machine"
         )
+    _log.warning("%s: %s", path, UNPROVED)
     return LoadedModel(
         path=path,
         name=metadata.name,

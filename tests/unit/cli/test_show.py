@@ -51,3 +51,11 @@ def test_what_a_file_says_is_one_line_and_not_megabytes(ivdr, tmp_path: Path) ->
     assert len(out) < 1000
     assert "columns a\\u000ab\n" in out
     assert "run     a\\u000abxxx" in out
+
+
+def test_an_onnx_file_by_itself_says_that_nothing_proves_it(ivdr, tiny_bundle: Path) -> None:
+    code, out, _ = ivdr("show", tiny_bundle / "model.onnx")
+    (proof,) = (line for line in out.splitlines() if line.startswith("proof "))
+    assert (code, proof.split()[1]) == (0, "none:")
+    code, out, _ = ivdr("show", tiny_bundle / "model.onnx", "--json")
+    assert json.loads(out)["proof"] is None
