@@ -101,7 +101,8 @@ class CudaCalls:
         try:
             network = self._apart()
         except IvdrError as error:
-            return self._without(error)
+            self._go_without(error)
+            return None
         for _ in range(_WARM_CALLS):
             network(video)
         self._stream.synchronize()
@@ -111,7 +112,8 @@ class CudaCalls:
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = [output.float() for output in network(video)]
         except (RuntimeError, IvdrError) as error:  # of torch; of a runtime that is not torch's
-            return self._without(error)
+            self._go_without(error)
+            return None
         self._sizes[clips] = _Size(
             pinned=torch.empty(shape, dtype=torch.uint8, pin_memory=True),
             video=video,
@@ -122,7 +124,7 @@ class CudaCalls:
         )
         return self._sizes[clips]
 
-    def _without(self, error: Exception) -> None:
+    def _go_without(self, error: Exception) -> None:
         """Say once why no graph is captured any more."""
         self.no_graphs = reason_of(error)
         _log.warning("no CUDA graph can be captured, each operator is launched: %s", self.no_graphs)
