@@ -45,7 +45,7 @@ OUTPUT_NAMES = ("logits", "feature", "inter", "intra")
 """Every output a network can have, in the order in which they are exported."""
 
 RuntimeName = Literal["torch", "onnxruntime", "tensorrt", "aoti"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Engine = Literal["onnx", "torch", "aoti", "trt"]
 """What an exported variant is made for."""
 Device = Literal["cpu", "cuda"]

@@ -10,12 +10,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ivdr_deploy._optional import import_onnxruntime
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
+from ivdr_deploy.export.int8.qdq import insert_fp8_pairs, insert_pairs
 from ivdr_deploy.export.int8.ranges import choose_ranges, observe
-from ivdr_deploy.export.int8.scales import quantised_tensors
+from ivdr_deploy.export.int8.scales import Ranges, quantised_tensors
 from ivdr_deploy.export.int8.source import SourceGraph
 from ivdr_deploy.export.int8.weights import Weights, channel_parts, round_together
 from ivdr_deploy.export.to_onnx import export_onnx
 from ivdr_deploy.models.network import VideoModel, build_model
+from ivdr_deploy.runtimes.ort_runtime import WRONG_REWRITES
 from ivdr_deploy.spec import ClipSpec, ModelSpec, ViewPlan
 
 RNG = np.random.default_rng(0)
@@ -25,7 +27,7 @@ OUTPUTS = ("logits", "feature", "inter", "intra")
 
 def run(model: onnx.ModelProto, video: np.ndarray) -> list[np.ndarray]:
     session = import_onnxruntime().InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
+        model.SerializeToString(), providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_REWRITES
     )
     return session.run(None, {"video": video})
 
@@ -33,6 +35,11 @@ def run(model: onnx.ModelProto, video: np.ndarray) -> list[np.ndarray]:
 def ranges_of(source: SourceGraph, video: np.ndarray, method: str = "min-max"):
     names = sorted(set().union(*quantised_tensors(source)))
     return choose_ranges(observe(source.model, video, names), method)
+
+
+def paired(source: SourceGraph, ranges: Ranges) -> list[onnx.ModelProto]:
+    """The forms of a graph that TensorRT takes."""
+    return [write(source, ranges, rounded(source, 8)) for write in (insert_pairs, insert_fp8_pairs)]
 
 
 def rounded(source: SourceGraph, bits: int) -> dict[str, Weights]:

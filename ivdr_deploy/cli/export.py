@@ -57,14 +57,15 @@ def export(
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option("--precision", help="Their precision: fp32, fp16, bf16 or int8; may be repeated."),
+        typer.Option("--precision", help="Their precision: fp32, fp16, bf16, int8 or fp8; may be repeated."),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Add every variant that can be built on this machine.")
     ] = False,
     trt: Annotated[bool, typer.Option("--trt", help="The same as --engine trt.")] = False,
     calibrate: Annotated[
-        Path | None, typer.Option(help=f"Some tens of videos that int8 is calibrated on: {VIDEOS_HELP}")
+        Path | None,
+        typer.Option(help=f"Some tens of videos that int8 and fp8 are calibrated on: {VIDEOS_HELP}"),
     ] = None,
     root: RootOption = None,
     allow_container: AllowContainerOption = None,
@@ -89,8 +90,8 @@ def export(
         refuse_given("does not go with --all", engine=engine, precision=precision, trt=trt)
     if "trt" not in engines and not everything:
         refuse_given("is for a TensorRT plan", hint="add --trt", compute_capability=compute_capability)
-    if "int8" not in (precision or ()) and not everything:
-        refuse_given("is for int8", hint="add --precision int8", calibrate=calibrate)
+    if not {"int8", "fp8"} & {*(precision or ())} and not everything:
+        refuse_given("is for int8 and fp8", hint="add --precision int8", calibrate=calibrate)
     if calibrate is None:
         refuse_given("is for --calibrate", root=root, allow_container=allow_container)
     _check_target(source, out, asked=asked)

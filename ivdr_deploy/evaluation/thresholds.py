@@ -49,6 +49,18 @@ class Thresholds:
     reference. Else that they agree says nothing: an output that is constant agrees with itself."""
 
 
+_EIGHT_BITS = Thresholds(
+    tolerance=TOLERANCE["int8"],
+    min_cosine=0.95,
+    min_agreement=0.97,
+    max_flip_margin=TOLERANCE["int8"],
+    max_drop=0.01,
+    max_confidence_shift=0.03,
+    min_sensitivity=4.0,
+)
+"""Values within 2e-1 leave 0.98; a vector of unit length may turn by 18 degrees. Three videos in a hundred may flip:
+what post-training quantisation usually costs. Its error is 2 to 3 % of an output: 4 times is a tenth of the size."""
+
 THRESHOLDS: dict[Precision, Thresholds] = {
     # Rounding in another order. No label may change but in a tie. Cosine: a relative difference of 1e-4 leaves
     # 1 - 5e-9; the rest is for vectors close to zero.
@@ -83,17 +95,8 @@ THRESHOLDS: dict[Precision, Thresholds] = {
         max_confidence_shift=0.02,
         min_sensitivity=10.0,
     ),
-    # Values within 2e-1 leave 0.98; a vector of unit length may turn by 18 degrees. Three videos in a hundred may flip:
-    # what post-training quantisation usually costs. Its error is 2 to 3 % of an output: 4 times is a tenth of the size.
-    "int8": Thresholds(
-        tolerance=TOLERANCE["int8"],
-        min_cosine=0.95,
-        min_agreement=0.97,
-        max_flip_margin=TOLERANCE["int8"],
-        max_drop=0.01,
-        max_confidence_shift=0.03,
-        min_sensitivity=4.0,
-    ),
+    "int8": _EIGHT_BITS,
+    "fp8": _EIGHT_BITS,
 }
 
 

@@ -1,11 +1,11 @@
-"""Export steps that add an int8 variant, calibrated on real clips: ONNX for CPU or TensorRT, AOTInductor for a CPU."""
+"""Export steps that add a variant of 8 bits, calibrated on real clips: ONNX for CPU or TensorRT, AOTInductor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ivdr_deploy._files import sha256_file
 from ivdr_deploy.artifacts.bundle import Draft
@@ -14,9 +14,9 @@ from ivdr_deploy.artifacts.manifest import OutputParity, Target, Variant
 from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.export.aoti_steps import compile_and_prove, package_notes, package_targets
 from ivdr_deploy.export.calibration import Calibration, calibration_clips
-from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, INT8_TRT_ID, ONNX_ID
+from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, ONNX_ID, TRT_FILE_IDS
 from ivdr_deploy.export.onnx_steps import held_variant, keeping, note_kept, onnx_metadata, prove_onnx
-from ivdr_deploy.spec import RuntimeName
+from ivdr_deploy.spec import Precision, RuntimeName
 
 if TYPE_CHECKING:
     from ivdr_deploy.export.int8.quantise import Calibrated, Quantised, Write
@@ -48,21 +48,30 @@ def add_onnx_int8(draft: Draft, calibration: Calibration) -> None:
     )
 
 
-def add_onnx_int8_trt(draft: Draft, calibration: Calibration) -> None:
-    """Add the int8 ONNX file that a TensorRT plan is built from; see ``export.int8.qdq``.
+def add_onnx_trt(draft: Draft, calibration: Calibration, precision: Literal["int8", "fp8"]) -> None:
+    """Add the ONNX file of 8 bits that a TensorRT plan is built from; see ``export.int8.qdq``.
 
     Raises:
         As ``add_onnx_int8``.
     """
-    from ivdr_deploy.export.int8.qdq import insert_pairs
+    from ivdr_deploy.export.int8.qdq import insert_fp8_pairs, insert_pairs
 
-    _add_onnx(draft, calibration, insert_pairs, weight_bits=8, variant_id=INT8_TRT_ID, target=Target())
+    _add_onnx(
+        draft,
+        calibration,
+        insert_pairs if precision == "int8" else insert_fp8_pairs,
+        weight_bits=8,
+        variant_id=TRT_FILE_IDS[precision],
+        target=Target(),
+        precision=precision,
+    )
 
 
-def holds_int8_trt(draft: Draft, calibration: Calibration) -> bool:
-    """Say whether the draft has the file of ``add_onnx_int8_trt`` already, calibrated on the same list."""
+def holds_onnx_trt(draft: Draft, calibration: Calibration, precision: Precision) -> bool:
+    """Say whether the draft has the file of ``add_onnx_trt`` already, calibrated on the same list."""
     return any(
-        variant.id == INT8_TRT_ID and variant.build.get("calibration_data") == calibration.videos.data_hash
+        variant.id == TRT_FILE_IDS[precision]
+        and variant.build.get("calibration_data") == calibration.videos.data_hash
         for variant in draft.variants
     )
 
@@ -92,9 +101,16 @@ def add_aoti_int8(draft: Draft, calibration: Calibration) -> None:
 
 
 def _add_onnx(
-    draft: Draft, calibration: Calibration, write: Write, *, weight_bits: int, variant_id: str, target: Target
+    draft: Draft,
+    calibration: Calibration,
+    write: Write,
+    *,
+    weight_bits: int,
+    variant_id: str,
+    target: Target,
+    precision: Precision = "int8",
 ) -> None:
-    metadata = onnx_metadata(draft.manifest, "int8", instruction_set=target.instruction_set)
+    metadata = onnx_metadata(draft.manifest, precision, instruction_set=target.instruction_set)
 
     def prove(made: Quantised, path: Path, kept: Collection[str]) -> tuple[OutputParity, ...]:
         import onnx
@@ -102,19 +118,27 @@ def _add_onnx(
         model = made.keeping(kept)
         onnx.helper.set_model_props(model, metadata.to_props())
         onnx.save_model(model, path)
-        return prove_onnx(draft, path, metadata, "int8")
+        return prove_onnx(draft, path, metadata, precision)
 
-    variant = _variant(variant_id, f"{variant_id}.onnx", runtime="onnxruntime", target=target)
+    variant = _variant(
+        variant_id, f"{variant_id}.onnx", runtime="onnxruntime", target=target, precision=precision
+    )
     _add(draft, calibration, write, prove, variant, weight_bits=weight_bits)
 
 
 def _variant(
-    name: str, file: str, *, runtime: RuntimeName, target: Target, build: dict[str, str] | None = None
+    name: str,
+    file: str,
+    *,
+    runtime: RuntimeName,
+    target: Target,
+    precision: Precision = "int8",
+    build: dict[str, str] | None = None,
 ) -> Variant:
     return Variant(
         id=name,
         runtime=runtime,
-        precision="int8",
+        precision=precision,
         target=target,
         files=(file,),
         derived_from=ONNX_ID,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ivdr_deploy._optional import import_onnxruntime, require
 from ivdr_deploy._text import quoted
@@ -11,7 +12,7 @@ from ivdr_deploy.artifacts.bundle import Draft
 from ivdr_deploy.errors import ConfigError, IvdrError
 from ivdr_deploy.export.aoti_steps import add_aoti, package_targets
 from ivdr_deploy.export.calibration import Calibration
-from ivdr_deploy.export.int8_steps import add_aoti_int8, add_onnx_int8, add_onnx_int8_trt, holds_int8_trt
+from ivdr_deploy.export.int8_steps import add_aoti_int8, add_onnx_int8, add_onnx_trt, holds_onnx_trt
 from ivdr_deploy.export.onnx_steps import add_onnx
 from ivdr_deploy.export.torch_steps import add_torch, require_gpu
 from ivdr_deploy.export.trt_steps import add_tensorrt
@@ -25,7 +26,7 @@ class StepOptions:
     """What some steps need to be told."""
 
     calibration: Calibration | None = None
-    """Videos for int8."""
+    """Videos for int8 and fp8."""
 
     compute_capabilities: Sequence[str] | None = None
     """GPUs that a plan is for; see ``to_tensorrt.choose_targets``."""
@@ -109,32 +110,34 @@ def _check_aoti_int8(options: StepOptions) -> None:
     _calibration(options)
 
 
-def _check_tensorrt(options: StepOptions) -> None:
+def _check_tensorrt(options: StepOptions, precision: Precision = "fp32") -> None:
     _check_onnx(options)
     from ivdr_deploy.export.to_tensorrt import choose_targets
 
-    choose_targets(options.compute_capabilities)
-
-
-def _check_tensorrt_int8(options: StepOptions) -> None:
-    _check_tensorrt(options)
-    _calibration(options)
+    choose_targets(options.compute_capabilities, precision)
 
 
 def _calibration(options: StepOptions) -> Calibration:
     if options.calibration is None:
         raise ConfigError(
-            "int8 needs real videos to calibrate with",
+            "int8 and fp8 need real videos to calibrate with",
             hint="give a list of some tens of them: --calibrate LIST; their labels are not used",
         )
     return options.calibration
 
 
-def _add_tensorrt_int8(draft: Draft, options: StepOptions) -> None:
-    calibration = _calibration(options)
-    if not holds_int8_trt(draft, calibration):  # another plan may be of the same file, for another GPU
-        add_onnx_int8_trt(draft, calibration)
-    add_tensorrt(draft, options.compute_capabilities, precision="int8")
+def _calibrated_plan(precision: Literal["int8", "fp8"]) -> Step:
+    def check(options: StepOptions) -> None:
+        _check_tensorrt(options, precision)
+        _calibration(options)
+
+    def add(draft: Draft, options: StepOptions) -> None:
+        calibration = _calibration(options)
+        if not holds_onnx_trt(draft, calibration, precision):  # another plan may be of it, for another GPU
+            add_onnx_trt(draft, calibration, precision)
+        add_tensorrt(draft, options.compute_capabilities, precision=precision)
+
+    return Step(add, check, (("onnx", "fp32"),))
 
 
 def _by_torch(
@@ -176,5 +179,6 @@ STEPS: dict[Request, Step] = {
         _check_tensorrt,
         (("onnx", "fp16"),),
     ),
-    ("trt", "int8"): Step(_add_tensorrt_int8, _check_tensorrt_int8, (("onnx", "fp32"),)),
+    ("trt", "int8"): _calibrated_plan("int8"),
+    ("trt", "fp8"): _calibrated_plan("fp8"),
 }

@@ -31,6 +31,9 @@ DEFAULT_COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 """What TensorRT-RTX builds for unless told: Ampere, Ada, Blackwell. Turing (7.5) has no fp32 3-D
 convolution there, and Hopper (9.0) is not one of its targets."""
 
+_FP8_SINCE = 8.9
+"""The compute capability of Ada, the first to multiply fp8."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -63,15 +66,18 @@ def choose_provider() -> tuple[Provider, ModuleType]:
     )
 
 
-def choose_targets(requested: Sequence[str] | None) -> tuple[Provider, ModuleType, tuple[str, ...]]:
+def choose_targets(
+    requested: Sequence[str] | None, precision: Precision = "fp32"
+) -> tuple[Provider, ModuleType, tuple[str, ...]]:
     """Pick the library that builds, and the compute capabilities that it builds for.
 
     Args:
         requested: GPUs to build for, e.g. ``("8.6",)``; None takes ``DEFAULT_COMPUTE_CAPABILITIES``, or with
             ``tensorrt`` the GPU of this machine, which is the only one it can build for.
+        precision: Of the plan; fp8 is for GPUs that multiply it.
 
     Raises:
-        ConfigError: if the library cannot build for one of them.
+        ConfigError: if the library cannot build for one of them, or one of them cannot compute in the precision.
         MissingDependencyError: as ``choose_provider``.
         ExportError: as ``choose_provider``.
     """
@@ -81,12 +87,20 @@ def choose_targets(requested: Sequence[str] | None) -> tuple[Provider, ModuleTyp
         targets = tuple(dict.fromkeys(requested or known))
     else:
         known = [f"{name[2:-1]}.{name[-1]}" for name in dir(trt.ComputeCapability) if name.startswith("SM")]
-        targets = tuple(dict.fromkeys(requested or DEFAULT_COMPUTE_CAPABILITIES))
+        usual = [
+            name for name in DEFAULT_COMPUTE_CAPABILITIES if precision != "fp8" or float(name) >= _FP8_SINCE
+        ]
+        targets = tuple(dict.fromkeys(requested or usual))
     for target in targets:
         if target not in known:
             raise ConfigError(
                 f"{provider} {trt.__version__} cannot build here for compute capability {quoted(target)}",
                 hint=f"it can for {', '.join(sorted(known, key=float))}",
+            )
+        if precision == "fp8" and float(target) < _FP8_SINCE:
+            raise ConfigError(
+                f"a GPU of compute capability {target} does not multiply fp8",
+                hint=f"fp8 begins with {_FP8_SINCE} (Ada); int8 plans run on it: --precision int8",
             )
     return provider, trt, targets
 
@@ -126,7 +140,7 @@ def build_engine(
         ConfigError: if a compute capability is not one that the provider can build for.
         ExportError: if the file cannot be parsed, or the plan cannot be built; with the library's own words.
     """
-    provider, trt, targets = choose_targets(compute_capabilities)
+    provider, trt, targets = choose_targets(compute_capabilities, precision)
     started = time.perf_counter()
     batch = BatchProfile(min=1, opt=min(metadata.view_plan.max_views, MAX_BATCH), max=MAX_BATCH)
     shape = metadata.contract.clip_shape

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ivdr_deploy.artifacts.bundle import Draft
 from ivdr_deploy.artifacts.manifest import OutputParity, Target, Variant
-from ivdr_deploy.export.draft_files import INT8_TRT_ID, golden_of
+from ivdr_deploy.export.draft_files import TRT_FILE_IDS, golden_of
 from ivdr_deploy.export.onnx_steps import held_variant, onnx_metadata
 from ivdr_deploy.runtimes.compare import check_parity
 from ivdr_deploy.spec import Precision
@@ -23,7 +23,7 @@ def add_tensorrt(
     Args:
         draft: Holds the ONNX variant of the same precision: a plan computes in the types of its ONNX file.
         compute_capabilities: See ``to_tensorrt.choose_targets``.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        precision: A key of ``TRT_FILE_IDS``.
 
     Raises:
         ExportError: if it cannot be built; ``ParityError`` if it computes something else.
@@ -33,8 +33,8 @@ def add_tensorrt(
     from ivdr_deploy.export.to_tensorrt import build_engine, choose_targets, log_path, timings_path
     from ivdr_deploy.runtimes.trt_runtime import TrtRuntime
 
-    source = held_variant(draft, INT8_TRT_ID if precision == "int8" else f"onnx-{precision}")
-    provider, _, targets = choose_targets(compute_capabilities)
+    source = held_variant(draft, TRT_FILE_IDS[precision])
+    provider, _, targets = choose_targets(compute_capabilities, precision)
     variant_id = f"trt-{precision}-sm{'-'.join(target.replace('.', '') for target in targets)}"
     path = draft.add_file(f"{variant_id}.engine", kind="model")
     sidecar = draft.add_file(f"{variant_id}.engine.json", kind="sidecar")

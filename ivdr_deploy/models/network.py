@@ -88,7 +88,7 @@ class VideoModel(nn.Module):
         The sums of the pooling and the lengths of unit vectors lose too much in half precision, and cost nothing.
 
         Raises:
-            ConfigError: for ``int8``, which is made from an exported graph.
+            ConfigError: for ``int8`` and ``fp8``, which are made from an exported graph.
         """
         if precision not in _DTYPES:
             raise ConfigError(f"torch has no network in {precision}", hint=f"it has {', '.join(_DTYPES)}")

@@ -21,6 +21,7 @@ TOLERANCE: dict[Precision, float] = {
     "bf16": 1e-1,
     # Eight bits; whether that is good enough is judged by the labels, not by this bound.
     "int8": 2e-1,
+    "fp8": 2e-1,
 }
 """Largest difference that passes, relative to the size of a value; see ``_sizes``."""
 

@@ -28,7 +28,7 @@ _LEAST_CLIPS = 2 * _HELD_OUT
 
 Write = Callable[[SourceGraph, Ranges, Mapping[str, Weights], Collection[str]], onnx.ModelProto]
 """Makes an int8 graph from the fp32 one, the ranges of its tensors, its rounded weights, and the names of convolutions
-that stay in fp32: ``channels_last.lower`` or ``qdq.insert_pairs``."""
+that stay in fp32: ``channels_last.lower``, ``qdq.insert_pairs`` or ``qdq.insert_fp8_pairs``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +81,7 @@ class Quantised:
         return self.write(self.source, self.ranges, self.rounded, kept)
 
     def by_error(self) -> list[str]:
-        """Return the names of the convolutions, the one that adds most error first."""
+        """Return the names of the convolutions, the one that adds most error first: of int8, whatever the form is."""
 
         def round_value(name: str, nodes: list[onnx.NodeProto]) -> str:
             read = self.source.padding.get(name, (name,))[0]
@@ -176,8 +176,11 @@ def quantise(given: Calibrated, write: Write) -> Quantised:
 
 
 def _outputs(model: onnx.ModelProto, clips: np.ndarray) -> list[np.ndarray]:
-    ort = import_onnxruntime()
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    from ivdr_deploy.runtimes.ort_runtime import WRONG_REWRITES
+
+    session = import_onnxruntime().InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_REWRITES
+    )
     parts = [session.run(None, {INPUT_NAME: clip[None]}) for clip in clips]
     return [np.concatenate(values) for values in zip(*parts, strict=True)]
 

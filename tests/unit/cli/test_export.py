@@ -108,9 +108,9 @@ def test_all_says_what_it_leaves_out(ivdr, tiny_bundle: Path, tmp_path: Path) ->
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     code, stdout, stderr = ivdr("export", folder, "--all", "--compute-capability", "8.6", "--json")
     assert code == 0, stderr
-    assert "left out: onnx int8: int8 needs real videos" in stderr
+    assert "left out: onnx int8: int8 and fp8 need real videos" in stderr
     left_out = json.loads(stdout)["left_out"]
-    assert left_out["onnx int8"] == "int8 needs real videos to calibrate with"
+    assert left_out["onnx int8"] == "int8 and fp8 need real videos to calibrate with"
     assert all(f"left out: {request}: {reason}" in stderr for request, reason in left_out.items())
     ids = [variant.id for variant in open_bundle(folder).manifest.variants]
     assert ids[-2:] == ["trt-fp32-sm86", "trt-fp16-sm86"] or "trt-fp16-sm86" in ids
@@ -163,7 +163,7 @@ def test_a_name_that_cannot_be_served_is_refused_with_the_option_that_gives_anot
         (("--precision", "fp16", "--name", "x"), "--name is for a new bundle"),
         (("--precision", "fp16", "--model-version", "1.0"), "--model-version is for a new bundle"),
         (("--precision", "fp16", "--include-stale"), "--include-stale is for a new bundle"),
-        (("--trt", "--calibrate", "LIST"), "--calibrate is for int8"),
+        (("--trt", "--calibrate", "LIST"), "--calibrate is for int8 and fp8"),
         (("--precision", "fp16", "--root", "x"), "--root is for --calibrate"),
         (("--precision", "int8", "--allow-container", "asf"), "--allow-container is for --calibrate"),
         (("--precision", "fp16", "--compute-capability", "8.6"), "--compute-capability is for a TensorRT"),

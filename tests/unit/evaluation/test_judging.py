@@ -133,7 +133,7 @@ def test_one_output_of_several_is_enough_to_fail() -> None:
 
 
 def test_the_share_of_flips_is_judged_by_precision() -> None:
-    allowed = {"fp32": 0, "fp16": 1, "bf16": 1, "int8": 3}
+    allowed = {"fp32": 0, "fp16": 1, "bf16": 1, "int8": 3, "fp8": 3}
     assert set(allowed) == set(get_args(Precision))
     for precision, flips in allowed.items():
         margin = THRESHOLDS[precision].max_flip_margin / 2
@@ -243,6 +243,7 @@ def test_every_threshold_is_the_one_that_the_page_promises() -> None:
         for field in fields(Thresholds)
     }
     assert promised == found
+    assert THRESHOLDS["fp8"] == THRESHOLDS["int8"]
 
 
 def test_every_precision_has_thresholds_and_fewer_bits_looser_ones() -> None:

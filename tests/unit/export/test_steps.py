@@ -27,7 +27,7 @@ from ivdr_deploy.export.bundle_export import add_variants
 from ivdr_deploy.export.calibration import Calibration, calibration_clips
 from ivdr_deploy.export.int8 import quantise
 from ivdr_deploy.export.int8.scales import Scale
-from ivdr_deploy.export.int8_steps import add_onnx_int8, add_onnx_int8_trt
+from ivdr_deploy.export.int8_steps import add_onnx_int8, add_onnx_trt
 from ivdr_deploy.export.steps import STEPS, StepOptions, buildable_steps, plan_steps, requests
 from ivdr_deploy.runtimes import registry
 from ivdr_deploy.runtimes.loading import open_model
@@ -124,7 +124,7 @@ def test_what_clips_tell_of_a_graph_is_found_once_for_all_its_forms(
         )
         with changed_bundle(open_bundle(folders[folder])) as draft:
             add_onnx_int8(draft, given)
-            add_onnx_int8_trt(draft, given)
+            add_onnx_trt(draft, given, "int8")
     # TensorRT's form has 8 bits everywhere.
     assert found == [(one, 8), (one, 7), (one, 8), (other, 7), (other, 8)]
     assert list(given.told) == found[-1:], "graphs of former exports are kept"
@@ -199,11 +199,11 @@ def test_half_precision_of_torch_is_for_a_gpu(bundle: Path, precision: Precision
 
 def test_int8_without_videos_is_refused_before_anything_is_made(bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
-    with pytest.raises(ConfigError, match="int8 needs real videos"):
+    with pytest.raises(ConfigError, match="int8 and fp8 need real videos"):
         add_variants(folder, [("onnx", "fp16"), ("onnx", "int8")])
     steps, reasons = buildable_steps(StepOptions())
     assert ("onnx", "fp16") in steps
-    assert "int8 needs real videos" in reasons["onnx", "int8"]
+    assert "int8 and fp8 need real videos" in reasons["onnx", "int8"]
 
 
 def test_without_torch_every_step_names_the_extra_that_installs_it(

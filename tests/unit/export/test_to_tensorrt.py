@@ -21,7 +21,12 @@ from ivdr_deploy.errors import ConfigError, ExportError, MissingDependencyError
 from ivdr_deploy.export.bundle_export import add_variants, export_bundle
 from ivdr_deploy.export.calibration import Calibration
 from ivdr_deploy.export.steps import StepOptions, requests
-from ivdr_deploy.export.to_tensorrt import DEFAULT_COMPUTE_CAPABILITIES, build_engine, choose_provider
+from ivdr_deploy.export.to_tensorrt import (
+    DEFAULT_COMPUTE_CAPABILITIES,
+    build_engine,
+    choose_provider,
+    choose_targets,
+)
 from ivdr_deploy.models.network import build_model
 from ivdr_deploy.runtimes.ort_runtime import OrtRuntime
 from ivdr_deploy.spec import CheckpointInfo, ClipSpec, ModelSpec, TrainingState, ViewPlan
@@ -112,6 +117,12 @@ def test_a_gpu_that_cannot_be_built_for_is_refused(
             compute_capabilities=["9.0"],
         )
     assert "8.6" in caught.value.hint
+    with pytest.raises(ConfigError, match=r"8\.6 does not multiply fp8"):
+        choose_targets(["8.9", "8.6"], "fp8")
+    assert (choose_targets(None)[2], choose_targets(None, "fp8")[2]) == (
+        DEFAULT_COMPUTE_CAPABILITIES,
+        ("8.9", "12.0"),
+    )
     # Turing is a target, but has no fp32 3-D convolution: the library's own words are in the error.
     with pytest.raises(ExportError, match=r"compute capability 7\.5 .*[Tt]uring"):
         build_engine(

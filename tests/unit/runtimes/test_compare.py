@@ -106,7 +106,7 @@ def test_two_zero_vectors_agree() -> None:
 
 def test_every_precision_has_a_tolerance_and_fewer_bits_a_larger_one() -> None:
     assert set(TOLERANCE) == set(get_args(Precision))
-    assert TOLERANCE["fp32"] < TOLERANCE["fp16"] < TOLERANCE["bf16"] < TOLERANCE["int8"]
+    assert TOLERANCE["fp32"] < TOLERANCE["fp16"] < TOLERANCE["bf16"] < TOLERANCE["int8"] == TOLERANCE["fp8"]
 
 
 def test_the_gate_opens_for_the_same_network_only(bundle: Path, tiny_bundle: Path) -> None:

@@ -19,9 +19,11 @@ from ivdr_deploy.errors import (
     EngineIncompatibleError,
     MissingDependencyError,
 )
+from ivdr_deploy.export.draft_files import TRT_FILE_IDS
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.trt_runtime import TrtRuntime
 from ivdr_deploy.runtimes.variants import choose_variant
+from ivdr_deploy.spec import Precision
 
 pytestmark = pytest.mark.trt
 
@@ -53,9 +55,9 @@ def change_sidecar(built: Path, tmp_path: Path, **changes: object) -> tuple[Path
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tensorrt may build where there is a GPU")
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize(("precision", "target"), [("fp16", "8.6"), ("int8", "8.6"), ("fp8", "8.9")])
 def test_a_plan_computes_in_the_types_of_its_onnx_file(
-    tiny_bundle: Path, tmp_path: Path, precision: str
+    tiny_bundle: Path, tmp_path: Path, precision: Precision, target: str
 ) -> None:
     from ivdr_deploy.datasets.lists import read_video_list
     from ivdr_deploy.export.bundle_export import add_variants
@@ -67,11 +69,11 @@ def test_a_plan_computes_in_the_types_of_its_onnx_file(
     for index in range(6):
         numbered_video(tmp_path / f"{index}.mp4", num_frames=20 + index, size=(64, 48))
     videos = Calibration(videos=read_video_list(tmp_path), limits=VideoLimits())
-    options = StepOptions(calibration=videos, compute_capabilities=("8.6",))
+    options = StepOptions(calibration=videos, compute_capabilities=(target,))
     add_variants(folder, [("trt", precision)], options)
     bundle = open_bundle(folder)
-    plan = bundle.variant(f"trt-{precision}-sm86")
-    source = bundle.variant("onnx-fp16" if precision == "fp16" else "onnx-int8-trt")
+    plan = bundle.variant(f"trt-{precision}-sm{target.replace('.', '')}")
+    source = bundle.variant(TRT_FILE_IDS[precision])
     info = read_sidecar(bundle.variant_file(plan))
     assert (plan.derived_from, plan.precision, info.precision) == (source.id, precision, precision)
     assert info.onnx_sha256 == bundle.manifest.entry(source.files[0]).sha256

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from int8_graphs import CLIP, OUTPUTS, RNG, conv, exported, graph, ranges_of, rounded, run, weights
+from int8_graphs import CLIP, OUTPUTS, RNG, conv, exported, graph, paired, ranges_of, rounded, run, weights
 from onnx import helper, numpy_helper
 
 from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.environment import instruction_sets
 from ivdr_deploy.errors import ExportError
 from ivdr_deploy.export.int8.channels_last import lower
-from ivdr_deploy.export.int8.qdq import insert_pairs
 from ivdr_deploy.export.int8.source import SourceGraph, attributes
 from ivdr_deploy.models.backbones import BACKBONES
 
@@ -156,7 +155,7 @@ def test_channels_are_weighed_by_a_gate_and_joined_in_8_bits() -> None:
     made = lower(source, ranges_of(source, video), rounded(source, 7))
     kinds = Counter(node.op_type for node in made.graph.node)
     assert (kinds["QLinearConv"], kinds["QLinearMul"], kinds["Mul"], kinds["Transpose"]) == (3, 1, 0, 1)
-    for candidate in (made, insert_pairs(source, ranges_of(source, video), rounded(source, 8))):
+    for candidate in (made, *paired(source, ranges_of(source, video))):
         (expected,), (found,) = run(source.model, video), run(candidate, video)
         # Two convolutions one after the other, of weights of 7 bits.
         assert np.abs(found - expected).max() < 0.04 * (expected.max() - expected.min())
@@ -238,7 +237,7 @@ def test_every_backbone_becomes_8_bit_from_end_to_end(backbone: str, tmp_path: P
     assert (kinds["QLinearMul"], kinds["Transpose"]) == (gates, gates)
     assert OnnxMetadata.from_props({p.key: p.value for p in made.metadata_props}, where="made") == metadata
     expected = run(source.model, clips[8:])
-    for candidate in (made, insert_pairs(source, ranges, rounded(source, 8))):
+    for candidate in (made, *paired(source, ranges)):
         for name, a, b in zip(OUTPUTS, expected, run(candidate, clips[8:]), strict=True):
             error = np.sqrt(np.square(a - b).mean() / np.square(a).mean())
             assert error < 0.1, (name, error)
