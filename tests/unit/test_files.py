@@ -99,6 +99,28 @@ def test_a_folder_is_flushed_with_all_that_is_in_it_before_it_appears(
     assert {path.stat().st_ino for path in found} <= flushed
 
 
+@pytest.mark.parametrize("write", [atomic_path, atomic_directory])
+def test_what_is_new_is_flushed_before_it_has_its_name_and_the_folder_around_it_after(  # type: ignore[no-untyped-def]
+    tmp_path: Path, swap: str, write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a machine that loses its power may keep the new name without the content, or neither of the two."""
+    target, flush = tmp_path / "it", os.fsync
+    replace_folder(target, "old") if write is atomic_directory else target.write_text("old")
+    flushed = []
+
+    def noted(descriptor: int) -> None:
+        flushed.append((os.fstat(descriptor).st_ino, target.stat().st_ino))
+        flush(descriptor)
+
+    old = target.stat().st_ino
+    with write(target) as temporary:
+        if write is atomic_path:
+            temporary.write_text("new")
+        new = temporary.stat().st_ino
+        monkeypatch.setattr(os, "fsync", noted)
+    assert flushed == [(new, old), (tmp_path.stat().st_ino, new)]
+
+
 def test_an_empty_folder_is_replaced_and_a_file_is_not(tmp_path: Path, swap: str) -> None:
     (tmp_path / "empty").mkdir()
     replace_folder(tmp_path / "empty", "new")

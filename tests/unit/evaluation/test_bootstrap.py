@@ -41,6 +41,19 @@ def test_where_all_agree_the_number_of_videos_gives_the_width() -> None:
     assert share_estimate([1, 0], [1, 1], ["a", "a"]).units == 1
 
 
+@pytest.mark.parametrize("units", [10, 40])
+def test_the_ends_are_those_between_which_19_of_20_draws_lie(units: int) -> None:
+    """Half of the units are right. How many a draw holds is binomial, so that its ends are known exactly."""
+    counts = np.cumsum([math.comb(units, count) / 2**units for count in range(units + 1)])
+    low, high = (int(np.searchsorted(counts, share)) / units for share in (0.025, 0.975))
+    right = [1, 0] * (units // 2)
+    names = [str(unit) for unit in range(units)]
+    clips = share_estimate(right * 20, [1] * 20 * units, names * 20)  # of so many Wilson's interval is narrow
+    assert (clips.low, clips.high) == pytest.approx((low, high))
+    mean = mean_estimate([3.0 * value - 1 for value in right], names)
+    assert (mean.low, mean.high) == pytest.approx((3 * low - 1, 3 * high - 1))
+
+
 def test_of_nothing_nothing_is_known() -> None:
     found = share_estimate([], [], [])
     assert math.isnan(found.value)

@@ -95,6 +95,7 @@ def test_a_sound_variant_passes_every_check() -> None:
         ({"videos": columns(flips=1, margin=0.3)}, {"agreement", "sure_flips"}),
         ({"videos": columns(hits=(False,) * 20 + (True,) * 80)}, {"recall"}),
         ({"videos": columns(confidence=(0.89,) * VIDEOS)}, {"confidence"}),
+        ({"videos": columns(confidence=(0.91,) * VIDEOS)}, {"confidence"}),  # too sure is as wrong
         (
             {"videos": columns(confidence=(0.49, *(0.9,) * 99), expected_confidence=(0.51, *(0.9,) * 99))},
             {"abstain"},

@@ -5,6 +5,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.golden import Golden
@@ -78,6 +79,47 @@ def test_of_one_class_no_retrieval_is_counted(tiny_bundle: Path) -> None:
         record = second.record(first, manifest, FACTS)
         assert (len(record.videos.hits), len(record.videos.expected_hits)) == (asked, asked)
         assert (judge(record, thresholds_for("fp32")).recall is None) == (not asked)
+
+
+def test_who_answers_worse_than_the_reference_has_the_loss(tiny_bundle: Path) -> None:
+    """The reference finds the class of every video; the other one gives the feature of another video."""
+    manifest = open_bundle(tiny_bundle).manifest
+    rng, videos = np.random.default_rng(3), 60
+    truth = [manifest.labels[index % len(manifest.labels)] for index in range(videos)]
+    features = np.eye(len(manifest.labels))[[index % len(manifest.labels) for index in range(videos)]]
+    features += rng.normal(scale=0.01, size=features.shape)
+    first, second = (Tally(variant, Network(), Golden()) for variant in manifest.variants)
+    for place, other in enumerate(rng.permutation(videos)):
+        item = VideoItem(path=Path(f"{place}.mp4"), uri=f"{place}.mp4", label=truth[place])
+        right, wrong = ({"feature": features[index : index + 1]} for index in (place, other))
+        first.add(item, right, right)
+        second.add(item, wrong, right)
+    record = second.record(first, manifest, FACTS)
+    assert sum(record.videos.hits) < videos / 2 < sum(record.videos.expected_hits) == videos
+    report = judge(record, thresholds_for("fp32"))
+    assert "recall" in {check.name for check in report.failures}
+    assert report.recall_change is not None
+    assert (report.recall_change.lost, report.recall_change.won) == (videos - sum(record.videos.hits), 0)
+
+
+def test_the_margin_of_a_flip_is_how_much_surer_the_reference_was(tiny_bundle: Path) -> None:
+    """Of 0.6 and 0.3 the variant makes 0.1 and 0.7: the reference preferred its label by 0.3, not by 0.6."""
+    manifest = open_bundle(tiny_bundle).manifest
+    rest = len(manifest.labels) - 2
+    first, second = (Tally(variant, Network(), Golden()) for variant in manifest.variants)
+    for place, (old, new) in enumerate([((0.6, 0.3), (0.1, 0.7)), ((0.6, 0.3), (0.5, 0.3))]):
+        given = [
+            {"logits": np.log([[*pair, *[(1 - sum(pair)) / rest] * rest]]).astype(np.float32)}
+            for pair in (old, new)
+        ]
+        item = VideoItem(path=Path(f"{place}.mp4"), uri=f"{place}.mp4", label=None)
+        first.add(item, given[0], given[0])
+        second.add(item, given[1], given[0])
+    columns = second.record(first, manifest, FACTS).videos
+    assert (columns.expected, columns.found) == (manifest.labels[:1] * 2, manifest.labels[1::-1])
+    assert columns.margins == pytest.approx((0.3, 0.0), abs=1e-6)
+    assert columns.expected_confidence == pytest.approx((0.6, 0.6), abs=1e-6)
+    assert columns.confidence == pytest.approx((0.7, 0.5), abs=1e-6)
 
 
 def test_variants_side_by_side_keep_their_outputs_apart_and_a_few_clips(tiny_bundle: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +14,21 @@ from pathlib import Path
 import psutil
 import pytest
 from hostile_sources import KillsTheScorer, SaysWhoDecodes, with_hostile
-from score_tables import TIMINGS
+from score_tables import INPUTS, MANIFEST, PLAN, TIMINGS, row
 from videos import numbered_video
 
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
-from ivdr_deploy.errors import ArtifactError, FolderError, ResourceError, VideoCrashError
+from ivdr_deploy.errors import ArtifactError, FolderError, ResourceError, VideoCrashError, VideoTimeoutError
 from ivdr_deploy.scoring import read_scores
 from ivdr_deploy.scoring.attempts import ALONE_ENDS, UNSEEN_ENDS, Attempts, Journal
 from ivdr_deploy.scoring.inputs import Input, InputStream, Selection
 from ivdr_deploy.scoring.plan import ScoreOptions
+from ivdr_deploy.scoring.process import DIED, Worker
 from ivdr_deploy.scoring.scorer import RETRIED, ScoreSummary, score_with
 from ivdr_deploy.scoring.shard import make_shard
 from ivdr_deploy.scoring.store import FolderStore
 from ivdr_deploy.scoring.supervisor import Supervisor
-from ivdr_deploy.scoring.task import Task
+from ivdr_deploy.scoring.task import DONE, FLUSH, NEXT, ROW, Opened, Task
 from ivdr_deploy.video.reader import VideoLimits
 
 pytestmark = pytest.mark.usefixtures("workers_find_the_tests")
@@ -208,6 +212,64 @@ def test_workers_that_die_without_work_end_the_run(task, tmp_path, monkeypatch):
         with pytest.raises(ResourceError, match="killed, again and again, and nothing was being scored"):
             engine._died(journal, VideoCrashError("killed"))
     assert len(deaths) == 3
+
+
+class DiesOfSeveral:
+    """Speaks as a worker does that scores one input, and that two in one call end; in this process."""
+
+    started = 0
+
+    def __init__(self, task: Task) -> None:
+        type(self).started += 1
+        assert self.started < 5, "it would be started for ever"
+        self.opened, self.pid = Opened(PLAN, MANIFEST, 1), 0
+        self._says, self._given = deque([(NEXT,)]), list[tuple[str, Input]]()
+
+    def receive(self, seconds: float) -> tuple:
+        return self._says.popleft()
+
+    def tell(self, what: tuple | None) -> None:
+        if what is not FLUSH:
+            self._given += [(what[0], item) for item in what[1]]
+            self._says.append((NEXT,))
+        elif len(self._given) > 1:
+            self._says.append((DIED, VideoCrashError("killed")))
+        elif self._given:
+            ((name, item),) = self._given
+            self._says += [(ROW, name, item.key, row(item.position)), (DONE,), (NEXT,)]
+            self._given = []
+
+    def close(self) -> None:
+        pass
+
+
+def test_inputs_that_only_together_end_the_worker_end_it_twice_and_no_more(tmp_path, monkeypatch):
+    """The rows that they had alone are taken then: another try would end as the two before."""
+    monkeypatch.setattr("ivdr_deploy.scoring.supervisor.Worker", DiesOfSeveral)
+    monkeypatch.setattr(DiesOfSeveral, "started", 0)
+    shard, journal = make_shard(PLAN.run_id, INPUTS[:3]), Journal(FolderStore(tmp_path))
+    with Supervisor(Task(artifact=tmp_path)) as engine:
+        ((_, rows),) = engine.run(iter([shard]), journal=journal, scored=lambda: None)
+    assert rows == [row(0), row(1), row(2)]
+    assert DiesOfSeveral.started == 3
+    assert journal.read(shard).deaths == ("killed",)
+
+
+def test_a_worker_that_is_silent_is_killed_when_its_time_is_up(task):
+    """Stopped, it neither answers nor dies, as one whose engine hangs."""
+    worker = Worker(task)
+    late = threading.Timer(30, os.kill, [worker.pid, signal.SIGKILL])  # else this would wait for ever
+    try:
+        assert worker.receive(60) == (NEXT,)
+        os.kill(worker.pid, signal.SIGSTOP)
+        late.start()
+        said, error = worker.receive(0.25)
+        assert (said, type(error)) == (DIED, VideoTimeoutError)
+        assert "did not answer within 0.25 s and was killed" in error.message
+        assert psutil.Process(worker.pid).wait(30) == -signal.SIGKILL
+    finally:
+        late.cancel()
+        worker.close()
 
 
 def test_the_journal_tells_seen_deaths_from_others(tmp_path):

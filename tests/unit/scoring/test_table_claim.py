@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -52,6 +53,19 @@ def test_the_scores_of_another_run_are_refused_and_the_difference_is_named(out):
     ):
         pass
     assert "choose another folder" in caught.value.hint
+
+
+def test_a_new_folder_is_there_for_good_before_rows_are_written_to_it(tmp_path, monkeypatch):
+    """Else a machine that loses its power may lose it with all that was flushed into it."""
+    out, flush, flushed = tmp_path / "out", os.fsync, []
+
+    def noted(descriptor):
+        flushed.append((os.fstat(descriptor).st_ino, out.is_dir()))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with FolderStore(out).claim():
+        assert (tmp_path.stat().st_ino, True) in flushed
 
 
 def test_a_run_that_wrote_nothing_gives_its_folder_up(out):

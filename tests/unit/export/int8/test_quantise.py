@@ -20,13 +20,17 @@ SHAPE = (2, 4, 4, 3)
 DARK, BRIGHT = 20, 200
 
 
-def network(path: Path, *, gain: float = 1.0, lift: float = 0.0) -> onnx.ModelProto:
-    """The mean over a clip of gain * x + lift * (x > 100): ``lift`` shows on bright clips alone."""
+def network(path: Path, *, gain: float = 1.0, lift: float = 0.0, logit: float = 1.0) -> onnx.ModelProto:
+    """The mean over a clip of gain * x + lift * (x > 100): ``lift`` shows on bright clips alone.
+
+    The other output is ``logit`` times as much.
+    """
     constants = {
         "w": np.full((1, 3, 1, 1, 1), gain / 3, np.float32),
         "axes": np.array([1, 2, 3, 4]),
         "limit": np.float32(100),
         "lift": np.float32(lift),
+        "logit": np.float32(logit),
     }
     nodes = [
         helper.make_node("Cast", ["video"], ["cast"], to=TensorProto.FLOAT),
@@ -37,13 +41,14 @@ def network(path: Path, *, gain: float = 1.0, lift: float = 0.0) -> onnx.ModelPr
         helper.make_node("Mul", ["one", "lift"], ["lifted"]),
         helper.make_node("Add", ["y", "lifted"], ["sum"]),
         helper.make_node("ReduceMean", ["sum", "axes"], ["feature"], keepdims=0),
+        helper.make_node("Mul", ["feature", "logit"], ["logits"]),
     ]
     model = helper.make_model(
         helper.make_graph(
             nodes,
             "graph",
             [helper.make_tensor_value_info("video", TensorProto.UINT8, ["batch", *SHAPE])],
-            [helper.make_tensor_value_info("feature", TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("feature", "logits")],
             [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
         ),
         opset_imports=[helper.make_opsetid("", 20)],
@@ -93,6 +98,20 @@ def test_the_method_that_changes_the_held_out_clips_least_is_taken(tmp_path: Pat
     assert found.ranges is write.ranges[best]
     assert found.errors[found.method] == pytest.approx(0.01, rel=1e-3)
     assert sorted(found.errors.values())[1] == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("off", [{"logit": 1.1}, {"gain": 1.1, "logit": 1 / 1.1}])
+def test_a_method_is_judged_by_the_output_that_it_changes_most(tmp_path: Path, off: dict[str, float]) -> None:
+    """The other output is exact, and excuses nothing; both in turn."""
+    network(tmp_path / "fp32.onnx")
+    one = network(tmp_path / "one.onnx", **off)
+    both = network(tmp_path / "both.onnx", gain=1.08)
+    found = quantise(
+        calibrate(tmp_path / "fp32.onnx", clips(DARK, DARK, BRIGHT, DARK, DARK, BRIGHT)),
+        Written(one, both, one),
+    )
+    assert found.method == get_args(Method)[1]
+    assert list(found.errors.values()) == pytest.approx([0.1, 0.08, 0.1], rel=1e-3)
 
 
 def test_too_few_clips_to_hold_some_out_are_refused(tmp_path: Path) -> None:

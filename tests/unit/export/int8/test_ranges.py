@@ -35,6 +35,15 @@ def test_min_max_keeps_everything_and_percentile_gives_up_the_tails() -> None:
     assert high == pytest.approx(3, abs=0.1)
 
 
+def test_percentile_gives_up_one_value_of_ten_thousand_at_each_end() -> None:
+    values = np.random.default_rng(0).normal(size=1_000_000)
+    seen = {"x": histogram(values)}
+    bin_width = (seen["x"].high - seen["x"].low) / 2048
+    assert choose_ranges(seen, "percentile")["x"] == pytest.approx(
+        tuple(np.quantile(values, [1e-4, 1 - 1e-4])), abs=2 * bin_width
+    )
+
+
 def test_entropy_cuts_a_lonely_outlier_and_keeps_an_even_spread() -> None:
     rng = np.random.default_rng(0)
     lonely = np.concatenate([rng.normal(size=100_000), [40.0, -40.0]])
