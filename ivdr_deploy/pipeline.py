@@ -97,7 +97,7 @@ class VideoPredictor:
         """
         clips = self.load(source, plan=plan)
         check_batch(clips.video, self.model.clip)
-        given = self._batcher.run(clips.video)
+        given = finite(self._batcher.run(clips.video))
         raw = RawResult(clips=clips, outputs=given.outputs, infer_ms=given.infer_ms)
         return combine_clips(raw, labels=self.model.labels)
 

@@ -204,6 +204,22 @@ def test_a_video_that_the_network_fails_on_costs_only_itself(model: LoadedModel,
             predictor.predict(videos[1])
 
 
+def test_a_network_that_gives_no_numbers_fails_on_the_video_however_it_is_asked(
+    model: LoadedModel, videos: list[Path]
+) -> None:
+    class Diverged(Wrapped):
+        def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
+            outputs = super().infer(video)
+            outputs["feature"][-1, 0] = np.nan
+            return outputs
+
+    with VideoPredictor(replace(model, runtime=Diverged(model.runtime)), decode=THREAD) as predictor:
+        with pytest.raises(InferenceError, match="NaN or infinity in feature"):
+            predictor.predict(videos[0])
+        for outcome in (*predictor.predict_many(videos[:1]), predictor.submit(videos[0]).result(60)):
+            assert isinstance(outcome.error, InferenceError)
+
+
 def test_sources_are_read_only_a_few_ahead(predictor: VideoPredictor, videos: list[Path]) -> None:
     taken = 0
 
