@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,6 +75,36 @@ def test_what_is_next_passes_what_waits_and_shares_no_call() -> None:
         future.result(20)
     batcher.close()
     assert network.calls == [[1], [4], [2, 3]]
+
+
+def test_what_is_to_be_one_call_is_joined_by_nobody_and_joins_nobody() -> None:
+    """The last digits of a result depend on what else is in a call: a table of scores must not."""
+    network = Network(held=True)
+    batcher = ClipBatcher(network)
+    futures = [batcher.submit(clips(1))]
+    assert network.entered.wait(20)
+    futures.append(batcher.submit(clips(2)))
+    for together in ([clips(3), clips(4)], [clips(5)]):
+        futures += batcher.submit_together(together)
+    futures += [batcher.submit(clips(6)), batcher.submit(clips(7))]
+    network.released.set()
+    for future in futures:
+        future.result(20)
+    batcher.close()
+    assert network.calls == [[1], [2], [3, 4], [5], [6, 7]]
+
+
+def test_the_time_of_a_call_is_shared_out_by_clips() -> None:
+    def network(video: np.ndarray) -> Mapping[str, np.ndarray]:
+        time.sleep(0.02)
+        return {"logits": np.zeros((len(video), 2), np.float32)}
+
+    batcher = ClipBatcher(network)
+    one, three = (future.result(20) for future in batcher.submit_together([clips(1), clips(2, 3, 4)]))
+    batcher.close()
+    assert three.infer_ms == pytest.approx(3 * one.infer_ms)
+    assert one.infer_ms + three.infer_ms >= 20
+    assert (one.batch_clips, three.batch_clips) == (4, 4)
 
 
 def test_a_video_with_more_clips_than_a_call_takes_is_cut() -> None:

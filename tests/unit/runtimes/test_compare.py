@@ -53,6 +53,16 @@ def test_values_of_one_size_may_differ_in_proportion_to_the_largest() -> None:
     assert not far.passed
 
 
+@pytest.mark.parametrize("large", [4.0, 40.0, 4e6])
+def test_a_large_value_makes_others_count_as_four_times_a_middling_one_at_most(large: float) -> None:
+    expected = {"logits": np.array([[1.0, -1.0, 1.0, large]])}
+    moved = np.array([[1.0, 0.0, 0.0, 0.0]]) * TOLERANCE["fp32"] * 4
+    near, far = (compare(expected, {"logits": expected["logits"] + part * moved})[0] for part in (0.99, 1.01))
+    assert near.passed
+    assert not far.passed
+    assert far.tolerance == pytest.approx(4 * TOLERANCE["fp32"])
+
+
 @pytest.mark.parametrize("classes", [2, 3, 10, 400])
 @pytest.mark.parametrize("huge", [1e6, 3e38])
 def test_one_huge_value_per_clip_excuses_no_other(classes: int, huge: float) -> None:
