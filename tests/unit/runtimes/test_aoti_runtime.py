@@ -1,6 +1,8 @@
 """Packages compiled ahead of time: they compute what torch does, and never run where they do not fit or unasked."""
 
+import os
 import shutil
+import subprocess
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from ivdr_deploy.export.aoti_steps import package_targets
 from ivdr_deploy.export.bundle_export import add_variants
 from ivdr_deploy.export.calibration import Calibration
 from ivdr_deploy.export.steps import StepOptions
-from ivdr_deploy.export.to_aoti import compile_package
+from ivdr_deploy.export.to_aoti import CPU_TARGETS, compile_package
 from ivdr_deploy.models.network import build_model
 from ivdr_deploy.runtimes import aoti_runtime, registry
 from ivdr_deploy.runtimes.aoti_runtime import LABELS_KEY, AotiRuntime
@@ -111,6 +113,21 @@ def test_threads_of_a_package_do_not_meet_at_every_pixel(tmp_path: Path) -> None
         lines = archive.read(kernels).decode().splitlines()
     begun = [line for line in lines if line.lstrip().startswith("#pragma omp parallel")]
     assert {len(line) - len(line.lstrip()) for line in begun} == {4}, "threads begin inside a loop"
+
+
+@needs_compiler
+@pytest.mark.parametrize("instruction_set", CPU_TARGETS)
+def test_the_compiler_is_told_of_the_instructions_that_the_package_says_it_needs_and_no_more(
+    instruction_set: str,
+) -> None:
+    """Elsewhere a package for AVX2 in which there is AVX-512 would end the process that runs it."""
+    march, bits = CPU_TARGETS[instruction_set]
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    command = [str(compiler), f"-march={march}", "-dM", "-E", "-x", "c++", os.devnull]
+    macros = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "__AVX2__" in macros
+    assert ("__AVX512F__" in macros) == (instruction_set == "avx512")
+    assert bits == {"avx2": 256, "avx512": 512}[instruction_set]
 
 
 @pytest.mark.slow
@@ -227,6 +244,19 @@ def test_a_package_for_instructions_that_are_missing_is_refused_before_it_is_loa
         open_variant(open_bundle(bundle), variant)
     with pytest.raises(EngineIncompatibleError, match=r"compiled by torch 1\.0"):
         open_variant(open_bundle(bundle), replace(FITTING, build={"torch": "1.0"}))
+
+
+def test_a_package_for_another_gpu_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = replace(FITTING, target=Target(device="cuda", compute_capabilities=("8.6", "8.9")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no NVIDIA driver was found" in aoti_runtime.misfit(variant, "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for here, fits in (((8, 9), True), ((9, 0), False), ((8, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda here=here: here)
+        reason = aoti_runtime.misfit(variant, "cuda")
+        assert (reason == "") == fits
+        if not fits:
+            assert reason.endswith(f"this GPU has {here[0]}.{here[1]}")
 
 
 def test_a_file_that_is_no_package_is_refused(bundle: Path, tmp_path: Path) -> None:

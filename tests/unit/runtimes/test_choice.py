@@ -12,6 +12,7 @@ from ivdr_deploy.artifacts.manifest import Target, Variant
 from ivdr_deploy.artifacts.speed import Machine, Speed, this_machine
 from ivdr_deploy.environment import has_nvidia_driver
 from ivdr_deploy.errors import ArtifactError, ConfigError, DeviceError, EngineIncompatibleError
+from ivdr_deploy.runtimes import variants
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.variants import choose_variant, open_variant
 
@@ -38,6 +39,27 @@ def test_onnx_runtime_is_taken_before_torch(bundle: Bundle) -> None:
     assert [held.id for held in bundle.manifest.variants] == ["torch-fp32", "onnx-fp32"]
     variant, device, reason = choose_variant(bundle, device="cpu")
     assert (variant.id, device, reason) == ("onnx-fp32", "cpu", "the first verified variant that fits")
+
+
+def test_a_gpu_comes_before_the_cpu_and_there_tensorrt_before_onnx_runtime_and_that_before_torch(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine on which each of them would run."""
+    monkeypatch.setattr(variants, "has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(
+        variants, "misfit", lambda held, device: "" if held.target.device in (None, device) else "elsewhere"
+    )
+    reference, exported = bundle.manifest.variants
+    for_cpu = replace(exported, id="onnx-int8-cpu", target=Target(device="cpu"))
+    for held, expected in (
+        ((reference, exported, plan(bundle)), ("trt-fp32-sm89", "cuda")),
+        ((reference, exported), ("onnx-fp32", "cuda")),
+        ((for_cpu, reference), ("torch-fp32", "cuda")),
+        ((for_cpu,), ("onnx-int8-cpu", "cpu")),
+    ):
+        variant, device, _ = choose_variant(with_variants(bundle, *held))
+        assert (variant.id, device) == expected
+    assert choose_variant(bundle, "torch-fp32")[1] == "cuda"
 
 
 def test_an_unverified_variant_is_taken_by_name_only(bundle: Bundle) -> None:

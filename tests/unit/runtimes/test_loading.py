@@ -1,6 +1,7 @@
 """What a bundle, a checkpoint and an ONNX file become when they are opened, and what they then give."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from requirements import missing
 from ivdr_deploy._files import sha256_file
 from ivdr_deploy._optional import import_onnxruntime
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from ivdr_deploy.artifacts.onnx_metadata import OnnxMetadata
 from ivdr_deploy.errors import (
     ArtifactError,
     CheckpointError,
@@ -21,8 +23,10 @@ from ivdr_deploy.errors import (
     ConfigError,
     ContractMismatchError,
     DeviceError,
+    EngineIncompatibleError,
 )
 from ivdr_deploy.models.backbones import get_backbone
+from ivdr_deploy.runtimes import ort_runtime, registry
 from ivdr_deploy.runtimes.loading import open_model
 from ivdr_deploy.runtimes.ort_runtime import (
     OrtRuntime,
@@ -30,6 +34,7 @@ from ivdr_deploy.runtimes.ort_runtime import (
     require_provider,
     session_options,
 )
+from ivdr_deploy.spec import Precision
 
 VARIANTS = ["torch-fp32", "onnx-fp32"]
 
@@ -268,6 +273,64 @@ def test_a_session_that_fell_back_is_refused() -> None:
             require_provider(providers, "CUDAExecutionProvider")
 
 
+@pytest.mark.parametrize(("precision", "tf32"), [(None, "0"), ("fp32", "0"), ("fp16", "1"), ("int8", "1")])
+def test_fp32_on_a_gpu_keeps_all_of_its_digits(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision | None, tf32: str
+) -> None:
+    """ONNX Runtime would compute with ten bits of each factor, unless it is told otherwise."""
+    told = []
+
+    def session(path: str, options: object, *, providers: list[object], **_: object) -> None:
+        told.append(providers)
+        raise RuntimeError("there is no GPU here")
+
+    monkeypatch.setattr(ort_runtime.ort, "InferenceSession", session)
+    monkeypatch.setattr(ort_runtime.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(ArtifactError, match="there is no GPU here"):
+        OrtRuntime(tiny_bundle / "model.onnx", precision=precision, device="cuda")
+    assert told == [[("CUDAExecutionProvider", {"use_tf32": tf32})]]
+
+
+def test_a_session_that_turns_out_to_run_elsewhere_is_not_opened(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways in which ONNX Runtime leaves a GPU: all of a network on the CPU, and some of its operators."""
+    start, tried = ort_runtime.ort.InferenceSession, []
+
+    def session(path: str, options: object, *, refuses: bool, **_: object) -> object:
+        tried.append(options)
+        if refuses and len(tried) == 1:
+            raise RuntimeError("operators are assigned to the CPU EP, which is disabled")
+        return start(path, session_options("cuda", None, strict=False), providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort_runtime.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    for refuses, count, said in (
+        (False, 1, "would run on CPUExecutionProvider"),
+        (True, 2, "would run .*Conv.* on the CPU"),
+    ):
+        tried.clear()
+        monkeypatch.setattr(ort_runtime.ort, "InferenceSession", partial(session, refuses=refuses))
+        with pytest.raises(DeviceError, match=said):
+            OrtRuntime(tiny_bundle / "model.onnx", device="cuda")
+        assert len(tried) == count
+
+
+def test_an_onnx_file_for_instructions_that_are_missing_is_refused(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its 8-bit products would saturate on this processor, and nothing would tell."""
+    proto = onnx.load(tiny_bundle / "model.onnx")
+    props = {entry.key: entry.value for entry in proto.metadata_props}
+    metadata = replace(OnnxMetadata.from_props(props, where="it"), instruction_set="vnni")
+    onnx.helper.set_model_props(proto, metadata.to_props())
+    onnx.save(proto, tmp_path / "vnni.onnx")
+    monkeypatch.setattr(registry, "instruction_sets", lambda: frozenset({"avx2", "vnni"}))
+    open_model(tmp_path / "vnni.onnx").runtime.close()
+    monkeypatch.setattr(registry, "instruction_sets", lambda: frozenset({"avx2"}))
+    with pytest.raises(EngineIncompatibleError, match="cannot run here: it needs a processor with vnni"):
+        open_model(tmp_path / "vnni.onnx")
+
+
 def test_no_operator_may_fall_back_to_the_cpu_where_a_gpu_was_asked_for(tiny_bundle: Path) -> None:
     key = "session.disable_cpu_ep_fallback"
     assert session_options("cuda", None).get_session_config_entry(key) == "1"
@@ -307,6 +370,7 @@ def test_what_runs_on_the_cpu_is_told_apart_from_arithmetic_on_shapes(tiny_bundl
         ir_version=10,
     )
     assert operators_on_cpu(ort.InferenceSession(sizes.SerializeToString(), options, providers=cpu)) == []
+    assert operators_on_cpu(object()), "one that does not tell may have put any of them there"
 
 
 @pytest.mark.gpu
