@@ -15,6 +15,7 @@ import torch
 from hf_folders import ARCHITECTURES, LABELS, write_folder
 
 from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.export import from_hf
 from ivdr_deploy.export.importing import import_model
 from ivdr_deploy.models import hf
 from ivdr_deploy.results import softmax
@@ -68,6 +69,13 @@ def test_what_the_configurations_say_is_in_the_manifest(folder: Path, bundle: Pa
     assert manifest.model.backbone_config["model_type"] == folder.name
     card = (bundle / "MODEL_CARD.md").read_text()
     assert "frames of 480x640: ours differs from its own by 0." in card
+
+
+def test_a_clip_spans_as_much_of_the_video_as_those_that_the_weights_were_trained_on(folder: Path) -> None:
+    """The configuration does not say it; as published: 16 frames 4 apart, 8 of 32, 32 of 2, and 64 of 2."""
+    span = {"videomae": 16 * 4, "timesformer": 8 * 32, "vivit": 32 * 2, "vjepa2": 64 * 2}[folder.name]
+    clip = from_hf.read(str(folder), None).clip
+    assert (clip.num_frames, clip.frame_stride) == (4, span // 4)
 
 
 def test_onnx_and_torch_compute_what_transformers_computes_on_its_own_clip(

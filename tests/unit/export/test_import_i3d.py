@@ -100,6 +100,19 @@ def test_a_layer_agrees_with_numpy_at_corners_edges_and_inside(
         np.testing.assert_allclose(y[place], expected, atol=1e-4)
 
 
+def test_the_contract_is_that_of_the_training_as_the_page_says() -> None:
+    """Another rate or size would still be a contract, and the network less often right."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "import.md").read_text(encoding="utf-8")
+    clip = from_i3d.CLIP
+    assert (
+        f"One clip is {clip.num_frames} frames at {clip.target_fps:g} frames a second, shorter side {clip.short_side}, "
+        f"the middle {clip.crop_size} x {clip.crop_size}, values in -1..1, as in training; four clips cover"
+    ) in page
+    assert (clip.frame_stride, from_i3d.VIEW_PLAN.num_clips) == (1, 4)
+    for pixel, value in ((0.0, -1.0), (1.0, 1.0)):
+        assert {(pixel - m) / s for m, s in zip(clip.mean, clip.std, strict=True)} == {value}
+
+
 def test_an_imported_bundle_is_like_any_other(
     ivdr: Callable[..., Any], random_weights: Path, tmp_path: Path, small_clips: None, tiny_bundle: Path
 ) -> None:

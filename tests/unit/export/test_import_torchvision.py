@@ -85,7 +85,8 @@ def test_the_contract_is_torchvisions_preset(name: str) -> None:
     preset = get_model_weights(name).DEFAULT.transforms()
     clip = from_torchvision._contract(NETWORKS[name], preset)
     assert clip.clip_shape[1:3] == tuple(preset.crop_size)
-    assert [*clip.exact_size] if clip.exact_size else [clip.short_side] == preset.resize_size
+    assert ([*clip.exact_size] if clip.exact_size else [clip.short_side]) == preset.resize_size
+    assert (clip.mean, clip.std) == (tuple(preset.mean), tuple(preset.std))
     prose = get_model_weights(name).DEFAULT.meta["_docs"]
     for fact in (f"`frame_rate={clip.target_fps:g}`", f"`clip_len={clip.num_frames}`"):
         assert fact in prose

@@ -136,6 +136,34 @@ def test_a_node_stays_in_fp32_for_what_it_makes_for_what_it_reads_and_for_its_co
     assert graph.overflowing(np.full((2, 1, 1, 1, 3), pixel, np.uint8)) == kept
 
 
+def test_the_node_that_adds_most_error_comes_first() -> None:
+    """The first one doubles a whole number; the second multiplies by 0.001, which fp16 does not hold."""
+    graph = HalfGraph(two_products(2.0, TensorProto.FLOAT16), two_products(2.0, TensorProto.FLOAT))
+    clips = np.full((1, 1, 1, 1, 3), 255, np.uint8)
+    assert graph.by_error(clips, without=()) == ["second", "first"]
+    graph = HalfGraph(two_products(0.1, TensorProto.FLOAT16), two_products(0.1, TensorProto.FLOAT))
+    assert graph.by_error(clips, without=["second"]) == ["first"]
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_the_error_of_a_node_is_that_of_the_clip_where_it_is_largest(order: tuple[int, int]) -> None:
+    """Values are cut to whole numbers: of the products 1.5 and 3 the second loses nothing."""
+
+    def cut(name: str, nodes: list[onnx.NodeProto]) -> str:
+        nodes.append(helper.make_node("Floor", [name], [f"{name}/cut"]))
+        return f"{name}/cut"
+
+    clips = np.stack([np.full((1, 1, 1, 3), pixel, np.uint8) for pixel in order])
+    found = layers.layer_errors(
+        two_products(1.5, TensorProto.FLOAT),
+        clips,
+        ["first"],
+        round_value=cut,
+        round_constant=lambda name: np.float32(1.5) if name == "factor" else None,
+    )
+    assert found == {"first": pytest.approx(1 / 3)}
+
+
 def test_graphs_of_other_nodes_or_inputs_are_not_taken_for_one_network() -> None:
     half, full = (two_products(100.0, kind) for kind in (TensorProto.FLOAT16, TensorProto.FLOAT))
     for graph in (half, full):

@@ -7,10 +7,11 @@ from typing import get_args
 import numpy as np
 import onnx
 import pytest
+from int8_graphs import conv, graph, ranges_of, rounded, weights
 from onnx import TensorProto, helper, numpy_helper
 
 from ivdr_deploy.errors import ExportError
-from ivdr_deploy.export.int8.quantise import calibrate, quantise
+from ivdr_deploy.export.int8.quantise import Quantised, calibrate, quantise
 from ivdr_deploy.export.int8.ranges import Method
 from ivdr_deploy.export.int8.scales import Ranges
 from ivdr_deploy.export.int8.source import SourceGraph
@@ -112,6 +113,27 @@ def test_a_method_is_judged_by_the_output_that_it_changes_most(tmp_path: Path, o
     )
     assert found.method == get_args(Method)[1]
     assert list(found.errors.values()) == pytest.approx([0.1, 0.08, 0.1], rel=1e-3)
+
+
+def test_the_convolution_that_adds_most_error_comes_first() -> None:
+    """8 bits hold the pixels and the weights of the first one exactly, and not those of the second."""
+    rng = np.random.default_rng(0)
+    nodes = [conv("x", "a", kernel=(1, 1, 1)), conv("a", "y", kernel=(1, 1, 1))]
+    for node, name in zip(nodes, ("exact", "inexact"), strict=True):
+        node.name = name
+    exact = {"a_w": np.ones((5, 3, 1, 1, 1), np.float32), "a_b": np.zeros(5, np.float32)}
+    source = graph(*nodes, **exact, **weights("y", (1, 1, 1), channels=5, rng=rng))
+    video = rng.choice(np.array([0, 255], np.uint8), (2, 4, 6, 6, 3))
+    made = Quantised(
+        source=source,
+        rounded=rounded(source, 8),
+        ranges=ranges_of(source, video),
+        write=Written(),
+        clips=video,
+        method="min-max",
+        errors={},
+    )
+    assert made.by_error() == ["inexact", "exact"]
 
 
 def test_too_few_clips_to_hold_some_out_are_refused(tmp_path: Path) -> None:
