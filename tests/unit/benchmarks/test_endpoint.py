@@ -9,6 +9,7 @@ import pytest
 from known_server import known_server
 from rich.console import Console
 
+from ivdr_deploy.benchmarks import endpoint
 from ivdr_deploy.benchmarks.endpoint import (
     EndpointSamples,
     OwnLimit,
@@ -53,6 +54,30 @@ def test_a_sweep_ends_at_the_generators_own_limit_and_where_nothing_holds() -> N
     assert nothing.holds is None
     assert nothing.breaks is not None
     assert len(nothing.steps) <= 4
+
+
+def test_a_sweep_is_believed_up_to_half_the_own_limit_and_its_loads_last_long_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of fewer than 100 requests the p99 is the worst one, and a queue needs 20 times the bound to show."""
+    closed, asked = step_of(1.0, 1.0), []  # one client had an answer in 0.05 s: 20 a second
+    own = OwnLimit(requests_per_s=100.0, alone=closed)
+
+    def open_loop(self: LoadGenerator, rate: float, seconds: float, *, bound_ms: float) -> Step:
+        asked.append((rate, seconds, bound_ms))
+        return step_of(rate, 1e9)
+
+    monkeypatch.setattr(endpoint, "video_requests", lambda url, videos, token: [])
+    monkeypatch.setattr(endpoint, "own_limit", lambda requests: own)
+    monkeypatch.setattr(LoadGenerator, "closed_loop", lambda *_, **__: closed)
+    monkeypatch.setattr(LoadGenerator, "open_loop", open_loop)
+    found = measure_endpoint("http://127.0.0.1:1/p", [b"x"], seconds=1.0, p99_ms=200.0)
+    assert asked == [
+        (pytest.approx(rate), pytest.approx(seconds), 200.0)
+        for rate, seconds in ((5, 20), (10, 10), (20, 5), (40, 4), (50, 4))
+    ]
+    assert found.sweep is not None
+    assert found.sweep.breaks is None
 
 
 def test_the_own_limit_is_that_of_a_server_that_answers_at_once() -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,49 @@ def test_engines_take_turns_and_each_round_gives_a_ratio(timed) -> None:
     own = timing.over_reference("torch-fp32")
     assert (own.median, own.low, own.high) == (1.0, 1.0, 1.0)
     assert children() == []
+
+
+def test_what_is_kept_of_a_turn_is_its_median_and_of_all_turns_the_time_of_a_clip(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Told(EngineProcess):
+        """Without a process."""
+
+        def __init__(self, task: Task, *, scratch: Path) -> None:
+            self.variant = task.variant
+
+        def ready(self) -> str:
+            return "an engine"
+
+        def turn(self, seconds: float) -> list[float]:
+            return [9.0, 1.0, 4.0]
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(engines, "EngineProcess", Told)
+    bundle = open_bundle(tiny_bundle)
+    timing = time_variants(bundle, [], device="cpu", threads=1, batch=2, turns=6)
+    assert timing.ms == {"torch-fp32": (4.0,) * 6}
+    uneven = replace(timing, ms={"torch-fp32": (1.0, 2.0, 3.0, 4.0, 50.0, 60.0)})
+    assert uneven.ms_per_clip("torch-fp32") == 1.5
+
+
+def test_the_first_calls_of_a_turn_are_not_timed() -> None:
+    """They bring back caches and threads that slept while others had their turns."""
+
+    class Cold:
+        calls = 0
+
+        def infer(self, video: np.ndarray) -> dict[str, np.ndarray]:
+            self.calls += 1
+            time.sleep(0.2 if self.calls <= 2 else 0.0)
+            return {}
+
+    cold = Cold()
+    found = engine_process._turn(cold, np.zeros((1, 1, 1, 1, 3), np.uint8), 1, seconds=0.0)  # type: ignore[arg-type]
+    assert (cold.calls, len(found)) == (5, 3)
+    assert max(found) < 200
 
 
 def test_what_was_measured_is_kept_in_the_bundle_with_the_files_it_belongs_to(

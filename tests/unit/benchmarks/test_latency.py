@@ -128,6 +128,20 @@ def test_the_coarser_of_two_variants_says_how_far_they_may_be_apart(
         measure(predictor, torch, videos, rounds=1)
 
 
+def test_the_difference_from_the_reference_is_that_of_the_video_where_it_is_largest(
+    torch, predictor, videos, monkeypatch
+):
+    exact, shift = torch.runtime.infer, iter([4e-5, 1e-5, 0.0, 0.0])  # the first run of each is compared
+
+    def shifted(video):
+        by = next(shift)
+        return {name: value + by for name, value in exact(video).items()}
+
+    monkeypatch.setattr(torch.runtime, "infer", shifted)
+    samples = measure(predictor, torch, videos, rounds=1)
+    assert samples.max_abs_diff["inter"] == pytest.approx(4e-5, abs=5e-6)
+
+
 def test_a_list_without_a_usable_video_is_refused(predictor, torch, tmp_path):
     (tmp_path / "b.mp4").write_bytes(b"not a video at all")
 
