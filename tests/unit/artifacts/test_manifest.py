@@ -217,6 +217,16 @@ def test_outputs_that_nothing_looks_at_are_refused(
     assert reason in refusal(sealed(written))
 
 
+def test_the_card_has_each_figure_of_the_agreement_in_its_own_column(manifest: ArtifactManifest) -> None:
+    reference, exported = manifest.variants
+    entry = OutputParity(output="logits", max_abs_diff=2.5e-5, min_cosine=0.9999871, tolerance=1e-4)
+    variants = (reference, replace(exported, parity=(entry,)))
+    card = render_model_card(replace(manifest, variants=variants), golden_clips=3)
+    assert "Over 3 golden clips; the reference is `torch-fp32` on the CPU." in card
+    assert "| variant | output | max difference | tolerance | min cosine |" in card
+    assert "| `onnx-fp32` | `logits` | 2.5e-05 | 1e-04 | 0.999987 |" in card
+
+
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [

@@ -35,6 +35,18 @@ def test_memory_counts_beyond_what_a_worker_starts_with(video: Path) -> None:
             load(decoding, EatsMemory()).result(30)
 
 
+def takes(source: Source, mebibytes: int, *, limits: VideoLimits) -> int:
+    return len(bytes(mebibytes << 20)) >> 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is not limited elsewhere")
+def test_a_worker_has_as_much_memory_as_was_allowed_and_no_more(video: Path) -> None:
+    with DecodePool(DecodeOptions(memory_bytes=256 << 20)) as decoding:
+        assert decoding.submit(takes, PathSource(video), 192, limits=LIMITS).result(30) == 192
+        with pytest.raises(VideoLimitError, match="more memory than the 256 MiB allowed"):
+            decoding.submit(takes, PathSource(video), 288, limits=LIMITS).result(30)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is given back as glibc is told to")
 def test_a_worker_keeps_the_memory_of_ordinary_frames_for_the_next_video(video: Path) -> None:
     with DecodePool(PROCESS) as decoding:
