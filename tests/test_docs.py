@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import contextlib
 import io
 import re
@@ -99,6 +101,44 @@ def test_a_command_named_in_passing_exists_with_its_options(place: str, command:
     known = {option for parameter in COMMANDS[command].params for option in parameter.opts}
     named = {word for word in rest.split() if word.startswith("-")}
     assert named <= known | {"--help"}
+
+
+FOREIGN = {"--force-reinstall", "--no-deps", "--group", "--nproc-per-node", "--v"}
+"""Of pip and torchrun, in hints that say how to install and start; ``--v`` is a variable of a style sheet."""
+
+
+def texts() -> list[tuple[str, str]]:
+    """Every string of more than one word in what is run: messages, hints, help and docstrings, with its place."""
+    found = []
+    for path in sorted(path for folder in ("ivdr_deploy", "train") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+                found.append((f"{path.relative_to(ROOT)}:{node.lineno}", node.value))
+    return found
+
+
+def options_of_train() -> set[str]:
+    commands = build_parser(RUNS)._subparsers._group_actions[0]  # type: ignore[union-attr]
+    assert isinstance(commands, argparse._SubParsersAction)
+    return {option for command in commands.choices.values() for option in command._option_string_actions}
+
+
+def test_every_option_that_a_message_names_is_one_of_some_command() -> None:
+    known = {option for command in COMMANDS.values() for each in command.params for option in each.opts}
+    known |= options_of_train() | FOREIGN
+    named = [
+        (place, option)
+        for place, text in texts()
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text)
+    ]
+    assert len(named) > 100
+    assert not [(place, option) for place, option in named if option not in known]
+
+
+def test_no_help_sends_a_reader_to_a_page_that_is_not_installed() -> None:
+    shown = {(name, each.name): each.help or "" for name, one in COMMANDS.items() for each in one.params}
+    shown |= {(name, ""): command.help or "" for name, command in COMMANDS.items()}
+    assert not [place for place, text in shown.items() if "docs/" in text]
 
 
 @pytest.mark.parametrize("text", [text for _, text in blocks("toml")])

@@ -52,7 +52,10 @@ def update_server(
         if len(rows) > _SHOWN:
             console.print(f"  {title}: {len(rows) - _SHOWN} more; --json has all")
     agreement = shadow["agreement"]
-    said = "the model has no labels to compare" if agreement is None else f"agreement {agreement:.1%}"
+    if not shadow["answered_by_both"]:
+        said = "no video was answered by both"
+    else:
+        said = "the model has no labels to compare" if agreement is None else f"agreement {agreement:.1%}"
     console.print(
         f"{shadow['videos']} videos, {shadow['answered_by_both']} answered by both: {said} (at least "
         f"{shadow['min_agreement']:.1%}); {len(shadow['lost'])} are answered no more"

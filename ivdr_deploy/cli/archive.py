@@ -21,7 +21,10 @@ def archive(
     variant: VariantOption = None,
     device: DeviceOption = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with limits, batching and workers; see docs/serving.md.")
+        Path | None,
+        typer.Option(
+            help="TOML file: workers, batch_size, max_batch_delay_ms, queue_size, a table [service] and its limits."
+        ),
     ] = None,
     allow_unverified: Annotated[
         bool,

@@ -108,7 +108,8 @@ def build_archive(
     if (why := why_unverified(variant)) and not allow_unverified:
         raise ArtifactError(
             f"{bundle}: {variant.id} must not be served: {why}",
-            hint="`ivdr verify BUNDLE --videos LIST` judges it; --allow-unverified packs it all the same",
+            hint="`ivdr verify BUNDLE --videos LIST` judges it; "
+            "`ivdr archive BUNDLE --allow-unverified` packs it all the same",
         )
     settings = replace(settings, service=replace(service, variant=variant.id, device=device))
     target = model_store / f"{name}.mar"

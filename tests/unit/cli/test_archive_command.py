@@ -90,7 +90,7 @@ def test_variant_that_is_not_verified_is_packed_on_request_only(
     code, _, stderr = ivdr(*command)
     assert (code, stderr.count("\n")) == (5, 1)
     assert "onnx-fp32 must not be served: not verified" in stderr
-    assert "--allow-unverified" in stderr
+    assert "`ivdr archive BUNDLE --allow-unverified` packs it" in stderr, "other commands build archives too"
     assert not (tmp_path / "store").exists()
     code, _, stderr = ivdr(*command, "--allow-unverified")
     assert (code, "PASS" in stderr) == (0, False)

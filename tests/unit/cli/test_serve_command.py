@@ -12,6 +12,7 @@ from rights import make_too_deep
 
 from ivdr_deploy._console import PlainConsole
 from ivdr_deploy.serving.http import run_folder
+from ivdr_deploy.serving.http.shadow import compare_answers
 from ivdr_deploy.serving.torchserve import process
 
 
@@ -141,3 +142,20 @@ def test_each_video_of_an_update_stays_on_its_line(
         "22 videos, 21 answered by both: agreement 50.0% (at least 90.0%); 1 are answered no more",
         "FAIL: tiny\\u000a1.0 goes on",
     ]
+
+
+def test_an_update_that_no_video_was_answered_in_does_not_speak_of_labels(
+    ivdr, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a.mp4").touch()
+    broken = {"status": 422, "body": {"code": "decode_failed"}}
+    shadow = compare_answers(
+        lambda video: broken, lambda video: broken, [tmp_path / "a.mp4"], min_agreement=0.9, on_done=int
+    )
+    answer = {"last": True, "shadow": shadow.to_dict(), "switched": False, "serving": "tiny 1.0"}
+    monkeypatch.setattr(run_folder, "ask_server", lambda folder, order: iter([answer]))
+    code, _, stderr = ivdr("serve", "--update", tmp_path / "b", "--videos", tmp_path)
+    assert (code, "1 videos, 0 answered by both: no video was answered by both (at least" in stderr) == (
+        1,
+        True,
+    )
