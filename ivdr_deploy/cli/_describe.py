@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ivdr_deploy._text import QUOTED, cut, reason_of
+from ivdr_deploy._text import QUOTED, cut, few, reason_of
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.kinds import SCORE_LEDGER_FILE, Kind, identify
 from ivdr_deploy.artifacts.manifest import ArtifactManifest
@@ -17,6 +17,9 @@ from ivdr_deploy.artifacts.verification import describe_figures
 from ivdr_deploy.errors import ArtifactError
 from ivdr_deploy.records import to_dict
 from ivdr_deploy.spec import ClipSpec, Provenance, TrainingState, ViewPlan
+
+_SHOWN = 30
+"""Names of a foreign file that a row shows; --json has all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +155,7 @@ def _scores(path: Path) -> Description:
     rows = [
         ("state", found.state),
         ("videos", f"{counts['ok']} ok, {sum(failed.values())} failed"),
-        *([("failed", ", ".join(f"{code} {count}" for code, count in failed.items()))] if failed else []),
+        *([("failed", _counts(failed))] if failed else []),
         ("model", f"{plan.model} {plan.model_version}, {plan.variant}"),
         ("ran on", plan.runtime),
         ("clips", str(plan.view_plan)),
@@ -187,7 +190,7 @@ def _shard(path: Path) -> Description:
         raise ArtifactError(f"{path} carries no metadata of ivdr", hint="`ivdr score` writes tables that do")
     rows = [
         ("rows", str(shape["rows"])),
-        ("columns", ", ".join(shape["columns"])),
+        ("columns", _names(shape["columns"])),
         ("run", cut(str(values.get("run_id")), QUOTED)),
         ("table", f"the folder with {SCORE_LEDGER_FILE}: {path.parent}"),
     ]
@@ -247,7 +250,16 @@ def _label_rows(labels: tuple[str, ...]) -> list[tuple[str, str]]:
     if not labels:
         return [("labels", "none: it has no classifier")]
     more = f", ... ({len(labels)})" if len(labels) > 12 else ""
-    return [("labels", ", ".join(labels[:12]) + more)]
+    return [("labels", _names(labels[:12]) + more)]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return _names([f"{cut(name, QUOTED)} {count}" for name, count in counts.items()])
+
+
+def _names(names: Sequence[str]) -> str:
+    """Join names from a foreign file, which may be of any number and length."""
+    return few([cut(name, 2 * QUOTED) for name in names[:_SHOWN]] + [*names[_SHOWN:]], most=_SHOWN)
 
 
 def _training_rows(training: TrainingState | None) -> list[tuple[str, str]]:

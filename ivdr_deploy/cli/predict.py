@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ivdr_deploy._console import print_json, print_line, print_text, progress
-from ivdr_deploy._text import as_text
+from ivdr_deploy._text import as_text, quoted_few
 from ivdr_deploy.cli._options import (
     AllowContainerOption,
     DecoderOption,
@@ -86,7 +86,7 @@ def predict(
     with model.runtime:
         if "logits" not in model.output_names:
             raise ArtifactError(
-                f"{artifact} has no valid classifier; its outputs are {', '.join(model.output_names)}",
+                f"{artifact} has no valid classifier; its outputs are {quoted_few(model.output_names)}",
                 hint="fine-tune the checkpoint first: python -m train finetune --config FILE init=CHECKPOINT",
             )
         plan = view_plan(model.view_plan, num_clips)

@@ -12,7 +12,7 @@ import typer
 
 from ivdr_deploy._console import Meter, console, done, print_json, print_text, say_left_out, stopping_softly
 from ivdr_deploy._files import at_home
-from ivdr_deploy._text import quoted
+from ivdr_deploy._text import QUOTED, cut, few, quoted
 from ivdr_deploy.cli._options import (
     VIDEOS_HELP,
     AllowContainerOption,
@@ -200,8 +200,8 @@ def _report(summary: ScoreSummary, *, as_json: bool) -> None:
     if as_json:
         print_json({**asdict(summary), "videos_per_s": summary.scored / summary.seconds})
     else:
-        reasons = ", ".join(f"{code} {count}" for code, count in summary.errors.items())
-        console.print(f"{summary.ok} ok, {summary.failed} failed{f' ({reasons})' if reasons else ''}")
+        reasons = few([f"{cut(code, QUOTED)} {count}" for code, count in summary.errors.items()], most=20)
+        print_text(f"{summary.ok} ok, {summary.failed} failed{f' ({reasons})' if summary.errors else ''}")
         if summary.dropped:
             console.print(f"dropped {summary.dropped} rows that the list does not ask for any more")
         if not summary.scored:

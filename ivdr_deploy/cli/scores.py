@@ -81,8 +81,8 @@ def _show(report: Report) -> None:
     print_line(f"table       {report.folder}, {report.state}")
     for entry in report.left_out:
         print_line(f"left out    {entry}")
-    print_line(f"model       {report.run['model']}, {report.run['variant']}")
-    print_line(f"ran on      {report.run['runtime']}")
+    print_line(f"model       {_cut(report.run['model'])}, {_cut(report.run['variant'])}")
+    print_line(f"ran on      {_cut(report.run['runtime'])}")
     print_line(f"outcomes    {_counts(report.outcomes)}")
     if report.labels:
         print_line(f"labels      {_counts(report.labels)}")
