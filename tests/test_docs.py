@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import ivdr_deploy
 from ivdr_deploy.cli import app
 from ivdr_deploy.serving.core.settings import read_settings
 from ivdr_deploy.serving.http.settings import HttpSettings
@@ -139,6 +140,15 @@ def test_no_help_sends_a_reader_to_a_page_that_is_not_installed() -> None:
     shown = {(name, each.name): each.help or "" for name, one in COMMANDS.items() for each in one.params}
     shown |= {(name, ""): command.help or "" for name, command in COMMANDS.items()}
     assert not [place for place, text in shown.items() if "docs/" in text]
+
+
+def test_an_exception_that_the_pages_for_users_name_is_public() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {
+        name for page in pages for name in re.findall(r"`(?:ivdr\.)?(\w+Error)\b", page.read_text("utf-8"))
+    }
+    assert len(named) > 3
+    assert named <= set(ivdr_deploy.__all__)
 
 
 @pytest.mark.parametrize("text", [text for _, text in blocks("toml")])

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from examples.choices import chosen
 from examples.demo.figures import make_figures
 from examples.engines.networks import HOW, write_network
 from ivdr_deploy._console import console, exiting, progress
@@ -24,7 +25,7 @@ from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.manifest import Variant
 from ivdr_deploy.benchmarks.engines import TURN_SECONDS, TURNS, Timing, time_variants, timed_variants
 from ivdr_deploy.benchmarks.report import write_report
-from ivdr_deploy.benchmarks.speeds import keep_speeds
+from ivdr_deploy.benchmarks.speeds import found_speeds, keep_speeds
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.environment import environment_facts, has_nvidia_driver
 from ivdr_deploy.errors import ConfigError, DataError, IvdrError
@@ -33,7 +34,7 @@ from ivdr_deploy.evaluation.verify import verify_bundle
 from ivdr_deploy.export.bundle_export import add_variants, export_bundle
 from ivdr_deploy.export.calibration import Calibration
 from ivdr_deploy.export.steps import STEPS, Request, StepOptions, buildable_steps
-from ivdr_deploy.models.backbones import BACKBONES, get_backbone
+from ivdr_deploy.models.backbones import BACKBONES
 from ivdr_deploy.runtimes.registry import misfit
 from ivdr_deploy.spec import ClipSpec, Device
 from ivdr_deploy.video.reader import VideoLimits
@@ -104,9 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench/export.json"), help="the report")
     given = parser.parse_args(arguments)
     with exiting("bench-export"):
-        names = given.backbones.replace(",", " ").split()
-        for name in names:
-            get_backbone(name)  # refuses an unknown one before the first minute
+        names = chosen(given.backbones, BACKBONES, what="backbone")
         if given.checkpoints and not any(_trained(given.checkpoints, name) for name in names):
             raise ConfigError(
                 f"{given.checkpoints} has no trained network of {', '.join(names)}",
@@ -181,7 +180,7 @@ def measure(name: str, data: Data, settings: Settings, scratch: Path) -> dict[st
             turn_seconds=settings.turn_seconds,
             track=progress,
         )
-        keep_speeds(bundle, timing)
+        keep_speeds(bundle, found_speeds(bundle, timing))
         network = "random" if trained is None else "trained"
         return {"network": network, **_entry(open_bundle(made.bundle), made, timing, data)}
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from examples.choices import chosen
 from examples.demo.figures import make_figures
 from examples.engines.networks import write_network
 from examples.scoring.kills import as_json, kill_command, make_list, score_whole
@@ -25,11 +26,9 @@ from examples.scoring.ray_kills import kill_ray
 from examples.scoring.throughput import throughput
 from ivdr_deploy._console import console, exiting
 from ivdr_deploy._files import scratch_folder
-from ivdr_deploy._text import quoted
 from ivdr_deploy.benchmarks.report import write_report
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
 from ivdr_deploy.environment import environment_facts
-from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.export.bundle_export import export_bundle
 from ivdr_deploy.spec import ClipSpec
 
@@ -89,12 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench/scoring.json"), help="the report")
     given = parser.parse_args(arguments)
     with exiting("bench-scoring"):
-        parts = given.only.split()
-        if not parts or (unknown := [part for part in parts if part not in PARTS]):
-            raise ConfigError(
-                f"there is no part {quoted(unknown[0])}" if parts else "no part is named",
-                hint=f"there are: {', '.join(PARTS)}",
-            )
+        parts = chosen(given.only, PARTS, what="part")
         with scratch_folder("ivdr-bench-scoring-") as scratch:
             _measure(parts, given, scratch)
         console.print(f"report: {given.out}", markup=False)

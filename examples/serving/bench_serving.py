@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.choices import chosen
 from examples.serving import faults, parts
 from examples.serving.faults import NotMeasuredError
 from examples.serving.material import make_bundle
@@ -23,7 +24,7 @@ from ivdr_deploy._console import console, exiting
 from ivdr_deploy._files import scratch_folder
 from ivdr_deploy.benchmarks.report import write_report
 from ivdr_deploy.environment import environment_facts
-from ivdr_deploy.errors import ConfigError, IvdrError
+from ivdr_deploy.errors import IvdrError
 
 PARTS: dict[str, Callable[[ServerName, Bench], dict[str, Any]]] = {
     "latency": parts.latency,
@@ -48,10 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench/serving.json"), help="the report")
     given = parser.parse_args(arguments)
     with exiting("bench-serving"):
-        names, servers = given.parts.split(), given.servers.split()
-        for word, known in (*((name, PARTS) for name in names), *((name, SERVERS) for name in servers)):
-            if word not in known:
-                raise ConfigError(f"there is no {word[:50]}", hint=f"there are: {', '.join(known)}")
+        names = chosen(given.parts, PARTS, what="part")
+        servers = chosen(given.servers, SERVERS, what="server")
         with scratch_folder("ivdr-bench-serving-") as scratch:
             bundle = make_bundle(scratch / "bundle")
             bench = Bench(

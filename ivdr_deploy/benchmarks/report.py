@@ -22,9 +22,14 @@ from ivdr_deploy.runtimes.base import LoadedModel
 
 
 def build_report(
-    samples: Samples, *, engine: LoadedModel, reference: LoadedModel | None, threads: int | None
+    samples: Samples,
+    *,
+    engine: LoadedModel,
+    reference: LoadedModel | None,
+    threads: int | None,
+    not_compared: str = "",
 ) -> dict[str, Any]:
-    """Turn samples into a flat table of named figures, plus ``environment``.
+    """Turn samples into a flat table of named figures, plus ``failed``, the videos that were no use, and ``environment``.
 
     Figures are per video, all its clips together. ``total`` is decode + preprocess + infer, one after the
     other. ``videos_per_s`` was measured with one decoder running ahead of the engine, ``videos_per_s_serial``
@@ -37,6 +42,7 @@ def build_report(
         engine: The model that was measured.
         reference: The variant it was compared with.
         threads: What the runtimes were told; None is their own choice.
+        not_compared: Why there is no reference.
     """
     stages = {
         "decode": samples.decode_ms,
@@ -57,9 +63,11 @@ def build_report(
         "variant": engine.variant,
         "engine": engine.runtime.description,
         "reference": reference.runtime.description if reference is not None else None,
+        "not_compared": not_compared or None,
         "threads": threads,
         "videos": samples.videos,
         "videos_failed": len(samples.failed),
+        "failed": [{"uri": uri, "code": code} for uri, code in samples.failed.items()],
         "rounds": samples.rounds,
         "clips_per_video": samples.clips / samples.videos,
         "view_plan": str(engine.view_plan),

@@ -17,47 +17,56 @@ from ivdr_deploy.benchmarks.engines import Timing
 from ivdr_deploy.environment import environment_facts
 
 
-def keep_speeds(bundle: Bundle, timing: Timing, *, load_average: float | None = None) -> dict[str, Speed]:
-    """Put what was measured into a bundle, in the place of what was there; the bundle changes as a whole.
+def found_speeds(bundle: Bundle, timing: Timing, *, load_average: float | None = None) -> dict[str, Speed]:
+    """Return what was measured as a bundle keeps it, by the id of the variant.
 
     Args:
         bundle: As it was when its variants were timed.
         timing: What was measured.
         load_average: Of the machine before that.
-
-    Returns:
-        What is kept, by the id of the variant.
-
-    Raises:
-        FolderError: if the bundle was changed meanwhile, or holds files that are not its own.
     """
     machine, now = (
         this_machine(timing.device, timing.threads),
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    kept = {}
+    speeds = {}
+    for variant in bundle.manifest.variants:
+        if variant.id not in timing.ms:
+            continue
+        ratio = timing.over_reference(variant.id)
+        speeds[variant.id] = Speed(
+            machine=machine,
+            variant_sha256=bundle.manifest.variant_sha256(variant),
+            reference=timing.reference,
+            over_reference=ratio.median,
+            low=ratio.low,
+            high=ratio.high,
+            ms_per_clip=timing.ms_per_clip(variant.id),
+            turns=len(timing.ms[variant.id]),
+            batch=timing.batch,
+            clip_shape=timing.clip_shape,
+            runtime=timing.runtimes[variant.id],
+            load_average=load_average,
+            measured_at=now,
+        )
+    return speeds
+
+
+def keep_speeds(bundle: Bundle, speeds: Mapping[str, Speed]) -> None:
+    """Put what was measured into a bundle, in the place of what was there; the bundle changes as a whole.
+
+    Args:
+        bundle: As it was when its variants were timed.
+        speeds: Of some of its variants, see ``found_speeds``.
+
+    Raises:
+        FolderError: if the bundle was changed meanwhile, or holds files that are not its own.
+    """
     with changed_bundle(bundle) as draft:
-        for place, variant in enumerate(draft.variants):
-            if variant.id not in timing.ms:
-                continue
-            ratio = timing.over_reference(variant.id)
-            kept[variant.id] = Speed(
-                machine=machine,
-                variant_sha256=bundle.manifest.variant_sha256(variant),
-                reference=timing.reference,
-                over_reference=ratio.median,
-                low=ratio.low,
-                high=ratio.high,
-                ms_per_clip=timing.ms_per_clip(variant.id),
-                turns=len(timing.ms[variant.id]),
-                batch=timing.batch,
-                clip_shape=timing.clip_shape,
-                runtime=timing.runtimes[variant.id],
-                load_average=load_average,
-                measured_at=now,
-            )
-            draft.variants[place] = replace(variant, speed=kept[variant.id])
-    return kept
+        draft.variants = [
+            replace(variant, speed=speeds[variant.id]) if variant.id in speeds else variant
+            for variant in draft.variants
+        ]
 
 
 def speed_report(
@@ -72,7 +81,7 @@ def speed_report(
     Args:
         bundle: What was timed.
         timing: What was measured; ``order`` and ``ms`` have every turn.
-        speeds: What is kept of it.
+        speeds: What is kept of it, see ``found_speeds``.
         left_out: Ids of variants that were not timed, with the reason.
         facts: ``environment_facts`` from before the timing; from now when None.
     """

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import typer
 
 from ivdr_deploy._console import console, done, print_json
+from ivdr_deploy._files import try_beside
 from ivdr_deploy._text import as_file_name
 from ivdr_deploy.cli._options import any_unread, read_list
 from ivdr_deploy.errors import ConfigError
@@ -54,6 +55,9 @@ def bench_endpoint(
             f"the videos have {size >> 20} MiB together, and at most {_MOST_BYTES >> 20} are held in memory",
             hint="give a shorter list: they are sent again and again",
         )
+    name = urlsplit(url).path.rpartition("/")[2] or "endpoint"
+    path = out or Path("build/bench") / f"{as_file_name(name)}-endpoint.json"
+    try_beside(path)  # before the minutes of work that could not be kept
     bodies = [item.path.read_bytes() for item in listed.items]
     token = os.environ.get("IVDR_TOKEN", "")
     with console.status("measuring") as status:
@@ -68,13 +72,12 @@ def bench_endpoint(
             tell=status.update,
         )
     report = endpoint_report(samples, seconds=seconds, p99_ms=p99_ms)
-    name = urlsplit(url).path.rpartition("/")[2] or "endpoint"
-    path = out or Path("build/bench") / f"{as_file_name(name)}-endpoint.json"
-    write_report(report, path)
     if as_json:
         print_json(report)
     else:
         console.print(render_endpoint(report))
+    write_report(report, path)  # when it is printed: a figure that took minutes is never lost
+    if not as_json:
         found = verdict(report)
         done(f"{found}; benchmark -> {path}" if found else f"benchmark -> {path}")
     failed = (

@@ -43,7 +43,10 @@ def bench(
     ] = False,
     rounds: Annotated[
         int | None,
-        typer.Option(help="Timed passes over the videos, or turns of each variant.", show_default="3, or 9"),
+        typer.Option(
+            help="Timed passes over the videos; with --speeds turns of each variant, 6 at least.",
+            show_default="3, or 9",
+        ),
     ] = None,
     variant: Annotated[
         list[str] | None,

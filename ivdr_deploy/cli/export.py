@@ -99,7 +99,8 @@ def export(
         refuse_given(
             "is for a new bundle", name=name, model_version=model_version, include_stale=include_stale
         )
-    videos = read_list(calibrate, root=root) if calibrate is not None else None
+    # The test part is what the result is judged by.
+    videos = read_list(calibrate, root=root, part="train") if calibrate is not None else None
     options = StepOptions(
         calibration=Calibration(videos=videos, limits=video_limits(allow_container)) if videos else None,
         compute_capabilities=compute_capability,

@@ -147,6 +147,16 @@ def test_a_variant_through_which_no_video_went_has_no_pass() -> None:
     assert "], not verified over videos |" in page
 
 
+@pytest.mark.parametrize(("names", "said"), [("", "no backbone is named"), ("tiny,big", "no backbone 'big'")])
+def test_a_choice_of_no_backbone_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], names: str, said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        bench_export.main(["--backbones", names, "--out", str(tmp_path / "r.json")])
+    assert ended.value.code == 2
+    assert said in capfd.readouterr().err
+
+
 def test_the_page_says_which_weights_a_row_has() -> None:
     records = support_matrix.read_records(support_matrix.RECORDS)
     name, record = next(iter(records.items()))

@@ -66,11 +66,21 @@ def test_a_gap_is_the_longest_time_without_a_good_answer() -> None:
         _longest_gap(errands, since=13.0)
 
 
-def test_an_unknown_part_is_refused_before_anything_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--parts", "latency luck"), "there is no part 'luck'"),
+        (("--parts", ""), "no part is named"),
+        (("--servers", " "), "no server is named"),
+    ],
+)
+def test_a_choice_of_nothing_is_refused_before_anything_is_made(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, str], said: str
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["--parts", "latency luck"])
+        main([*words, "--out", str(tmp_path / "serving.json")])
     assert ended.value.code == 2
-    assert "there is no luck" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_what_a_server_has_not_is_absent_with_its_reason(tmp_path: Path) -> None:

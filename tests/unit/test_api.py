@@ -20,9 +20,9 @@ def test_the_public_names_are_these() -> None:
     """A name taken away or added here is a change of the interface: say so in the changelog."""
     assert sorted(ivdr.__all__) == [
         "ArtifactError", "AsyncClient", "CheckpointError", "Client", "ClipSpec", "ConfigError", "DataError", "Event",
-        "InferenceError", "IvdrError", "MissingDependencyError", "Model", "Outcome", "RemoteResult", "Retry",
-        "ScoreSummary", "TimelineEnd", "TimelinePlan", "VideoError", "VideoInfo", "VideoItem", "VideoLimits",
-        "VideoList", "VideoResult", "ViewPlan", "Window",
+        "InferenceError", "IvdrError", "MissingDependencyError", "Model", "OptionError", "Outcome", "RemoteResult",
+        "Retry", "ScoreSummary", "ServerError", "TimelineEnd", "TimelinePlan", "VideoError", "VideoInfo", "VideoItem",
+        "VideoLimits", "VideoList", "VideoOpenError", "VideoResult", "ViewPlan", "Window",
         "__version__", "load", "read_scores", "read_video_list",
     ]  # fmt: skip
     assert all(getattr(ivdr, name) is not None for name in ivdr.__all__)

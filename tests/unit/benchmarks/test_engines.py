@@ -1,5 +1,6 @@
 """Engines in processes of their own: they take turns, none outlives its use, and one that dies is named."""
 
+import json
 import os
 import signal
 import threading
@@ -17,7 +18,8 @@ from ivdr_deploy.artifacts.manifest import Target
 from ivdr_deploy.benchmarks import engine_process, engines
 from ivdr_deploy.benchmarks.engine_process import Task, rest
 from ivdr_deploy.benchmarks.engines import EngineProcess, time_variants, timed_variants
-from ivdr_deploy.benchmarks.speeds import keep_speeds
+from ivdr_deploy.benchmarks.speeds import found_speeds, keep_speeds
+from ivdr_deploy.benchmarks.timing import LEAST_TURNS
 from ivdr_deploy.errors import (
     ArtifactError,
     ConfigError,
@@ -121,7 +123,8 @@ def test_what_was_measured_is_kept_in_the_bundle_with_the_files_it_belongs_to(
 ) -> None:
     _, timing = timed
     bundle = open_bundle(tiny_bundle_copy)
-    keep_speeds(bundle, timing, load_average=0.5)
+    speeds = found_speeds(bundle, timing, load_average=0.5)
+    keep_speeds(bundle, speeds)
     changed = open_bundle(tiny_bundle_copy)
     speed = changed.variant("onnx-fp32").speed
     assert speed is not None
@@ -129,7 +132,7 @@ def test_what_was_measured_is_kept_in_the_bundle_with_the_files_it_belongs_to(
     assert (speed.turns, speed.batch, speed.machine.threads, speed.load_average) == (6, 1, 1, 0.5)
     assert f"`onnx-fp32`: {speed}" in (tiny_bundle_copy / "MODEL_CARD.md").read_text()
     with pytest.raises(FolderError, match="changed by another process"):
-        keep_speeds(bundle, timing)
+        keep_speeds(bundle, speeds)
     foreign = replace(changed.variant("onnx-fp32"), speed=replace(speed, variant_sha256="0" * 64))
     with pytest.raises(ConfigError, match="the speed of 'onnx-fp32' belongs to other files"):
         replace(changed.manifest, variants=(changed.variant("torch-fp32"), foreign))
@@ -243,3 +246,39 @@ def test_the_command_keeps_the_speeds_and_the_next_one_runs_by_them(
     assert "speed onnx-fp32" in ivdr("show", tiny_bundle_copy)[1]
     assert ivdr("bench", tiny_bundle_copy)[0] == 2
     assert ivdr(*words, "--against", "torch-fp32")[0] == 2
+
+
+def test_the_command_names_its_option_where_the_turns_are_too_few(ivdr, tiny_bundle: Path) -> None:
+    code, _, err = ivdr("bench", tiny_bundle, "--speeds", "--rounds", LEAST_TURNS - 1)
+    assert (code, f"--rounds must be at least {LEAST_TURNS} with --speeds, found 5" in err) == (2, True)
+    assert f"turns of each variant, {LEAST_TURNS} at least" in " ".join(ivdr("bench", "--help")[1].split())
+
+
+@pytest.mark.parametrize("refusing", ["bundle", "report"])
+def test_a_place_that_takes_no_result_is_refused_before_the_minutes_of_timing(
+    ivdr, tiny_bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
+    monkeypatch.setattr(engines, "time_variants", lambda *_, **__: pytest.fail("it was timed"))
+    bundle, report = tiny_bundle_copy, tmp_path / "speeds.json"
+    if refusing == "bundle":  # beside it nothing can be made whose name is longer
+        bundle = bundle.rename(bundle.with_name("b" * 250))
+    else:
+        report = tmp_path / "file" / "speeds.json"
+        report.parent.touch()
+    code, _, err = ivdr("bench", bundle, "--speeds", "-o", report)
+    assert (code, err.count("\n")) == (9, 1), err
+
+
+def test_speeds_are_printed_and_written_where_the_bundle_does_not_take_them_any_more(
+    timed, ivdr, tiny_bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed_meanwhile(*_: object, **__: object) -> engines.Timing:
+        (tiny_bundle_copy / "mine.txt").touch()
+        return timed[1]
+
+    monkeypatch.setattr(engines, "time_variants", timed_meanwhile)
+    report = tmp_path / "speeds.json"
+    code, out, err = ivdr("bench", tiny_bundle_copy, "--speeds", "-o", report, "--json")
+    assert (code, "holds files that are not the bundle's" in err) == (10, True), err
+    assert json.loads(out) == json.loads(report.read_text())
+    assert set(json.loads(out)["speeds"]) == set(IDS)

@@ -8,6 +8,7 @@ import pytest
 from bundles import make_tiny_checkpoint, reseal
 from videos import numbered_video
 
+from ivdr_deploy.benchmarks import latency
 from ivdr_deploy.benchmarks.latency import measure
 from ivdr_deploy.cli import main
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
@@ -203,7 +204,42 @@ def test_the_command_can_write_elsewhere_and_speak_json(tiny_bundle, folder, tmp
     with pytest.raises(SystemExit):
         main(arguments)
 
-    assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads(path.read_text())
+    assert report["failed"] == [{"uri": "b.mp4", "code": "unreadable"}], "exit code 1 has its reason"
+    assert (report["reference"] is None, report["not_compared"]) == (False, None)
+
+
+def test_the_report_says_why_nothing_was_compared(tiny_bundle, folder, tmp_path, capsys):
+    words = ["--variant", "torch-fp32", "--rounds", "1", "-o", str(tmp_path / "r.json"), "--json"]
+
+    with pytest.raises(SystemExit):
+        main(["bench", str(tiny_bundle), "--data", str(folder), *words])
+
+    report = json.loads(capsys.readouterr().out)
+    assert (report["reference"], report["not_compared"]) == (None, "torch-fp32 is the reference")
+
+
+def test_a_report_that_cannot_be_written_is_noticed_before_the_timing_and_loses_no_figure_after_it(
+    tiny_bundle, folder, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").touch()
+    words = ["bench", str(tiny_bundle), "--data", str(folder), "--rounds", "1", "--json", "-o"]
+    monkeypatch.setattr(latency, "measure", lambda *_, **__: pytest.fail("it was timed"))
+    with pytest.raises(SystemExit) as caught:
+        main([*words, str(tmp_path / "file" / "r.json")])
+    assert caught.value.code == 9
+
+    def measure_meanwhile(*given, **options):
+        (tmp_path / "r.json").mkdir()
+        return measure(*given, **options)
+
+    monkeypatch.setattr(latency, "measure", measure_meanwhile)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([*words, str(tmp_path / "r.json")])
+    assert caught.value.code == 9
+    assert json.loads(capsys.readouterr().out)["videos"] == 2
 
 
 def _record_calls(model: LoadedModel, name: str, order: list[str]) -> None:

@@ -104,7 +104,7 @@ def test_without_a_reference_there_is_no_ratio(model):
 def test_figures_are_flat_and_the_environment_lies_beside_them(report, model):
     nested = [name for name, value in report.items() if isinstance(value, dict | list)]
 
-    assert nested == ["environment"]
+    assert nested == ["failed", "environment"]
     assert report["contract_hash"] == model.contract_hash
     assert report["engine"] == model.runtime.description
 

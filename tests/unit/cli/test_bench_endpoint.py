@@ -80,6 +80,28 @@ def test_a_bound_that_no_rate_holds_is_a_failure(ivdr, listed: Path, tmp_path: P
     assert "is the server running?" in stderr
 
 
+def test_a_report_that_cannot_be_written_is_noticed_before_the_load_and_loses_no_figure_after_it(
+    ivdr, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    given = ("bench", "--endpoint", "http://127.0.0.1:1/p", "--videos", listed, "--json", "-o")
+    code, _, stderr = ivdr(*given, tmp_path / "file" / "r.json")
+    assert (code, str(tmp_path / "file") in stderr) == (9, True), "not 8: no server was asked"
+
+    def load_meanwhile(generator: LoadGenerator, rate: float, seconds: float) -> Step:
+        (tmp_path / "r.json").mkdir()
+        return open_loop(generator, rate, seconds)
+
+    open_loop = LoadGenerator.open_loop
+    monkeypatch.setattr(LoadGenerator, "open_loop", load_meanwhile)
+    with known_server(2.0) as address:
+        url = f"http://127.0.0.1:{address.port}/predictions/known"
+        given = ("bench", "--endpoint", url, "--videos", listed, "--rate", 30, *LOAD, "--json")
+        code, stdout, stderr = ivdr(*given, "-o", tmp_path / "r.json")
+    assert (code, "r.json" in stderr) == (9, True), stderr
+    assert json.loads(stdout)["steps"][0]["rate"] == 30.0
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

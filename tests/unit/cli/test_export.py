@@ -200,6 +200,15 @@ def test_a_folder_of_calibration_videos_that_cannot_be_read_is_exit_code_1(
     assert made.startswith("onnx-int8")
 
 
+def test_int8_is_calibrated_on_the_training_part_of_an_official_split(
+    ivdr, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "wave_test_split1.txt").write_text("a.avi 2\nb.avi 2\nc.avi 0\n")
+    given = ("export", tiny_bundle, "--precision", "int8")
+    code, _, stderr = ivdr(*given, "--calibrate", tmp_path / "wave_test_split1.txt")
+    assert (code, "left out: 2 of the test part" in stderr) == (3, True), stderr
+
+
 def test_a_folder_of_any_name_holds_a_bundle_that_is_named(ivdr, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "my run" / "b 1"
     code, _, stderr = ivdr("export", checkpoint, "-o", out, "--name", "b1")
