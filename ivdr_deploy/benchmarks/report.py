@@ -29,7 +29,7 @@ def build_report(
     threads: int | None,
     not_compared: str = "",
 ) -> dict[str, Any]:
-    """Turn samples into a flat table of named figures, plus ``failed``, the videos that were no use, and ``environment``.
+    """Turn samples into a flat table of named figures, plus ``failed`` (videos that were no use) and ``environment``.
 
     Figures are per video, all its clips together. ``total`` is decode + preprocess + infer, one after the
     other. ``videos_per_s`` was measured with one decoder running ahead of the engine, ``videos_per_s_serial``

@@ -23,6 +23,7 @@ from ivdr_deploy.cli._options import (
     video_limits,
 )
 from ivdr_deploy.cli._tables import parity_table, table
+from ivdr_deploy.spec import Device
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,6 +44,12 @@ def verify(
     variant: Annotated[
         list[str] | None,
         typer.Option(help="Judge this variant only; may be repeated. By default all but machine code."),
+    ] = None,
+    device: Annotated[
+        Device | None,
+        typer.Option(
+            help="Where what runs on either is judged, beside the reference on the CPU.", show_default="cpu"
+        ),
     ] = None,
     recheck: Annotated[
         bool,
@@ -89,6 +96,7 @@ def verify(
             "is for a run, and --recheck runs nothing",
             videos=videos,
             no_record=no_record,
+            device=device,
             decoder=decoder,
             **of_videos,
         )
@@ -109,6 +117,7 @@ def verify(
             bundle,
             data=listed,
             variants=variant or (),
+            device=device or "cpu",
             limits=limits,
             decoder=decoder or "pyav",
             decoder_skew=decoder_skew,

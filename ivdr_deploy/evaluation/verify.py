@@ -14,6 +14,7 @@ from ivdr_deploy._text import few, quoted, quoted_few
 from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.manifest import SHOWN_VARIANTS, Variant
 from ivdr_deploy.datasets.lists import VideoList, read_video_list
+from ivdr_deploy.environment import has_nvidia_driver
 from ivdr_deploy.errors import (
     ArtifactError,
     DataError,
@@ -45,6 +46,7 @@ def verify_bundle(
     *,
     data: str | Path | VideoList | None = None,
     variants: Sequence[str] = (),
+    device: Device = "cpu",
     limits: VideoLimits | None = None,
     decoder: DecoderName = "pyav",
     decoder_skew: bool = False,
@@ -60,6 +62,8 @@ def verify_bundle(
             through all variants.
         variants: Ids of those to judge; when empty all but machine code, which runs only when it is named. The
             reference runs along where videos are compared.
+        device: Where what runs on either device is judged. A variant that is made for one is judged there, and the
+            reference that videos are compared with stays on the CPU.
         limits: What a video may cost.
         decoder: Which decoder reads the videos, the golden ones included.
         decoder_skew: Also decode every video with PyAV and OpenCV, and compare clips and labels.
@@ -69,6 +73,7 @@ def verify_bundle(
         ArtifactError: if the bundle is damaged, lacks a variant, or holds no reference to compare videos with; or no
             golden clips, and there are no videos.
         GoldenMismatchError: if the decoder here does not give the recorded clips of the golden videos.
+        DeviceError: if ``device`` is a GPU, and there is none.
         EngineIncompatibleError: if none of the variants can run here.
         MissingDependencyError: if the reference, which videos are compared with, cannot run here; or OpenCV, which the
             skew needs.
@@ -78,6 +83,11 @@ def verify_bundle(
     """
     if decoder_skew:
         require("cv2", extra="opencv")  # before the minutes of work that would be lost
+    if device == "cuda" and not has_nvidia_driver():
+        raise DeviceError(
+            "device 'cuda' was asked for, but no NVIDIA driver was found",
+            hint="use device 'cpu', or see `ivdr doctor`",
+        )
     bundle = open_bundle(path)
     manifest = bundle.manifest
     chosen = [bundle.variant(name) for name in dict.fromkeys(variants)] or list(manifest.variants)
@@ -93,7 +103,7 @@ def verify_bundle(
     reading = partial(VideoPredictor, limits=limits)
     with ExitStack() as stack:
         reference = _open_reference(bundle, stack) if videos is not None else None
-        opened, absent = _open_variants(bundle, chosen, reference, stack, named=bool(variants))
+        opened, absent = _open_variants(bundle, chosen, reference, stack, device=device, named=bool(variants))
         # After the variants: they know their contract, so a wrong one is named.
         decode_mean_diff = prove_decoder(bundle, golden, decoder)
         watched = track(opened, len(opened), "replaying golden clips")
@@ -190,7 +200,13 @@ def _open_reference(bundle: Bundle, stack: ExitStack) -> Tally:
 
 
 def _open_variants(
-    bundle: Bundle, chosen: Sequence[Variant], reference: Tally | None, stack: ExitStack, *, named: bool
+    bundle: Bundle,
+    chosen: Sequence[Variant],
+    reference: Tally | None,
+    stack: ExitStack,
+    *,
+    device: Device,
+    named: bool,
 ) -> tuple[list[tuple[Variant, Runtime]], list[VariantReport]]:
     """Open every variant that can run here, and report those that cannot, or must not unless they are named."""
     opened: list[tuple[Variant, Runtime]] = []
@@ -203,12 +219,12 @@ def _open_variants(
             why = f"it is machine code, which runs only when it is named: --variant {quoted(variant.id)}"
             absent.append(VariantReport(id=variant.id, not_run=why))
             continue
-        device: Device = variant.target.device or "cpu"
-        if reason := misfit(variant, device):
+        place = variant.target.device or device
+        if reason := misfit(variant, place):
             absent.append(VariantReport(id=variant.id, not_run=reason))
             continue
         try:
-            opened.append((variant, stack.enter_context(open_variant(bundle, variant, device=device))))
+            opened.append((variant, stack.enter_context(open_variant(bundle, variant, device=place))))
         except (DeviceError, EngineIncompatibleError, MissingDependencyError) as error:
             absent.append(VariantReport(id=variant.id, not_run=str(error)))
         except Exception as error:  # noqa: BLE001  # a runtime raises what it likes

@@ -13,6 +13,7 @@ from ivdr_deploy._optional import import_onnxruntime
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.benchmarks.engines import LEAST_TURNS, time_variants, timed_variants
 from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.evaluation.verify import verify_bundle
 from ivdr_deploy.export.bundle_export import add_variants
 from ivdr_deploy.export.calibration import Calibration
 from ivdr_deploy.export.steps import Request, StepOptions
@@ -111,3 +112,22 @@ def test_onnx_runtime_runs_on_the_gpu_or_not_at_all(tiny_bundle: Path) -> None:
         missing("ort-gpu", "this onnxruntime was built without CUDA")
     with open_model(tiny_bundle, variant="onnx-fp32", device="cuda").runtime as runtime:
         assert "CUDAExecutionProvider" in runtime.description
+
+
+def test_verify_judges_on_the_gpu_what_runs_on_either(tiny_bundle_copy: Path, tmp_path: Path) -> None:
+    """``torch-fp32`` over the golden clips, since it stays on the CPU where others are held against it."""
+    add_variants(tiny_bundle_copy, [("torch", "bf16")])
+    report = verify_bundle(tiny_bundle_copy, variants=["torch-fp32"], device="cuda")
+    assert report.passed
+    (tmp_path / "videos").mkdir()
+    numbered_video(tmp_path / "videos" / "a.mp4", num_frames=20, size=(64, 48))
+    videos = read_video_list(tmp_path / "videos")
+    both = verify_bundle(tiny_bundle_copy, data=videos, variants=["torch-fp32", "torch-bf16"], device="cuda")
+    ran = [found.record.runtime for found in (*report.variants, *both.variants) if found.record is not None]
+    gpu = torch.cuda.get_device_name()
+    assert [gpu in runtime for runtime in ran] == [True, False, True]
+    if "CUDAExecutionProvider" not in import_onnxruntime().get_available_providers():
+        missing("ort-gpu", "this onnxruntime was built without CUDA")
+    (onnx,) = verify_bundle(tiny_bundle_copy, data=videos, variants=["onnx-fp32"], device="cuda").variants
+    assert onnx.record is not None
+    assert "CUDAExecutionProvider" in onnx.record.runtime

@@ -138,6 +138,15 @@ def test_verify_says_at_once_that_it_could_not_keep_the_records(
     assert "notes.txt" in stderr
 
 
+def test_a_gpu_that_is_not_there_is_one_line_and_code_6(
+    ivdr, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ivdr_deploy.evaluation.verify.has_nvidia_driver", lambda: False)
+    code, _, stderr = ivdr("verify", tiny_bundle, "--device", "cuda")
+    assert (code, stderr.count("\n")) == (6, 1), stderr
+    assert "no NVIDIA driver was found. use device 'cpu', or see `ivdr doctor`" in stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -148,6 +157,7 @@ def test_verify_says_at_once_that_it_could_not_keep_the_records(
                 ("--no-record",),
                 ("--decoder-skew",),
                 ("--decoder", "pyav"),
+                ("--device", "cpu"),
                 ("--root", "x"),
                 ("--allow-container", "asf"),
             )

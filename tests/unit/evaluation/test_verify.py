@@ -3,19 +3,23 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from bundles import reseal
 
-from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy._optional import import_onnxruntime
+from ivdr_deploy.artifacts.bundle import Bundle, open_bundle
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
-from ivdr_deploy.artifacts.manifest import Target, write_manifest
+from ivdr_deploy.artifacts.manifest import Target, Variant, write_manifest
 from ivdr_deploy.decoding import DecodePool
-from ivdr_deploy.errors import ArtifactError, DataError, EngineIncompatibleError
+from ivdr_deploy.errors import ArtifactError, DataError, DeviceError, EngineIncompatibleError
+from ivdr_deploy.evaluation import verify
 from ivdr_deploy.evaluation.verify import verify_bundle
 from ivdr_deploy.export.bundle_export import export_bundle
 from ivdr_deploy.pipeline import VideoPredictor
+from ivdr_deploy.runtimes.base import Runtime
 from ivdr_deploy.runtimes.compare import TOLERANCE
 from ivdr_deploy.runtimes.loading import open_model
 
@@ -198,3 +202,50 @@ def test_the_report_is_valid_json_even_when_an_output_is_broken(
     failed = verify_bundle(wrong, data=videos / "labelled.csv").to_dict()
     assert json.loads(json.dumps(failed, allow_nan=False))["passed"] is False
     assert not any(isinstance(value, float) and math.isinf(value) for value in failed["variants"][1].values())
+
+
+def test_a_gpu_that_is_not_there_is_an_error_before_anything_runs(
+    bundle: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "has_nvidia_driver", lambda: False)
+    monkeypatch.setattr(verify, "open_variant", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(DeviceError, match="device 'cuda' was asked for, but no NVIDIA driver was found"):
+        verify_bundle(bundle, data=videos / "labelled.csv", device="cuda")
+
+
+def test_what_runs_on_either_device_is_judged_on_the_one_that_was_asked_for(
+    bundle: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here without a GPU, behind a driver: what is for the CPU runs there, and what runs on either does not."""
+    if "CUDAExecutionProvider" in import_onnxruntime().get_available_providers():
+        pytest.skip("this onnxruntime can run on a GPU")
+    monkeypatch.setattr(verify, "has_nvidia_driver", lambda: True)
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    report = verify_bundle(folder, data=videos / "labelled.csv", device="cuda")
+    reference, onnx = report.variants
+    assert (reference.passed, report.passed) == (True, False)
+    assert "has no CUDAExecutionProvider" in onnx.not_run
+    manifest = open_bundle(folder).manifest
+    bound = replace(manifest.variants[1], target=Target(device="cpu"))
+    write_manifest(folder, replace(manifest, variants=(manifest.variants[0], bound)))
+    report = verify_bundle(folder, data=videos / "labelled.csv", device="cuda")
+    assert report.passed
+    assert report.variants[1].record is not None
+    assert "CPUExecutionProvider" in report.variants[1].record.runtime
+
+
+def test_a_variant_that_a_gpu_refuses_when_it_is_opened_is_not_run(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(opened: Bundle, variant: Variant, **place: Any) -> Runtime:
+        if variant.id == "onnx-fp32":
+            raise DeviceError("cuda was asked for, but ONNX Runtime would run Conv on the CPU")
+        return open_variant(opened, variant, **place)
+
+    open_variant = verify.open_variant
+    monkeypatch.setattr(verify, "open_variant", refusing)
+    report = verify_bundle(bundle)
+    assert not report.passed
+    assert [(found.id, found.not_run[:20]) for found in report.variants if found.not_run] == [
+        ("onnx-fp32", "cuda was asked for, ")
+    ]
