@@ -31,7 +31,7 @@ from ivdr_deploy.environment import environment_facts, has_nvidia_driver
 from ivdr_deploy.errors import ConfigError, DataError, IvdrError
 from ivdr_deploy.evaluation.records import keep_records
 from ivdr_deploy.evaluation.verify import verify_bundle
-from ivdr_deploy.export.bundle_export import add_variants, export_bundle
+from ivdr_deploy.export.bundle_export import add_each, export_bundle
 from ivdr_deploy.export.calibration import Calibration
 from ivdr_deploy.export.steps import STEPS, Request, StepOptions, buildable_steps
 from ivdr_deploy.models.backbones import BACKBONES
@@ -199,6 +199,7 @@ def export(checkpoint: Path, out: Path, data: Data, settings: Settings) -> Expor
     made.seconds |= dict.fromkeys(_ids(bundle), time.perf_counter() - start)
     options = StepOptions(calibration=Calibration(videos=data.train, limits=VideoLimits()))
     buildable, reasons = buildable_steps(options)
+    chosen = []
     for request in STEPS:
         label = " ".join(request)
         if request == ("onnx", "fp32"):
@@ -210,14 +211,11 @@ def export(checkpoint: Path, out: Path, data: Data, settings: Settings) -> Expor
         elif request not in buildable:
             made.not_built[label] = reasons[request]
         else:
-            start, held = time.perf_counter(), _ids(bundle)
-            try:
-                bundle = add_variants(out, [request], options)
-            except IvdrError as error:
-                made.not_built[label] = error.message[:300]
-                continue
-            seconds = time.perf_counter() - start
-            made.seconds |= {new: seconds for new in _ids(bundle) if new not in held}
+            chosen.append(request)
+    for attempt in add_each(out, chosen, options):
+        made.seconds |= dict.fromkeys(attempt.made, attempt.seconds)
+        if attempt.failure:
+            made.not_built[" ".join(attempt.request)] = attempt.failure[:300]
     return made
 
 

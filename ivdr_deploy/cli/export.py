@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,7 @@ from ivdr_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
     from ivdr_deploy.artifacts.bundle import Bundle
+    from ivdr_deploy.export.steps import Request, StepOptions
 
 
 def export(
@@ -78,7 +80,8 @@ def export(
 
     A bundle begins with the checkpoint itself and an fp32 ONNX file. --engine and --precision add to that: one variant
     for every pair of them; onnx and fp32 where only one of the two is given. The other variants stay as they are.
-    Exit code 1 says that a folder of --calibrate could not be read; the bundle is written.
+    What is asked for is added as a whole or not at all; with --all each variant is added by itself. Exit code 1 says
+    that a folder of --calibrate could not be read, or that one of --all could not be made; the bundle is written.
     """
     from ivdr_deploy.export.bundle_export import add_variants, export_bundle
     from ivdr_deploy.export.calibration import Calibration
@@ -112,22 +115,58 @@ def export(
         left_out = {f"{one} {each}": reason for (one, each), reason in reasons.items()}
         for request, reason in left_out.items():
             print_text(f"left out: {request}: {reason}")
+    failed: list[str] = []
     with console.status("exporting and comparing with the trained network"):
-        if out is None:
-            bundle = add_variants(source, steps, options)
-        else:
+        if out is not None:
             bundle = export_bundle(
                 source,
                 out,
                 name=name,
                 version="1.0" if model_version is None else model_version,
                 include_stale=include_stale,
-                steps=steps,
+                steps=() if everything else steps,
                 options=options,
             )
-    _report(bundle, out or source, left_out, as_json=as_json)
-    if videos is not None and any_unread(videos.left_out):
+        elif not everything:
+            bundle = add_variants(source, steps, options)
+        if everything:
+            # A new bundle has its ONNX file already.
+            rest = [step for step in steps if out is None or step != ("onnx", "fp32")]
+            bundle, failures = _add_each(out or source, rest, options, first=bundle.made if out else ())
+            failed, left_out = list(failures), left_out | failures
+    _report(bundle, out or source, left_out, failed, as_json=as_json)
+    if failed or (videos is not None and any_unread(videos.left_out)):
         raise typer.Exit(1)
+
+
+def _add_each(
+    path: Path, steps: Sequence[Request], options: StepOptions, *, first: Sequence[str]
+) -> tuple[Bundle, dict[str, str]]:
+    """Add variants one by one, and say at once which one cannot be made.
+
+    Args:
+        path: The bundle.
+        steps: What to add.
+        options: What the steps need to be told.
+        first: Ids of the variants that were made before.
+
+    Returns:
+        The bundle with all that was made, and the reasons why the others were not.
+    """
+    from ivdr_deploy.artifacts.bundle import open_bundle
+    from ivdr_deploy.export.bundle_export import add_each
+
+    made, dropped, failures = [*first], list[str](), dict[str, str]()
+    for attempt in add_each(path, steps, options):
+        made += attempt.made
+        dropped += attempt.dropped
+        if attempt.failure:
+            name = " ".join(attempt.request)
+            failures[name] = attempt.failure
+            print_text(f"failed: {name}: {attempt.failure}", style="red")
+    bundle = open_bundle(path)
+    gone = [name for name in dropped if name not in made]
+    return replace(bundle, made=tuple(made), dropped=tuple(gone)), failures
 
 
 def _check_target(source: Path, out: Path | None, *, asked: bool) -> None:
@@ -144,7 +183,9 @@ def _check_target(source: Path, out: Path | None, *, asked: bool) -> None:
         raise ConfigError("there is no folder to write the bundle to", hint="give one with -o BUNDLE")
 
 
-def _report(bundle: Bundle, path: Path, left_out: Mapping[str, str], *, as_json: bool) -> None:
+def _report(
+    bundle: Bundle, path: Path, left_out: Mapping[str, str], failed: Sequence[str], *, as_json: bool
+) -> None:
     """Say what was made and how far it is from the trained network, and what the bundle holds besides."""
     manifest = bundle.manifest
     made = [variant for variant in manifest.variants if variant.id in bundle.made]
@@ -158,6 +199,7 @@ def _report(bundle: Bundle, path: Path, left_out: Mapping[str, str], *, as_json:
                 "made": [variant.id for variant in made],
                 "dropped": list(bundle.dropped),
                 "left_out": dict(left_out),
+                "failed": list(failed),
                 "unverified": [variant.id for variant in manifest.variants if not variant.verified],
             }
         )
@@ -168,6 +210,7 @@ def _report(bundle: Bundle, path: Path, left_out: Mapping[str, str], *, as_json:
     if rows:
         console.print(parity_table(rows, "golden clips: difference from the trained network"))
     parts = [
+        *([f"FAIL: {', '.join(failed)}"] if failed else []),
         *([f"PASS: {', '.join(judged)}"] if judged else []),
         *([f"built, but not run here: {', '.join(not_run)}"] if not_run else []),
         *([f"as they were: {', '.join(held)}"] if held else []),

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from ivdr_deploy.artifacts.checkpoint import Checkpoint, load_checkpoint
 from ivdr_deploy.artifacts.golden import GOLDEN_FILE, GOLDEN_PLAN, Golden, write_golden
 from ivdr_deploy.artifacts.golden_video import make_golden_videos
 from ivdr_deploy.artifacts.manifest import ArtifactManifest, OutputSpec, Variant
+from ivdr_deploy.errors import FolderError, IvdrError
 from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, REFERENCE_ID
 from ivdr_deploy.export.steps import STEPS, Request, StepOptions, plan_steps
 from ivdr_deploy.records import require_servable
@@ -133,6 +135,64 @@ def add_variants(path: str | Path, steps: Sequence[Request], options: StepOption
         for request in planned:
             STEPS[request].add(draft, options)
     return replace(open_bundle(path), made=tuple(draft.made), dropped=tuple(draft.dropped))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One step of ``add_each``, and what came of it."""
+
+    request: Request
+    made: tuple[str, ...] = ()
+    """Ids of the variants that it added."""
+
+    dropped: tuple[str, ...] = ()
+    """Ids of the variants that it took out, see ``Bundle.dropped``."""
+
+    seconds: float = 0.0
+    failure: str = ""
+    """Why nothing was added; empty where something was."""
+
+
+def add_each(path: str | Path, steps: Sequence[Request], options: StepOptions) -> Iterator[Attempt]:
+    """Add variants to an existing bundle one by one, so that one that cannot be made costs none of the others.
+
+    Args:
+        path: The bundle; it changes with each step that ends well.
+        steps: What to add, as ``steps.buildable_steps`` returns them: each comes after those that it is made from.
+        options: What the steps need to be told.
+
+    Yields:
+        After each step what came of it.
+
+    Raises:
+        ArtifactError: if the bundle is damaged.
+        FolderError: if it holds files that are not its own, or was changed meanwhile: no other step could end better.
+    """
+    held = {variant.id for variant in open_bundle(path).manifest.variants}
+    failed: set[Request] = set()
+    for request in steps:
+        lacking = [each for each in STEPS[request].after if each in failed and "-".join(each) not in held]
+        if lacking:
+            failed.add(request)
+            why = f"it is made from {' '.join(lacking[0])}, which could not be made"
+            yield Attempt(request=request, failure=why)
+            continue
+        start = time.perf_counter()
+        try:
+            bundle = add_variants(path, [request], options)
+        except FolderError:
+            raise
+        except IvdrError as error:
+            failed.add(request)
+            yield Attempt(request=request, failure=error.message, seconds=time.perf_counter() - start)
+            continue
+        held = {variant.id for variant in bundle.manifest.variants}
+        yield Attempt(
+            request=request,
+            made=bundle.made,
+            dropped=bundle.dropped,
+            seconds=time.perf_counter() - start,
+        )
 
 
 def choose_outputs(info: CheckpointInfo, *, include_stale: bool) -> tuple[str, ...]:

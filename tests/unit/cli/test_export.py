@@ -10,7 +10,10 @@ from bundles import TINY_CLIP, TINY_LABELS, make_tiny_checkpoint
 from rights import make_too_deep
 from videos import numbered_video, three_videos
 
-from ivdr_deploy.artifacts.bundle import open_bundle
+from ivdr_deploy.artifacts.bundle import Draft, open_bundle
+from ivdr_deploy.errors import ParityError
+from ivdr_deploy.export import bundle_export, steps
+from ivdr_deploy.export.steps import Request, Step, StepOptions
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,52 @@ def test_all_says_what_it_leaves_out(ivdr, tiny_bundle: Path, tmp_path: Path) ->
     assert all(f"left out: {request}: {reason}" in stderr for request, reason in left_out.items())
     ids = [variant.id for variant in open_bundle(folder).manifest.variants]
     assert ids[-2:] == ["trt-fp32-sm86", "trt-fp16-sm86"] or "trt-fp16-sm86" in ids
+
+
+def test_all_adds_what_can_be_made_and_says_what_failed(
+    ivdr, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp16 cannot be made, and no plan of it is tried; a step after them can, and is."""
+
+    def fail(draft: Draft, options: StepOptions) -> None:
+        draft.add_file("half.bin", kind="model").write_bytes(b"x")
+        raise ParityError("logits differ by 3 everywhere")
+
+    def never(draft: Draft, options: StepOptions) -> None:
+        pytest.fail("it is made from what is not there")
+
+    table: dict[Request, Step] = {
+        ("onnx", "fp16"): Step(fail, lambda options: None),
+        ("trt", "fp16"): Step(never, lambda options: None, (("onnx", "fp16"),)),
+        ("onnx", "int8"): steps.STEPS["onnx", "int8"],
+        ("onnx", "fp32"): steps.STEPS["onnx", "fp32"],
+    }
+    monkeypatch.setattr(steps, "STEPS", table)
+    monkeypatch.setattr(bundle_export, "STEPS", table)
+    folder = tmp_path / "bundle"
+    code, stdout, stderr = ivdr("export", checkpoint, "-o", folder, "--all", "--json")
+    assert code == 1
+    assert json.loads(stdout)["made"] == ["torch-fp32", "onnx-fp32"]
+    assert stderr.splitlines() == [
+        "left out: onnx int8: int8 needs real videos to calibrate with",
+        "failed: onnx fp16: logits differ by 3 everywhere",
+        "failed: trt fp16: it is made from onnx fp16, which could not be made",
+    ]
+    said = json.loads(ivdr("export", folder, "--all", "--json")[1])
+    assert (said["made"], said["failed"]) == (["onnx-fp32"], ["onnx fp16", "trt fp16"])
+    assert said["left_out"]["onnx fp16"] == "logits differ by 3 everywhere"
+    assert said["left_out"]["onnx int8"] == "int8 needs real videos to calibrate with"
+    assert [variant.id for variant in open_bundle(folder).manifest.variants] == ["torch-fp32", "onnx-fp32"]
+    assert not (folder / "half.bin").exists()
+    assert "\nFAIL: onnx fp16, trt fp16; PASS: onnx-fp32; " in ivdr("export", folder, "--all")[2]
+
+    before = (folder / "manifest.json").read_bytes()
+    named = ("--precision", "fp32", "--precision", "fp16")
+    code, _, stderr = ivdr("export", folder, *named)
+    assert (code, "logits differ" in stderr) == (7, True)
+    assert (folder / "manifest.json").read_bytes() == before, (
+        "what is named is added as a whole or not at all"
+    )
 
 
 def test_export_names_the_extras_where_tensorrt_is_missing(
