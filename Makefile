@@ -90,7 +90,7 @@ bench-training: $(STAMP) ## how fast training runs: step, loader, bf16, two proc
 wheel-check: $(STAMP) ## build the wheel, install it in fresh environments, see that it is whole and works there
 	$(BIN)/python -m pytest tests/packaging
 
-all: lint typecheck test ## what CI runs
+all: lint typecheck test ## lint, types and tests
 
 clean: ## remove what these targets made, the environment included
 	rm -rf $(VENV) build dist runs .mypy_cache .pytest_cache .ruff_cache
