@@ -69,6 +69,7 @@ def test_an_onnx_file_by_itself_says_that_nothing_proves_it(ivdr, tiny_bundle: P
     code, out, _ = ivdr("show", tiny_bundle / "model.onnx", "--json")
     assert json.loads(out)["proof"] is None
 
+
 def test_columns_of_any_number_and_length_are_one_short_row(ivdr, tmp_path: Path) -> None:
     names = ["x" * 10**5, *(f"column{number}" for number in range(10**4))]
     table = pa.table({name: [1] for name in names})
