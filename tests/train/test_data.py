@@ -113,6 +113,11 @@ def test_short_list_is_one_batch() -> None:
     assert steps_per_epoch(3, batch_size=8) == 1
 
 
+def test_short_list_is_one_batch_of_equal_parts() -> None:
+    (batch,) = epoch_batches(7, batch_size=8, rng=np.random.default_rng(0), multiple=2)
+    assert len(set(batch.tolist())) == 6
+
+
 def test_segment_orders_are_permutations_and_every_one_comes_up() -> None:
     drawn = draw_permutations(200, 3, rng=np.random.default_rng(0))
     assert drawn.dtype == np.int64

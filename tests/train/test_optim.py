@@ -15,6 +15,12 @@ def test_step_schedule_drops_after_its_milestones() -> None:
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_a_drop_is_by_the_factor_that_is_set() -> None:
+    config = OptimConfig(lr=1.0, epochs=3, schedule="step", milestones=(1, 2), gamma=0.5)
+    rates = [learning_rate(config, step=step, epoch_steps=1) for step in range(3)]
+    assert rates == pytest.approx([1, 0.5, 0.25])
+
+
 def test_cosine_schedule_falls_from_the_full_rate_towards_zero() -> None:
     config = OptimConfig(lr=2.0, epochs=4, schedule="cosine")
     rates = [learning_rate(config, step=step, epoch_steps=5) for step in range(20)]
@@ -37,6 +43,14 @@ def test_named_optimizer_gets_its_settings(name: str, cls: type) -> None:
     optimizer = build_optimizer([weight], OptimConfig(name=name, lr=0.1, weight_decay=0.2))  # type: ignore[arg-type]
     assert type(optimizer) is cls
     assert optimizer.param_groups[0]["weight_decay"] == 0.2
+
+
+def test_a_step_goes_on_with_the_momentum_that_is_set() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = build_optimizer([weight], OptimConfig(lr=9.0, momentum=0.5, weight_decay=0.0))
+    for place in (-1.0, -2.5, -4.25):  # the speeds are 1, 1 + 0.5 and 1 + 0.75
+        take_step(optimizer, [weight.sum()], lr=1.0)
+        torch.testing.assert_close(weight.data, torch.full((2,), place))
 
 
 def test_step_uses_the_given_rate() -> None:

@@ -1,15 +1,26 @@
 """Batches that depend on the seed and the step alone, and lines of the log that stand at the same steps."""
 
 import csv
+import itertools
+import math
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from runs import pretrain_config
+from torch import nn
 
-from train.config import OptimConfig
+from ivdr_deploy.errors import TrainingError
+from train import loop
+from train.config import DataConfig, OptimConfig
 from train.data import Batch
 from train.log import RunLog
 from train.loop import training_steps
+from train.run import start_run
+from train.state import TrainState
 
 OPTIM = OptimConfig(epochs=3, batch_size=4)
 
@@ -30,6 +41,63 @@ def test_steps_repeat_for_a_seed_and_differ_between_seeds_epochs_and_steps() -> 
     assert [step for step, _, _ in one] == list(range(6))
     assert len({tuple(rows) for _, rows, _ in one}) == 6
     assert len({drawn for _, _, drawn in one}) == 6
+
+
+def test_the_order_of_the_videos_depends_on_the_seed() -> None:
+    assert [rows for _, rows, _ in steps(0)] != [rows for _, rows, _ in steps(1)]
+
+
+def test_a_list_shorter_than_a_batch_still_makes_equal_parts() -> None:
+    optim = OptimConfig(epochs=1, batch_size=8, accumulate=2)
+    (batch,) = training_steps(optim, count=7, seed=0)
+    assert [len(batch.part(number, 2).places) for number in range(2)] == [3, 3]
+
+
+def test_what_is_drawn_differs_between_seeds_steps_places_and_uses() -> None:
+    """Each by itself: a draw that left one of them out would come up again."""
+    whole, video, seeds = [], [], []
+    for seed, step in itertools.product(range(3), repeat=2):
+        batch = Batch(rows=np.arange(3), places=np.arange(3), seed=seed, step=step)
+        whole.append(batch.whole().random())
+        video += [batch.video(place).random() for place in range(3)]
+        seeds += [batch.torch_seed(rank) for rank in range(3)]
+    assert len({*whole, *video}) == 9 + 27
+    assert len(set(seeds)) == 27
+
+
+def test_every_step_and_process_has_dropout_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = nn.Linear(1, 1)
+    state = TrainState(
+        module=weight, optimizer=torch.optim.SGD(weight.parameters()), seed=0, digest="", epoch_steps=2
+    )
+    config = pretrain_config(tmp_path, DataConfig(train="unused"), optim=OptimConfig(batch_size=4))
+    seen: list[float] = []
+
+    def forward(**batch: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        seen.append(float(torch.rand(())))
+        return weight.weight.sum(), {}
+
+    monkeypatch.setattr(loop, "world_size", lambda: 2)
+    for rank, step in (*itertools.product(range(2), repeat=2), (0, 0)):
+        monkeypatch.setattr(loop, "rank", lambda rank=rank: rank)
+        batch = Batch(rows=np.arange(4), places=np.arange(4), seed=0, step=step)
+        loop._train(config, forward, state, lambda _: {}, batch)
+    *four, again = seen
+    assert len(set(four)) == 4
+    assert again == four[0]
+
+
+def test_the_seed_of_a_run_is_that_of_every_source_of_chance(tmp_path: Path) -> None:
+    config = pretrain_config(tmp_path, DataConfig(train="unused"))
+    drawn = []
+    for seed in (0, 1, 0):
+        start_run(replace(config, seed=seed))
+        drawn.append([random.random(), np.random.rand(), float(torch.rand(()))])
+    one, other, again = drawn
+    assert one == again
+    assert not set(one) & set(other)
 
 
 @pytest.mark.parametrize("start", range(7))
@@ -78,3 +146,30 @@ def test_lines_of_the_log_stand_at_the_same_steps_after_a_line_that_was_asked_fo
     assert taken == [3, 5, 6, 9, 11]
     table = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
     assert [int(row["step"]) for row in table] == taken
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
+def test_a_line_of_the_log_is_the_mean_over_its_steps(tmp_path: Path) -> None:
+    """Of a metric over those that could measure it: with no clip shuffled there is no accuracy of shuffled ones."""
+    lost = math.nan
+    with RunLog(tmp_path, total_steps=6, every=3) as log:
+        for step, (loss, accuracy) in enumerate(
+            [(1.0, 0.25), (2.0, lost), (6.0, 0.75), (4.0, lost), (4.0, lost), (7.0, lost)]
+        ):
+            log.add(step, {"loss": torch.tensor(loss), "swapped_accuracy": accuracy})
+    assert [(row["loss"], row["swapped_accuracy"]) for row in logged(tmp_path)] == [
+        ("3", "0.5"),
+        ("5", "nan"),
+    ]
+    assert log.last["loss"] == 5.0
+
+
+def test_one_loss_that_is_not_finite_in_a_line_is_a_divergence(tmp_path: Path) -> None:
+    with RunLog(tmp_path, total_steps=3, every=3) as log:
+        for step, loss in enumerate((1.0, math.nan)):
+            log.add(step, {"loss": loss})
+        with pytest.raises(TrainingError, match="the loss is nan at step 3"):
+            log.add(2, {"loss": 1.0})
