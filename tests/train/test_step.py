@@ -16,7 +16,7 @@ from train import losses
 from train.augment import Changes, apply_changes, draw_changes
 from train.config import OptimConfig
 from train.data import draw_permutations
-from train.dual import DualOutputs, Encoded, changed_clips, dual_loss, encode_clips, passes
+from train.dual import DualOutputs, changed_clips, dual_loss, encode_clips, passes
 from train.method import DualConfig
 from train.optim import build_optimizer, take_step
 from train.step import DualStep, JointStep, LabelStep, MocoStep
@@ -279,65 +279,6 @@ def test_moco_ranks_with_the_query_network_in_the_passes_that_are_set() -> None:
         _, metrics = step(*batch(4), torch.arange(4))
         assert seen == expected
         assert "loss_rank_same" in metrics
-
-
-# --- the dual loss of given embeddings
-
-
-def random_outputs(slots: int = 3) -> DualOutputs:
-    generator = torch.Generator().manual_seed(0)
-
-    def unit(*shape: int) -> Tensor:
-        return nn.functional.normalize(torch.randn(*shape, generator=generator), dim=-1)
-
-    parts = (Encoded(unit(4, 7), unit(4, 16), unit(4, slots, 8)) for _ in range(3))
-    return DualOutputs(*parts, unit(4, slots, 8))
-
-
-def orders(slots: int = 3) -> Tensor:
-    return torch.arange(slots).flip(0).repeat(4, 1)
-
-
-def test_clamp_of_zero_is_no_clamp() -> None:
-    outputs = random_outputs()
-    _, metrics = dual_loss(outputs, orders(), DualConfig(rank_clamp=0.0))
-    assert outputs.first is not None
-    assert outputs.shuffled is not None
-    free = losses.shuffle_rank(outputs.first.slots, outputs.shuffled, theta=0.05, clamp=None)
-    torch.testing.assert_close(metrics["loss_rank_cross"], free)
-    assert metrics["clamped_share"] == 0.0
-    assert dual_loss(outputs, orders(), DualConfig(rank_clamp=1.0))[1]["clamped_share"] > 0.0
-
-
-def test_one_slot_has_no_metrics_of_slots() -> None:
-    _, metrics = dual_loss(random_outputs(1), orders(1), DualConfig(mode="clip-tc"))
-    assert not {"rank_accuracy", "slot_cosine"} & set(metrics)
-
-
-def test_swapped_accuracy_counts_truly_shuffled_clips_alone() -> None:
-    """An order-blind encoder gives a shuffled clip the slots of the clip: calibrated, they lie the wrong way."""
-    outputs = random_outputs(2)
-    assert outputs.first is not None
-    order = torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1]])
-    blind = losses.calibrate(outputs.first.slots, order)
-    outputs = outputs._replace(shuffled=blind, again=outputs.first)
-    _, metrics = dual_loss(outputs, order, DualConfig())
-    assert metrics["rank_accuracy"] == metrics["rank_accuracy_same"] == 0.5
-    assert metrics["swapped_accuracy"] == metrics["swapped_accuracy_same"] == 0.0
-    seen = outputs._replace(shuffled=outputs.first.slots, again=outputs.first)
-    turned = seen.first._replace(slots=seen.first.slots.flip(1))  # type: ignore[union-attr]
-    # By the pair of the same pixels, from 0 at what an encoder scores that sees no order.
-    for exclude, score in ((False, 1.0), (True, 1.0)):
-        config = DualConfig(rank_exclude_identity=exclude)
-        _, metrics = dual_loss(seen._replace(first=turned), order, config)
-        assert (metrics["rank_accuracy"], metrics["rank_accuracy_same"]) == (0.0, 1.0)
-        assert metrics["order_score"] == score
-    for exclude, score in ((False, 0.0), (True, 0.5)):
-        _, metrics = dual_loss(outputs, order, DualConfig(rank_exclude_identity=exclude))
-        assert metrics["order_score"] == score
-    unmoved = outputs._replace(shuffled=outputs.first.slots)  # type: ignore[union-attr]
-    _, metrics = dual_loss(unmoved, torch.arange(2).repeat(4, 1), DualConfig())
-    assert metrics["swapped_accuracy"].isnan()
 
 
 # --- what it trains
