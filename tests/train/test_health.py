@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import CLIP, MODEL, pretrain_config
+from runs import CLIP, MODEL, equal, pretrain_config
 
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import TrainingError
@@ -117,6 +117,19 @@ def test_a_run_that_an_alarm_ends_is_saved_and_goes_on_when_told_to(
     assert "order plateau at step" in page.split('class="alarm"')[1]
     assert saved_states(tmp_path)[0].name in ("state-00000003.pt", "state-00000004.pt")
     assert pretrain(replace(config, on_alarm="warn")).exists()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_features_are_measured_without_a_trace(data: DataConfig, training: bool) -> None:
+    """Batch statistics too: a network that is measured learns what one that is not does."""
+    model = build_model(MODEL, CLIP).train(training)
+    check = FeatureCheck(model, cache_videos(read_video_list(data.train), CLIP, Path(data.cache)), CLIP)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = check()
+    assert equal(before, model.state_dict())
+    assert all(part.training == training for part in model.modules())
+    model.eval()
+    assert check() == found  # of the network as it is used later
 
 
 def test_a_process_that_has_no_video_to_encode_waits_for_the_others(

@@ -170,6 +170,13 @@ def test_shuffling_moves_whole_segments_and_never_leaves_them_all(segments: int)
 def test_the_change_of_a_feature_is_one_minus_the_cosine() -> None:
     assert feature_change(np.array([[1.0, 0.0]]), np.array([[0.0, 2.0]])) == pytest.approx(1.0)
     assert feature_change(np.array([[1.0, 1.0]]), np.array([[3.0, 3.0]])) == pytest.approx(0.0)
+    assert feature_change(np.zeros((1, 2)), np.array([[3.0, 3.0]])) == 0.0
+
+
+def test_the_change_of_a_feature_is_that_of_the_mean_over_clips() -> None:
+    one, two = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, -1.0]])
+    assert feature_change(one, two) == pytest.approx(1.0)  # along the diagonals; the first clips are the same
+    assert feature_change(one, one[::-1]) == pytest.approx(0.0)
 
 
 # --- comparison

@@ -10,16 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batches import batch
 from runs import CLIP, MODEL, PLAN, equal, pretrain_config, state
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import MissingDependencyError, TrainingError
-from ivdr_deploy.models.network import VideoModel
+from ivdr_deploy.models.network import VideoModel, build_model
+from ivdr_deploy.video.sampling import random_centre_clip
+from train import pretrain as module
 from train import run
+from train.cache import cache_videos
 from train.config import AugmentConfig, DataConfig, OptimConfig
+from train.data import Batch, draw_dual_batch
+from train.loop import DrawBatch
 from train.method import DualConfig
 from train.optim import learning_rate
 from train.pretrain import pretrain
+from train.step import MocoStep
 
 
 def test_pretraining_leaves_a_checkpoint_that_says_what_it_is(pretrained: Path, data: DataConfig) -> None:
@@ -80,6 +88,47 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(
     other = pretrain(pretrain_config(tmp_path / "other", data, seed=1))
     assert equal(state(pretrained, "backbone"), state(again, "backbone"))
     assert not equal(state(pretrained, "backbone"), state(other, "backbone"))
+
+
+class StoppedError(Exception):
+    """What ends a run before its first step."""
+
+
+def test_a_clip_of_pretraining_may_lie_around_any_frame_of_its_video(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Off either end too: those of fine-tuning lie within."""
+    first, drawn = Batch(rows=np.arange(16), places=np.arange(16), seed=0, step=0), []
+
+    def stopped(config: object, step: object, state: object, draw: DrawBatch, **rest: object) -> None:
+        drawn.append(draw(first)["views"])
+        raise StoppedError
+
+    monkeypatch.setattr(module, "run_steps", stopped)
+    config = pretrain_config(tmp_path, data)
+    with pytest.raises(StoppedError):
+        pretrain(config)
+    cached = cache_videos(read_video_list(data.train), CLIP, Path(data.cache))
+    expected = draw_dual_batch(cached, first, config, draw=random_centre_clip)["views"]
+    assert torch.equal(drawn[0], expected)  # type: ignore[arg-type]
+
+
+def test_a_batch_in_parts_lets_the_copy_follow_as_far_as_one_at_once(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    config = pretrain_config(tmp_path, data, dual=DualConfig(form="moco", queue_length=8, momentum=0.25))
+    for accumulate in (1, 2):
+        optim = replace(config.optim, accumulate=accumulate)
+        step = module._build_step(build_model(MODEL, CLIP), replace(config, optim=optim))
+        assert isinstance(step, MocoStep)
+        before = [value.clone() for value in step.key.parameters()]
+        with torch.no_grad():
+            for value in step.model.parameters():
+                value += 1.0
+        for _ in range(accumulate):
+            step(*batch(2, 2), torch.arange(2))
+        for value, old in zip(step.key.parameters(), before, strict=True):
+            torch.testing.assert_close(value, old + 0.75)
 
 
 def test_losses_without_weight_leave_their_heads_untrained(data: DataConfig, tmp_path: Path) -> None:

@@ -245,6 +245,17 @@ def test_moco_contrasts_with_keys_of_the_copy_and_with_the_queue_as_it_was() -> 
     assert step.queue_videos.tolist() == [5, 9, 5, 9, 7, 3, 5, 9, 7, 3]
 
 
+def test_a_queue_begins_with_random_vectors_of_the_length_of_keys() -> None:
+    one = MocoStep(network(1), replace(MOCO, mode="clip-tc", queue_length=400))
+    three = MocoStep(network(3), replace(MOCO, queue_length=400))
+    for queue in (one.clip_queue, one.slot_queue, three.clip_queue):
+        torch.testing.assert_close(queue.norm(dim=-1), torch.ones(400))
+    # A mean of three slots is shorter: of random ones a third, squared.
+    assert float(three.slot_queue.square().sum(dim=-1).mean()) == pytest.approx(1 / 3, abs=0.05)
+    cosines = one.clip_queue @ one.clip_queue.mT - torch.eye(400)
+    assert cosines.abs().max() < 0.99
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_copy_follows_once_in_a_step_whatever_its_parts(parts: int) -> None:
     step = MocoStep(network(), MOCO, parts=parts)
