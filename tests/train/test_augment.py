@@ -73,6 +73,74 @@ def test_hue_turns_colours_keeps_luma_and_comes_back_after_a_full_turn() -> None
     assert {round(hue * 10) % 10 for hue in turned} == {1, 9}  # a tenth of a turn either way, within rounding
 
 
+def test_changes_together_are_those_one_after_the_other_in_any_order() -> None:
+    video = clips(low=100, high=150).float()
+    given = {"brightness": 1.2, "contrast": 0.7, "saturation": 0.6, "hue": 0.1}
+    for order in (list(given), list(given)[::-1]):
+        out = video
+        for name in order:
+            out = jitter(out, **{name: given[name]})
+        torch.testing.assert_close(out, jitter(video, **given), atol=1e-2, rtol=0)
+
+
+def drawn_factors(**strengths: float) -> dict[str, np.ndarray]:
+    """What 2000 clips are changed by, read off their colour matrices; what has no strength given changes nothing."""
+    still = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    config = AugmentConfig(jitter_probability=1.0, **(still | strengths))  # type: ignore[arg-type]
+    changes = draw_changes(config, 2000, rng=np.random.default_rng(0))
+    color, offset = changes.color.double().numpy(), changes.grey.double().numpy()
+    to_yiq = np.array(
+        [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
+    )
+    yiq = to_yiq @ color @ np.linalg.inv(to_yiq)
+    scale = yiq[:, 0, 0]  # brightness * contrast
+    brightness = scale + offset.sum(axis=1)  # the offset is (1 - contrast) * brightness of the mean grey
+    chroma = np.hypot(yiq[:, 1, 1], yiq[:, 2, 1])
+    return {
+        "brightness": brightness,
+        "contrast": scale / brightness,
+        "saturation": chroma / scale,
+        "hue": np.arctan2(yiq[:, 2, 1], yiq[:, 1, 1]) / (2 * np.pi),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "strength", "low", "high"),
+    [
+        ("brightness", 0.4, 0.6, 1.4),
+        ("contrast", 0.3, 0.7, 1.3),
+        ("saturation", 0.5, 0.5, 1.5),
+        ("saturation", 1.5, 0.0, 2.5),  # never below 0
+        ("hue", 0.2, -0.2, 0.2),
+    ],
+)
+def test_each_strength_is_that_of_its_own_change_both_ways(
+    name: str, strength: float, low: float, high: float
+) -> None:
+    for found, factors in drawn_factors(**{name: strength}).items():
+        if found == name:
+            near = 0.02 * (high - low)
+            assert low - 1e-6 <= factors.min() < low + near
+            assert high - near < factors.max() <= high + 1e-6
+            assert factors.mean() == pytest.approx((low + high) / 2, abs=near)
+        else:
+            assert np.abs(factors - (found != "hue")).max() < 1e-5, found
+
+
+def test_the_changes_of_a_clip_say_nothing_about_each_other() -> None:
+    factors = drawn_factors(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    assert np.abs(np.corrcoef(list(factors.values())) - np.eye(4)).max() < 0.1
+
+
+def test_blur_is_drawn_between_its_bounds() -> None:
+    config = AugmentConfig(blur_probability=1.0, blur_sigma=(0.5, 1.5))
+    sigma = draw_changes(config, 2000, rng=np.random.default_rng(0)).blur_sigma
+    assert sigma is not None
+    assert 0.5 <= float(sigma.min()) < 0.52
+    assert 1.48 < float(sigma.max()) <= 1.5
+    assert float(sigma.mean()) == pytest.approx(1.0, abs=0.02)
+
+
 def test_every_frame_of_a_clip_changes_alike_and_clips_differ() -> None:
     video = clips(1).repeat(8, 1, 1, 1, 1)
     video[:, 1:] = video[:, :1]  # all frames of all clips are the same picture

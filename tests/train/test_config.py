@@ -56,8 +56,11 @@ def test_presets_are_named_sets_and_what_is_given_wins(minimal: Path) -> None:
     recipe = load_config(PretrainConfig, minimal)
     assert recipe == load_config(PretrainConfig, minimal, ["preset=ivdr"])
     assert (recipe.model.head_norm, recipe.dual) == ("series", DualConfig())
-    assert (recipe.dual.rank_weight, recipe.dual.rank_clamp, recipe.dual.rank_theta) == (3.0, 0.0, 0.05)
-    assert (recipe.dual.rank_exclude_identity, recipe.dual.bn_batches) == (True, "joint")
+    assert recipe.dual == DualConfig(
+        form="simclr", mode="clip-sr-tc", clip_weight=1.0, coherence_weight=1.0, rank_weight=3.0, clip_temperature=0.07,
+        coherence_temperature=0.07, rank_theta=0.05, rank_clamp=0.0, rank_exclude_identity=True, rank_warmup_steps=0,
+        bn_batches="joint", queue_length=4096, momentum=0.999, mask_same_video=True,
+    )  # fmt: skip
     paper = load_config(PretrainConfig, minimal, ["preset=paper"])
     assert (paper.model.head_norm, paper.dual.rank_weight, paper.dual.rank_clamp) == ("none", 1.0, 5.0)
     assert (paper.dual.rank_exclude_identity, paper.dual.bn_batches) == (False, "reference")

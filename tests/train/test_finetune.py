@@ -3,15 +3,23 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from runs import CLIP, HEADS, MODEL, PLAN, equal, finetune_config, rewrite, state
 
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint
+from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import CheckpointError, DataError
 from ivdr_deploy.spec import ViewPlan
+from ivdr_deploy.video.sampling import random_start_clip
+from train.augment import Changes
+from train.cache import cache_videos
 from train.config import AugmentConfig, DataConfig, OptimConfig
+from train.data import Batch, dual_views, single_views
 from train.evaluate import evaluate
-from train.finetune import finetune
+from train.finetune import _batches, finetune
+from train.method import DualConfig
 
 
 def test_cross_entropy_alone_makes_the_other_heads_stale(
@@ -24,16 +32,45 @@ def test_cross_entropy_alone_makes_the_other_heads_stale(
     assert info.training.head_steps == {"clip_head": 4, "series_head": 4, "classifier": 6}
     assert info.training.valid_outputs() == ("logits", "feature")
     assert not equal(state(path, "backbone"), state(pretrained, "backbone"))
-    assert equal(state(path, "series_head"), state(pretrained, "series_head"))
+    for head in ("clip_head", "series_head"):
+        assert equal(state(path, head), state(pretrained, head))
     assert 0.0 <= info.provenance.metrics["video_accuracy"] <= 1.0
 
 
 def test_joint_training_keeps_all_heads_valid(pretrained: Path, data: DataConfig, tmp_path: Path) -> None:
-    path = finetune(finetune_config(tmp_path, data, init=str(pretrained), dual_weight=0.1))
+    dual = DualConfig(clip_weight=0.5, coherence_weight=0.7)
+    path = finetune(finetune_config(tmp_path, data, init=str(pretrained), dual_weight=0.3, dual=dual))
     info = load_checkpoint(path).info
     assert all(info.training.is_valid(head) for head in HEADS)
     assert info.training.valid_outputs() == ("logits", "feature", "inter", "intra")
-    assert not equal(state(path, "series_head"), state(pretrained, "series_head"))
+    for head in ("clip_head", "series_head"):
+        assert not equal(state(path, head), state(pretrained, head))
+    row = info.provenance.metrics  # the sum is under the weights of the settings
+    ranks = 1.5 * (row["loss_rank_cross"] + row["loss_rank_same"])
+    together = 0.5 * row["loss_clip"] + 0.7 * row["loss_coherence"] + ranks
+    assert row["loss"] == pytest.approx(row["loss_label"] + 0.3 * together, rel=1e-4)
+
+
+@pytest.mark.parametrize("dual_weight", [0.0, 0.1])
+def test_a_clip_of_fine_tuning_lies_within_its_video_and_is_changed_as_the_settings_say(
+    data: DataConfig, tmp_path: Path, dual_weight: float
+) -> None:
+    augment = AugmentConfig(jitter_probability=0.0, flip_probability=1.0)
+    config = finetune_config(tmp_path, data, dual_weight=dual_weight, augment=augment)
+    cached = cache_videos(read_video_list(data.train), CLIP, Path(data.cache))
+    batch = Batch(rows=np.arange(16)[::-1], places=np.arange(16), seed=0, step=0)
+    drawn = _batches(cached, list(range(16)), config)(batch)
+    if dual_weight:
+        expected = dual_views(cached, batch, CLIP, draw=random_start_clip)
+    else:
+        expected = single_views(cached, batch, CLIP, draw=random_start_clip)
+    assert np.array_equal(drawn["views"], expected)
+    assert drawn["truth"].tolist() == list(range(16))[::-1]  # type: ignore[union-attr]
+    changes = drawn["changes"]
+    assert isinstance(changes, Changes)
+    assert changes.flip is not None
+    assert changes.flip.all()
+    assert torch.allclose(changes.color, torch.eye(3), atol=1e-6)
 
 
 def test_a_classifier_for_the_same_labels_is_carried_into_the_next_stage(
@@ -54,7 +91,8 @@ def test_linear_probe_trains_the_classifier_alone(pretrained: Path, data: DataCo
     assert info.training.backbone_step == 4
     assert all(info.training.is_valid(head) for head in HEADS)
     assert equal(state(path, "backbone"), state(pretrained, "backbone"))  # batch statistics too
-    assert equal(state(path, "series_head"), state(pretrained, "series_head"))
+    for head in ("clip_head", "series_head"):
+        assert equal(state(path, head), state(pretrained, head))
     assert state(path, "classifier")["linear.bias"].any()
 
 
