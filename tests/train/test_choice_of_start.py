@@ -66,6 +66,15 @@ def test_the_probe_is_taken_where_it_is_better(
     assert "held out in 3 parts: 16 of 16 videos" in said
 
 
+def test_of_equals_the_settings_themselves_are_taken(config: FinetuneConfig, tmp_path: Path) -> None:
+    rival = tmp_path / "rival.toml"
+    rival.write_text(settings_toml(replace(config, log_every=config.log_every + 1)))
+    info = load_checkpoint(finetune(replace(config, against=str(rival)))).info
+    metrics = info.provenance.metrics
+    assert metrics["held_out_accuracy"] == metrics["held_out_accuracy_of_other"]
+    assert info.provenance.config["log_every"] == config.log_every
+
+
 def test_the_other_one_is_taken_where_it_is_better_and_its_parts_are_kept(
     config: FinetuneConfig, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
