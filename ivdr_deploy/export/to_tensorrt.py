@@ -28,8 +28,10 @@ from ivdr_deploy.runtimes.trt_runtime import logger_of
 from ivdr_deploy.spec import INPUT_NAME, MAX_BATCH, Precision
 
 DEFAULT_COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
-"""What TensorRT-RTX builds for unless told: Ampere, Ada, Blackwell. Turing (7.5) has no fp32 3-D
-convolution there, and Hopper (9.0) is not one of its targets."""
+"""What TensorRT-RTX builds for unless told: Ampere, Ada, Blackwell. Turing (7.5) takes another form of the network, see
+``wants_two_axes``, and Hopper (9.0) is not one of its targets."""
+
+_TURING = "7.5"
 
 _FP8_SINCE = 8.9
 """The compute capability of Ada, the first to multiply fp8."""
@@ -105,6 +107,11 @@ def choose_targets(
     return provider, trt, targets
 
 
+def wants_two_axes(provider: Provider, targets: Sequence[str]) -> bool:
+    """Say whether a plan can only be built from ``to_two_axes.over_two_axes``; for all its GPUs if it has several."""
+    return provider == "tensorrt_rtx" and _TURING in targets
+
+
 def log_path(engine: Path) -> Path:
     """Return where what the builder said of an engine lies."""
     return engine.with_name(f"{engine.name}.log")
@@ -122,6 +129,7 @@ def build_engine(
     metadata: OnnxMetadata,
     precision: Precision,
     compute_capabilities: Sequence[str] | None = None,
+    form: bytes | None = None,
 ) -> EngineInfo:
     """Build a plan and write it with its sidecar and what the builder said.
 
@@ -134,6 +142,7 @@ def build_engine(
         metadata: Of the ONNX file.
         precision: Of the ONNX file, whose types the plan computes in.
         compute_capabilities: GPUs to build for; see ``choose_targets``.
+        form: An ONNX graph that computes the same, to build from in the place of the file.
 
     Raises:
         MissingDependencyError: if no provider is installed.
@@ -149,7 +158,7 @@ def build_engine(
     )  # the other times no kernels
     with _listening(logger_of(trt)) as said:
         builder = trt.Builder(logger_of(trt))
-        network = _parse(trt, builder, onnx_path)
+        network = _parse(trt, builder, onnx_path, form)
         config = builder.create_builder_config()
         # fp32 means fp32: TF32 is on by default and keeps 10 bits of each factor.
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -204,13 +213,13 @@ def _listening(logger: Any) -> Iterator[list[str]]:
         logger.lines = None
 
 
-def _parse(trt: Any, builder: Any, onnx_path: Path) -> Any:
+def _parse(trt: Any, builder: Any, onnx_path: Path, form: bytes | None) -> Any:
     flags = trt.NetworkDefinitionCreationFlag
     # TensorRT 11 knows no other kind of network and may drop the flag.
     strongly_typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
     network = builder.create_network(strongly_typed)
     parser = trt.OnnxParser(network, logger_of(trt))
-    if not parser.parse(onnx_path.read_bytes()):
+    if not parser.parse(onnx_path.read_bytes() if form is None else form):
         reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise ExportError(f"TensorRT cannot parse {onnx_path.name} ({quoted_few(reasons, most=3)})")
     return network

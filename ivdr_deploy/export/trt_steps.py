@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
+from ivdr_deploy._files import scratch_folder
 from ivdr_deploy.artifacts.bundle import Draft
 from ivdr_deploy.artifacts.manifest import OutputParity, Target, Variant
 from ivdr_deploy.export.draft_files import TRT_FILE_IDS, golden_of
-from ivdr_deploy.export.onnx_steps import held_variant, onnx_metadata
+from ivdr_deploy.export.onnx_steps import held_variant, onnx_metadata, prove_onnx
 from ivdr_deploy.runtimes.compare import check_parity
 from ivdr_deploy.spec import Precision
 
@@ -30,7 +32,13 @@ def add_tensorrt(
     """
     import torch
 
-    from ivdr_deploy.export.to_tensorrt import build_engine, choose_targets, log_path, timings_path
+    from ivdr_deploy.export.to_tensorrt import (
+        build_engine,
+        choose_targets,
+        log_path,
+        timings_path,
+        wants_two_axes,
+    )
     from ivdr_deploy.runtimes.trt_runtime import TrtRuntime
 
     source = held_variant(draft, TRT_FILE_IDS[precision])
@@ -39,12 +47,16 @@ def add_tensorrt(
     path = draft.add_file(f"{variant_id}.engine", kind="model")
     sidecar = draft.add_file(f"{variant_id}.engine.json", kind="sidecar")
     metadata = onnx_metadata(draft.manifest)
+    form = None
+    if wants_two_axes(provider, targets):
+        form = _over_two_axes(draft, draft.folder / source.files[0], precision)
     info = build_engine(
         draft.folder / source.files[0],
         path,
         metadata=metadata,
         precision=precision,
         compute_capabilities=compute_capabilities,
+        form=form,
     )
     for kept in (log_path(path), timings_path(path, targets)):
         if kept.is_file():
@@ -66,5 +78,19 @@ def add_tensorrt(
             files=(path.name, sidecar.name),
             derived_from=source.id,
             parity=parity,
+            build={} if form is None else {"form": "convolutions over two axes"},
         )
     )
+
+
+def _over_two_axes(draft: Draft, path: Path, precision: Precision) -> bytes:
+    """Rewrite an ONNX file, and prove on the golden clips that it computes the same; see ``export.to_two_axes``."""
+    import onnx
+
+    from ivdr_deploy.export.to_two_axes import over_two_axes
+
+    with scratch_folder("ivdr-export-") as folder:
+        written = folder / path.name
+        onnx.save_model(over_two_axes(onnx.load(path)), written)
+        prove_onnx(draft, written, onnx_metadata(draft.manifest, precision), precision)
+        return written.read_bytes()

@@ -100,7 +100,7 @@ def as_planes(
     """Say how a convolution over time, height and width is done over two axes.
 
     Args:
-        weights: (outputs, channels, kt, kh, kw).
+        weights: (outputs, channels of a group, kt, kh, kw).
         size: Channels, frames, rows and columns of what it reads.
         frames_out: Frames that it gives.
         strides: Of time, height and width, as are ``dilations``.
@@ -108,7 +108,7 @@ def as_planes(
         pads: Before each of the three axes, then behind each.
     """
     channels, frames, rows, columns = size
-    outputs, _, kt, kh, kw = weights.shape
+    outputs, own, kt, kh, kw = weights.shape
     before, behind = pads[0], pads[3]
     still = pads[1:3] == [0, 0] and pads[4:6] == [0, 0] and strides[1] == strides[2] == 1
     if kt > 1 and kh == kw == 1 and still:
@@ -124,7 +124,7 @@ def as_planes(
             pads=[before, 0, behind, 0],
         )
     as_they_lie = kt == 1 and strides[0] == 1 and before == behind == 0
-    joined = weights.transpose(0, 2, 1, 3, 4).reshape(outputs, kt * channels, kh, kw)
+    joined = weights.transpose(0, 2, 1, 3, 4).reshape(outputs, kt * own, kh, kw)
     return Planes(
         starts=[] if as_they_lie else [place * dilations[0] for place in range(kt)],
         length=strides[0] * (frames_out - 1) + 1,

@@ -55,7 +55,10 @@ def change_sidecar(built: Path, tmp_path: Path, **changes: object) -> tuple[Path
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tensorrt may build where there is a GPU")
-@pytest.mark.parametrize(("precision", "target"), [("fp16", "8.6"), ("int8", "8.6"), ("fp8", "8.9")])
+@pytest.mark.parametrize(
+    ("precision", "target"),
+    [("fp16", "8.6"), ("int8", "8.6"), ("fp8", "8.9"), ("fp32", "7.5"), ("fp16", "7.5"), ("int8", "7.5")],
+)
 def test_a_plan_computes_in_the_types_of_its_onnx_file(
     tiny_bundle: Path, tmp_path: Path, precision: Precision, target: str
 ) -> None:
@@ -76,6 +79,7 @@ def test_a_plan_computes_in_the_types_of_its_onnx_file(
     source = bundle.variant(TRT_FILE_IDS[precision])
     info = read_sidecar(bundle.variant_file(plan))
     assert (plan.derived_from, plan.precision, info.precision) == (source.id, precision, precision)
+    assert ("form" in plan.build) == (target == "7.5")  # Turing takes convolutions over two axes only
     assert info.onnx_sha256 == bundle.manifest.entry(source.files[0]).sha256
     assert source.verified
     sizes = {path.suffix: path.stat().st_size for path in folder.glob("trt-*.engine")}
