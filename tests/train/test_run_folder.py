@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +96,23 @@ def test_a_run_stopped_after_its_last_step_takes_none_again(
         float(list(csv.DictReader(log.splitlines()))[-1]["loss"]), rel=1e-4
     )
     assert (tmp_path / "metrics.csv").read_text() == log
+
+
+def test_a_run_that_dies_loses_about_five_minutes(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With steps of 110 seconds, the third is the first after that time."""
+    take_step, taken = loop.take_step, []
+
+    def slow(*arguments: object, **options: object) -> None:
+        take_step(*arguments, **options)  # type: ignore[arg-type]
+        taken.append(None)
+
+    monkeypatch.setattr(loop, "take_step", slow)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 110.0 * len(taken)))
+    optim = OptimConfig(name="adamw", lr=1e-3, epochs=7, batch_size=16)
+    pretrain(pretrain_config(tmp_path, data, optim=optim, keep_states=9))
+    assert [path.stem for path in saved_states(tmp_path)] == [f"state-{step:08d}" for step in (7, 6, 3, 0)]
 
 
 @pytest.mark.parametrize("becomes", ["shorter", "longer", "nothing"])
