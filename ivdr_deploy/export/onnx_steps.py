@@ -72,9 +72,8 @@ def _fit_half(
     clips = golden_of(draft).video
     assert clips is not None  # without golden clips no export ends
     half = onnx.load(path)
-    build = {
-        PROVED_ON_KEY: "a CPU, which computes fp16 in fp32"
-    }  # values that do not fit are looked for below
+    # Values that do not fit are looked for below: there they would not show.
+    build = {PROVED_ON_KEY: "a CPU, which computes fp16 in fp32"}
     try:
         graph = HalfGraph(half, onnx.load(draft.folder / held_variant(draft, ONNX_ID).files[0]))
     except UnlikeGraphsError as error:
