@@ -100,7 +100,7 @@ def keeping(
         by_error: Names the nodes, the one that adds most error first.
 
     Raises:
-        ParityError: if it fails with all of them.
+        ParityError: if it fails with all of them but one.
     """
     from ivdr_deploy.export.layers import fewest
 
@@ -116,8 +116,11 @@ def keeping(
                 return False
             return True
 
-        kept = fewest(by_error(), passes)
-        if kept is None:
+        order = by_error()
+        kept = fewest(order, passes)
+        if kept is None or len(kept) == len(
+            order
+        ):  # then nothing would be left of the precision but its name
             raise
         return prove(kept), kept
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from ivdr_deploy.artifacts.manifest import OutputParity
 from ivdr_deploy.datasets.lists import read_video_list
 from ivdr_deploy.errors import ParityError
 from ivdr_deploy.export import int8_steps, layers, onnx_steps
@@ -236,3 +237,22 @@ def test_as_few_layers_as_it_takes_are_found_by_halving(needed: int, tries: int)
     assert fewest(order, passes) == order[:needed]
     assert len(asked) == tries
     assert fewest(order, lambda nodes: False) is None
+
+
+@pytest.mark.parametrize(("needed", "kept"), [(0, []), (2, ["a", "b"]), (3, None)])
+def test_a_precision_of_which_only_the_name_would_be_left_is_refused(
+    needed: int, kept: list[str] | None
+) -> None:
+    def prove(nodes: Collection[str]) -> tuple[OutputParity, ...]:
+        if len(nodes) < needed:
+            raise ParityError("off")
+        return ()
+
+    def search() -> tuple[tuple[OutputParity, ...], list[str]]:
+        return onnx_steps.keeping(prove, lambda: ["a", "b", "c"])
+
+    if kept is None:
+        with pytest.raises(ParityError, match="off"):
+            search()
+    else:
+        assert search() == ((), kept)
