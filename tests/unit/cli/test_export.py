@@ -144,14 +144,14 @@ def test_all_adds_what_can_be_made_and_says_what_failed(
     assert code == 1
     assert json.loads(stdout)["made"] == ["torch-fp32", "onnx-fp32"]
     assert stderr.splitlines() == [
-        "left out: onnx int8: int8 needs real videos to calibrate with",
+        "left out: onnx int8: int8 and fp8 need real videos to calibrate with",
         "failed: onnx fp16: logits differ by 3 everywhere",
         "failed: trt fp16: it is made from onnx fp16, which could not be made",
     ]
     said = json.loads(ivdr("export", folder, "--all", "--json")[1])
     assert (said["made"], said["failed"]) == (["onnx-fp32"], ["onnx fp16", "trt fp16"])
     assert said["left_out"]["onnx fp16"] == "logits differ by 3 everywhere"
-    assert said["left_out"]["onnx int8"] == "int8 needs real videos to calibrate with"
+    assert said["left_out"]["onnx int8"] == "int8 and fp8 need real videos to calibrate with"
     assert [variant.id for variant in open_bundle(folder).manifest.variants] == ["torch-fp32", "onnx-fp32"]
     assert not (folder / "half.bin").exists()
     assert "\nFAIL: onnx fp16, trt fp16; PASS: onnx-fp32; " in ivdr("export", folder, "--all")[2]
