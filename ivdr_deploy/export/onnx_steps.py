@@ -116,11 +116,9 @@ def keeping(
                 return False
             return True
 
-        order = by_error()
-        kept = fewest(order, passes)
-        if kept is None or len(kept) == len(
-            order
-        ):  # then nothing would be left of the precision but its name
+        # With all of them nothing would be left of the precision but its name.
+        kept = fewest(by_error()[:-1], passes)
+        if kept is None:
             raise
         return prove(kept), kept
 

@@ -13,6 +13,7 @@ from ivdr_deploy._optional import import_onnxruntime
 from ivdr_deploy.artifacts.bundle import open_bundle
 from ivdr_deploy.benchmarks.engines import LEAST_TURNS, time_variants, timed_variants
 from ivdr_deploy.datasets.lists import read_video_list
+from ivdr_deploy.errors import ConfigError
 from ivdr_deploy.evaluation.verify import verify_bundle
 from ivdr_deploy.export.bundle_export import add_variants
 from ivdr_deploy.export.calibration import Calibration
@@ -68,12 +69,16 @@ def test_variants_of_torch_and_onnx(tiny_bundle_copy: Path, request_: Request) -
 @pytest.mark.trt
 @pytest.mark.parametrize("request_", PLANS, ids="-".join)
 def test_plans(tiny_bundle_copy: Path, tmp_path: Path, request_: Request) -> None:
-    if request_[1] == "fp8" and torch.cuda.get_device_capability() < (8, 9):
-        pytest.skip("this GPU does not multiply fp8")
     (tmp_path / "videos").mkdir()
     for number in range(6):
         numbered_video(tmp_path / "videos" / f"{number}.mp4", num_frames=20 + number, size=(64, 48))
     calibration = Calibration(videos=read_video_list(tmp_path / "videos"), limits=VideoLimits())
+    here = torch.cuda.get_device_capability()
+    if request_[1] == "fp8" and here < (8, 9):
+        options = StepOptions(calibration=calibration, compute_capabilities=["{}.{}".format(*here)])
+        with pytest.raises(ConfigError, match="does not multiply fp8"):
+            add_variants(tiny_bundle_copy, [request_], options)
+        return
     check_on_gpu(tiny_bundle_copy, request_, StepOptions(calibration=calibration))
     if choose_provider()[0] == "tensorrt":
         (timings,) = tiny_bundle_copy.glob("tensorrt-sm*.timings")

@@ -286,7 +286,7 @@ def test_a_full_disk_while_a_package_is_compiled_is_no_fault_of_the_compiler(
 
 def test_packages_are_made_only_for_what_this_processor_does_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(aoti_steps.shutil, "which", lambda _: "/usr/bin/g++")
+    monkeypatch.setattr(aoti_steps, "cpp_compiler", lambda: "g++ 12.0")
     monkeypatch.setattr(aoti_steps, "instruction_sets", lambda: frozenset({"avx2"}))
     assert [ending for ending, _ in package_targets("fp32")] == ["cpu-avx2"]
     with pytest.raises(ExportError, match="does not multiply bf16"):
@@ -298,7 +298,7 @@ def test_packages_are_made_only_for_what_this_processor_does_well(monkeypatch: p
         package_targets("int8")
     monkeypatch.setattr(aoti_steps, "instruction_sets", lambda: frozenset({"avx2", "vnni", "avx512_vnni"}))
     assert package_targets("int8") == [("cpu", Target(device="cpu", instruction_set="avx512_vnni"))]
-    monkeypatch.setattr(aoti_steps.shutil, "which", lambda _: None)
+    monkeypatch.setattr(aoti_steps, "cpp_compiler", lambda: "")
     with pytest.raises(ExportError, match="needs a C\\+\\+ compiler"):
         package_targets("fp32")
 
@@ -306,7 +306,7 @@ def test_packages_are_made_only_for_what_this_processor_does_well(monkeypatch: p
 def test_a_machine_with_a_gpu_makes_packages_for_its_processor_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(aoti_steps.shutil, "which", lambda _: "/usr/bin/g++")
+    monkeypatch.setattr(aoti_steps, "cpp_compiler", lambda: "g++ 12.0")
     monkeypatch.setattr(aoti_steps, "instruction_sets", lambda: frozenset({"avx2", "avx512"}))
     gpu = ("sm90", Target(device="cuda", compute_capabilities=("9.0",)))
     assert package_targets("fp32")[0] == gpu
