@@ -105,8 +105,8 @@ def test_the_contract_is_that_of_the_training_as_the_page_says() -> None:
     page = (Path(__file__).resolve().parents[3] / "docs" / "import.md").read_text(encoding="utf-8")
     clip = from_i3d.CLIP
     assert (
-        f"A clip has {clip.num_frames} frames at {clip.target_fps:g} frames a second, as in training: the shorter side is "
-        f"{clip.short_side}, the middle {clip.crop_size} x {clip.crop_size} is used, and values lie in -1..1. Four clips"
+        f"A clip has {clip.num_frames} frames at {clip.target_fps:g} frames a second, as in training: the shorter side "
+        f"is {clip.short_side}, the middle {clip.crop_size} x {clip.crop_size} is used, and values lie in -1..1. Four"
     ) in page
     assert (clip.frame_stride, from_i3d.VIEW_PLAN.num_clips) == (1, 4)
     for pixel, value in ((0.0, -1.0), (1.0, 1.0)):
