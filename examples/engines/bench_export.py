@@ -199,7 +199,7 @@ def export(checkpoint: Path, out: Path, data: Data, settings: Settings) -> Expor
     made.seconds |= dict.fromkeys(_ids(bundle), time.perf_counter() - start)
     options = StepOptions(calibration=Calibration(videos=data.train, limits=VideoLimits()))
     buildable, reasons = buildable_steps(options)
-    chosen = []
+    wanted = []
     for request in STEPS:
         label = " ".join(request)
         if request == ("onnx", "fp32"):
@@ -211,8 +211,8 @@ def export(checkpoint: Path, out: Path, data: Data, settings: Settings) -> Expor
         elif request not in buildable:
             made.not_built[label] = reasons[request]
         else:
-            chosen.append(request)
-    for attempt in add_each(out, chosen, options):
+            wanted.append(request)
+    for attempt in add_each(out, wanted, options):
         made.seconds |= dict.fromkeys(attempt.made, attempt.seconds)
         if attempt.failure:
             made.not_built[" ".join(attempt.request)] = attempt.failure[:300]

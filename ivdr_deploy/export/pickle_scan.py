@@ -45,7 +45,7 @@ def require_bounded(stream: IO[bytes]) -> None:
         if name in _STORING:
             place = len(memo) if name == "MEMOIZE" else int(argument or 0)
             if place > _MAX_MEMO:
-                raise CheckpointError(f"it asks for a memo of {quoted(argument)} places", hint=_HINT)
+                raise CheckpointError(f"it asks for a memo of {quoted(place)} places", hint=_HINT)
             memo[place] = stack[-1]
         elif name in _FETCHING:
             stack.append(memo[int(argument or 0)])

@@ -69,9 +69,7 @@ class _Rewriting:
         window = {name: [int(value) for value in given[name]] for name in ("strides", "dilations", "pads")}
         planes = as_planes(weights, size, found[1], **window)
         stored.CopyFrom(numpy_helper.from_array(planes.weights, stored.name))
-        columns = bool(
-            planes.view[1] == size[1] and planes.view[2] == size[2] * size[3] and not planes.starts
-        )
+        columns = weights.shape[2] > 1 and not planes.starts
         images = self._read(node, planes, size, columns=columns)
         made = self._add(
             "Conv",
