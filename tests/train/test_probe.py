@@ -24,6 +24,7 @@ from ivdr_deploy.spec import ViewPlan
 from ivdr_deploy.video import PathSource
 from ivdr_deploy.video.clips import load_clips
 from train import features, probe, regression
+from train import finetune as finetuning
 from train.__main__ import main
 from train.config import DataConfig, FinetuneConfig
 from train.finetune import finetune
@@ -305,6 +306,24 @@ def test_a_feature_belongs_to_a_video_as_it_was(tmp_path: Path) -> None:
     video.write_bytes(b"longer")
     os.utime(video, ns=(5, 5))
     assert kept_name(PathSource(video), {"feature": "w"}) != name
+
+
+def test_what_is_held_out_depends_on_the_seed_of_the_run(
+    pretrained: Path, own: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    open_probe = finetuning.open_probe
+
+    def noted(config, videos, labels, parts):  # type: ignore[no-untyped-def]
+        held.append([part.tolist() for part in parts])
+        return open_probe(config, videos, labels, parts)
+
+    monkeypatch.setattr(finetuning, "open_probe", noted)
+    for number, seed in enumerate((0, 1, 0)):
+        finetune(probe_config(tmp_path / str(number), own, pretrained, seed=seed))
+    one, other, again = held
+    assert one == again
+    assert one != other
 
 
 def test_held_out_videos_of_which_none_can_be_used_choose_nothing() -> None:

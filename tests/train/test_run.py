@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,28 @@ def test_lines_of_the_log_stand_at_the_same_steps_after_a_line_that_was_asked_fo
 
 def logged(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
+def test_a_loss_that_joins_after_the_warm_up_of_the_settings_ends_no_run(tmp_path: Path) -> None:
+    """The first steps, as many as the settings say, have a small loss; those after them a large one."""
+
+    def forward(**batch: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss = 50.0 if state.step >= 2 else 1.0
+        return 0.0 * weight.weight.sum() + loss, {"loss": torch.tensor(loss)}
+
+    weight = nn.Linear(1, 1)
+    for warmup in (2, 0):
+        optimizer = torch.optim.SGD(weight.parameters(), lr=0.1)
+        state = TrainState(module=weight, optimizer=optimizer, seed=0, digest="", epoch_steps=2)
+        config = pretrain_config(tmp_path / str(warmup), DataConfig(train="unused"), on_alarm="stop")
+        config = replace(config, dual=replace(config.dual, rank_warmup_steps=warmup))
+        Path(config.out).mkdir()
+        run = partial(loop.run_steps, config, forward, state, lambda _: {}, count=16, description="test")
+        if warmup:
+            assert run()["loss"] == 50.0
+        else:
+            with pytest.raises(TrainingError, match="divergence at step 3: the loss is 50 and was 1"):
+                run()
 
 
 def test_a_line_of_the_log_is_the_mean_over_its_steps(tmp_path: Path) -> None:
