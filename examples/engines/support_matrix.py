@@ -104,7 +104,7 @@ def _cell(found: Mapping[str, Any], column: str, reasons: dict[str, str]) -> str
     variant = found["variants"].get(column)
     if variant is None:
         pair = column if " " in column else _pair(column)
-        return _letter(reasons, found["not_built"].get(pair, "not for the processor that measured this one"))
+        return _letter(reasons, found["not_built"].get(pair) or _why_absent(found, pair))
     if variant["over_eager"] is None:
         return _letter(reasons, f"{column} was built, and cannot run on this machine")
     speed = f"{variant['over_eager']:.2f} [{variant['over_eager_low']:.2f}, {variant['over_eager_high']:.2f}]"
@@ -114,6 +114,13 @@ def _cell(found: Mapping[str, Any], column: str, reasons: dict[str, str]) -> str
     if not parity and variant["verified"]:  # by golden clips alone: no video went through it
         verdict = "not verified over videos"
     return f"{speed}{parity}, {verdict}"
+
+
+def _why_absent(found: Mapping[str, Any], pair: str) -> str:
+    """Say why a variant is missing of which nobody said that it was not built."""
+    if any(_pair(variant) == pair for variant in found["variants"]):
+        return "not for the processor that measured this one"
+    return "not tried: there was no such variant at the revision that measured this one"
 
 
 def _machine(found: Mapping[str, Any]) -> str:

@@ -147,6 +147,28 @@ def test_a_variant_through_which_no_video_went_has_no_pass() -> None:
     assert "], not verified over videos |" in page
 
 
+def test_a_variant_that_is_missing_is_said_to_be_of_another_processor_only_where_its_pair_was_built() -> None:
+    records = support_matrix.read_records(support_matrix.RECORDS)
+    name, record = next(iter(records.items()))
+    backbone, found = next((key, value) for key, value in record["backbones"].items() if "variants" in value)
+    variant = found["variants"]["onnx-fp32"]
+    here = {**found, "variants": {"aoti-fp32-cpu-avx2": variant}, "not_built": {"aoti bf16": "too small"}}
+    there = {**found, "variants": {"aoti-fp32-cpu-avx512": variant}, "not_built": {"trt fp8": "too big"}}
+    other = next(other for other in support_matrix.BACKBONES if other not in (backbone, "mvit_v2_s"))
+    page = support_matrix.render({name: {**record, "backbones": {backbone: here, other: there}}})
+    rows = [line for line in page.splitlines() if line.startswith((f"| `{backbone}` | ", f"| `{other}` | "))]
+    said = dict(
+        line[2:].split(": ", 1) for line in page.splitlines() if line.startswith("- ") and line[3] == ":"
+    )
+    reasons = {
+        row.split("`")[1]: [said.get(cell, "") for cell in row.rstrip(" |").split(" | ")[7:]] for row in rows
+    }
+    processor = "not for the processor that measured this one"
+    untried = "not tried: there was no such variant at the revision that measured this one"
+    assert sorted(reasons[backbone]) == sorted(["", processor, "too small", untried])
+    assert sorted(reasons[other]) == sorted(["", processor, "too big", untried])
+
+
 @pytest.mark.parametrize(("names", "said"), [("", "no backbone is named"), ("tiny,big", "no backbone 'big'")])
 def test_a_choice_of_no_backbone_is_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], names: str, said: str
