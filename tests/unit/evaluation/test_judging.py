@@ -12,7 +12,7 @@ import pytest
 
 from ivdr_deploy.artifacts.manifest import OutputParity
 from ivdr_deploy.errors import ConfigError
-from ivdr_deploy.evaluation.invariance import BatchInvariance, Sensitivity
+from ivdr_deploy.evaluation.invariance import BatchInvariance, Company, Sensitivity
 from ivdr_deploy.evaluation.judging import judge
 from ivdr_deploy.evaluation.records import VariantRecord, VideoColumns
 from ivdr_deploy.evaluation.thresholds import THRESHOLDS, Thresholds, parse_thresholds, thresholds_for
@@ -114,6 +114,69 @@ def test_a_sound_variant_passes_every_check() -> None:
 )
 def test_what_is_wrong_fails_by_its_name(changes: dict[str, Any], names: set[str]) -> None:
     assert failed(record(**changes)) == names
+
+
+def test_a_check_says_what_it_found_and_what_was_expected() -> None:
+    batch = BatchInvariance(
+        clips=4,
+        sizes=(2, 3),
+        flips=1,
+        max_flip_margin=0.25,
+        outputs=parity(2e-4),
+        calls=(Company(size=8, place=2),),
+        left_out=(64,),
+    )
+    wrong = record(
+        failure="on the golden clips (RuntimeError: gone)",
+        golden=parity(2e-4),
+        outputs=parity(2e-4, cosine=0.9),
+        not_finite=3,
+        videos=columns(
+            flips=2, margin=0.3, confidence=(0.4,) * 5 + (0.9,) * 95, hits=(False,) * 20 + (True,) * 80
+        ),
+        batch=batch,
+        sensitivity=(Sensitivity(output="inter", moved=1e-4, error=1e-5),),
+    )
+    said = {check.name: check.text for check in judge(wrong, thresholds_for("fp32")).checks}
+    differs = "logits differs by 6.00e-04 (tolerance 3e-04)"
+    assert said == {
+        "runs": "it failed on the golden clips (RuntimeError: gone), expected to run through",
+        "golden": differs,
+        "outputs": differs,
+        "cosine": "smallest cosine 0.900000 (logits), expected 0.9999",
+        "finite": "NaN, infinity or nothing for 3 videos, expected none",
+        "agreement": "98 of 100 videos have the reference's label (98.0%, 0 ties included), expected 100.0%",
+        "sure_flips": "the surest label that flipped has a margin of 0.3000, expected at most 0.0001",
+        "accuracy": said["accuracy"],
+        "recall": said["recall"],
+        "confidence": "the mean confidence went from 0.9000 to 0.8750, expected within 0.001",
+        "abstain": "5 of 100 videos cross the confidence 0.5, expected at most 0.0%",
+        "batch": "1 flips of 4 clips over batches of 2, 3 at every place and calls over the videos (place 3 of 8); "
+        f"64 left out for time, with a margin of up to 0.2500 (a tie is 0.0001); {differs}",
+        "sensitivity": "a real change of the input moves inter by 1.0e-04, 10 times the parity error 1.0e-05, "
+        "expected 100 times",
+    }
+    assert said["accuracy"].startswith("accuracy changed by -2.0% [")
+    assert said["recall"].startswith("R@1 changed by -20.0% [")
+    assert said["recall"].endswith("], may fall by 0.0%")
+
+
+def test_what_is_exactly_at_its_bound_passes() -> None:
+    limits = thresholds_for("int8")
+    at = record(
+        "int8",
+        outputs=parity(cosine=limits.min_cosine),
+        videos=columns(flips=1, margin=limits.max_flip_margin),
+        batch=BatchInvariance(
+            clips=4, sizes=(2,), flips=1, max_flip_margin=limits.tie_margin, outputs=parity()
+        ),
+        sensitivity=(Sensitivity(output="logits", moved=limits.min_sensitivity, error=1.0),),
+    )
+    assert failed(at) == set()
+
+
+def test_labels_that_agree_are_within_the_tightest_bounds() -> None:
+    assert failed(record(), max_flip_margin=0.0, tie_margin=0.0, max_confidence_shift=0.0) == set()
 
 
 def test_one_output_of_several_is_enough_to_fail() -> None:

@@ -43,14 +43,29 @@ def test_video_accuracy_counts_the_k_most_probable() -> None:
     assert video_accuracy(rows, [0, 1], k=2) == Accuracy(0, 2)
 
 
+def test_of_equal_probabilities_the_lower_class_ranks_first() -> None:
+    """Over so many that a sort which is not stable would mix them."""
+    row = np.full(400, 1 / 400)
+    for k in (1, 17, 399):
+        assert video_accuracy([row, row], [k - 1, k], k=k) == Accuracy(1, 2)
+
+
+def test_videos_and_classes_of_another_number_are_not_paired() -> None:
+    rows = [np.array([1.0, 0.0])] * 3
+    with pytest.raises(ValueError, match="zip"):
+        video_accuracy(rows, [0, 0])
+    with pytest.raises(ValueError, match="zip"):
+        clip_accuracy([row[None] for row in rows], [0, 0])
+
+
 def test_clip_accuracy_counts_single_clips_of_videos_of_any_length() -> None:
     logits = [np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]]), np.array([[0.0, 5.0]])]
     assert clip_accuracy(logits, [0, 1]) == Accuracy(3, 4)
 
 
 def test_per_class_accuracy_is_by_true_class() -> None:
-    assert per_class_accuracy([0, 1, 1, 0], [0, 0, 1, 2], num_classes=3) == [
-        Accuracy(1, 2), Accuracy(1, 1), Accuracy(0, 1)
+    assert per_class_accuracy([0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 2], num_classes=4) == [
+        Accuracy(3, 4), Accuracy(1, 1), Accuracy(0, 1), Accuracy(0, 0)
     ]  # fmt: skip
 
 
