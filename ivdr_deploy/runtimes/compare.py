@@ -60,8 +60,12 @@ def _compare(name: str, expected: np.ndarray, found: np.ndarray | None, *, toler
         return OutputParity(output=name, max_abs_diff=float("inf"), min_cosine=-1.0, tolerance=tolerance)
     differences, allowed = np.abs(a - b).ravel(), tolerance * _sizes(a).ravel()
     worst = int((differences / allowed).argmax())
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    cosine = np.where(norms > 0, (a * b).sum(axis=-1) / np.where(norms > 0, norms, 1.0), 1.0)
+    lengths = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+    norms = lengths[0] * lengths[1]
+    # Zero has no direction: it agrees with zero alone.
+    cosine = np.where(
+        norms > 0, (a * b).sum(axis=-1) / np.where(norms > 0, norms, 1.0), lengths[0] == lengths[1]
+    )
     return OutputParity(
         output=name,
         max_abs_diff=float(differences[worst]),

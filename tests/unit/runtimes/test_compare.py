@@ -63,6 +63,18 @@ def test_a_large_value_makes_others_count_as_four_times_a_middling_one_at_most(l
     assert far.tolerance == pytest.approx(4 * TOLERANCE["fp32"])
 
 
+def test_a_value_that_fails_is_named_beside_a_larger_difference_that_passes() -> None:
+    """The huge value may differ by 1e4; that is no reason to overlook the first one, which may by 4e-4."""
+    expected = np.array([[1.0, -1.0, 1.0, 1e8]])
+    for place in (0, 2):
+        moved = np.array([[0.0, 0.0, 0.0, 5e3]])
+        moved[0, place] = 1e-3
+        (entry,) = compare({"logits": expected}, {"logits": expected + moved})
+        assert not entry.passed
+        assert entry.max_abs_diff == pytest.approx(1e-3)
+        assert entry.tolerance == pytest.approx(4 * TOLERANCE["fp32"])
+
+
 @pytest.mark.parametrize("classes", [2, 3, 10, 400])
 @pytest.mark.parametrize("huge", [1e6, 3e38])
 def test_one_huge_value_per_clip_excuses_no_other(classes: int, huge: float) -> None:
@@ -109,9 +121,26 @@ def test_each_slot_has_its_own_cosine() -> None:
     assert entry.min_cosine == 0.0
 
 
-def test_two_zero_vectors_agree() -> None:
-    (entry,) = compare({"feature": np.zeros((1, 4))}, {"feature": np.zeros((1, 4))})
+def test_two_zero_vectors_agree_and_zero_has_no_direction_in_common_with_another() -> None:
+    zeros, ones = np.zeros((2, 4)), np.ones((2, 4))
+    (entry,) = compare({"feature": zeros}, {"feature": zeros})
     assert (entry.max_abs_diff, entry.min_cosine) == (0.0, 1.0)
+    half = np.concatenate([ones[:1], zeros[:1]])
+    for expected, found in ((ones, half), (half, ones)):
+        (entry,) = compare({"feature": expected}, {"feature": found})
+        assert entry.min_cosine == 0.0
+
+
+def test_a_cosine_is_never_above_1() -> None:
+    rows = np.random.default_rng(5).normal(size=(300, 3))
+    smallest = [compare({"feature": row[None]}, {"feature": row[None]})[0].min_cosine for row in rows]
+    assert max(smallest) == 1.0
+    assert min(smallest) == pytest.approx(1.0)
+
+
+def test_outputs_without_any_clip_do_not_pass() -> None:
+    (entry,) = compare({"logits": np.zeros((0, 4))}, {"logits": np.zeros((0, 4))})
+    assert (entry.max_abs_diff, entry.passed) == (np.inf, False)
 
 
 def test_every_precision_has_a_tolerance_and_fewer_bits_a_larger_one() -> None:
