@@ -202,3 +202,35 @@ def test_a_variable_rate_is_sampled_by_time() -> None:
 @pytest.mark.parametrize("target", [None, 12.5])
 def test_one_frame_is_a_grid_of_that_frame(target: float | None) -> None:
     assert set(timeline(np.zeros(1), 25.0, spec(target_fps=target)).tolist()) == {0}
+
+
+def test_a_finetuning_clip_of_a_video_as_long_as_its_window_is_the_whole_video() -> None:
+    clip, rng = spec(num_frames=4, frame_stride=2), np.random.default_rng(0)
+    assert all(random_start_clip(8, clip, rng).tolist() == [0, 2, 4, 6] for _ in range(20))
+
+
+def test_frames_that_are_a_little_early_or_late_are_all_taken_once() -> None:
+    """By time, a late frame would not be on display yet: the one before it would be taken twice."""
+    jitter = np.random.default_rng(3).uniform(-0.4, 0.4, 100)
+    jitter[[0, -1]] = 0.0
+    pts = (np.arange(100) + jitter) / 25
+    assert timeline(pts, 25.0, spec()).tolist() == list(range(100))
+    assert timeline(pts, 25.0, spec(target_fps=25.0)).tolist() != list(range(100))
+
+
+def test_the_rate_of_three_frames_may_be_variable_and_that_of_two_is_not() -> None:
+    assert not is_constant_rate(np.array([0.0, 0.02, 1.0]))
+    assert is_constant_rate(np.array([0.0, 0.5, 1.0]))
+    assert is_constant_rate(np.array([0.0, 0.02]))
+
+
+@pytest.mark.parametrize(
+    ("late", "fps", "taken"),
+    [(0.9e-3, 10.0, 1), (1.1e-3, 10.0, 0), (0.24e-3, 1000.0, 1), (0.26e-3, 1000.0, 0)],
+)
+def test_a_time_counts_as_the_same_within_a_millisecond_and_a_quarter_of_a_frame(
+    late: float, fps: float, taken: int
+) -> None:
+    pts = np.arange(3) / fps
+    pts[1] += late
+    assert timeline(pts, fps, spec(target_fps=fps)).tolist()[:3] == [0, taken, 2]
