@@ -262,7 +262,7 @@ def test_alignment_and_uniformity_of_vectors_at_right_angles() -> None:
 
 def test_effective_rank_counts_directions_of_equal_spread() -> None:
     corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=3)))
-    assert_close(losses.effective_rank(corners + 5.0), 3.0)
+    assert_close(losses.effective_rank(corners + torch.tensor([5.0, -1.0, 2.0])), 3.0)
     assert_close(losses.effective_rank(corners * torch.tensor([1.0, 0.0, 0.0])), 1.0)
     assert_close(losses.effective_rank(torch.ones(4, 3)), 0.0)
 
