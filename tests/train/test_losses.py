@@ -64,8 +64,10 @@ def test_nt_xent_equals_a_loop_over_rows() -> None:
     assert_close(losses.nt_xent(losses.rows(a0, a1), temperature=temperature), total / 10)
 
 
-def test_info_nce_queue_of_orthogonal_entries() -> None:
-    assert_close(losses.info_nce_queue(basis(0), basis(0), basis(1, 2), temperature=1.0)[0], 0.551445)
+@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.551445), (0.5, 0.239545)])
+def test_info_nce_queue_of_orthogonal_entries(temperature: float, expected: float) -> None:
+    loss, _ = losses.info_nce_queue(basis(0), basis(0), basis(1, 2), temperature=temperature)
+    assert_close(loss, expected)  # ln(1 + 2 exp(-1 / temperature))
 
 
 def test_ignored_queue_entries_are_no_negatives() -> None:
@@ -77,8 +79,10 @@ def test_ignored_queue_entries_are_no_negatives() -> None:
 
 
 def test_queue_top1_counts_queries_whose_key_is_nearest() -> None:
-    _, top1 = losses.info_nce_queue(basis(0, 1), basis(0, 2), basis(1, 3), temperature=1.0)
-    assert top1 == 0.5
+    far = -basis(1)
+    for queue in (torch.cat([basis(1), far]), torch.cat([far, basis(1)])):  # nearest to the second query
+        _, top1 = losses.info_nce_queue(basis(0, 1), basis(0, 2), queue, temperature=1.0)
+        assert top1 == 0.5
 
 
 def coherence(slots0: Tensor, slots1: Tensor, *, temperature: float) -> Tensor:
