@@ -14,6 +14,11 @@ VIDEO = np.random.default_rng(5).integers(0, 256, (3, 7, 8, 9, 3), dtype=np.uint
 KERNELS = {
     "space": {"kernel": (1, 3, 3), "pads": (0, 1, 0, 0, 1, 2), "strides": (1, 2, 1)},
     "time": {"kernel": (3, 1, 1), "pads": (2, 0, 0, 1, 0, 0), "strides": (2, 1, 1)},
+    "time, frames apart": {"kernel": (3, 1, 1), "pads": (2, 0, 0, 2, 0, 0), "dilations": (2, 1, 1)},
+    "time, padded before each row": {"kernel": (3, 1, 1), "pads": (1, 0, 2, 1, 0, 0)},
+    "time, padded behind each column": {"kernel": (3, 1, 1), "pads": (1, 0, 0, 1, 1, 0)},
+    "time, every second row": {"kernel": (3, 1, 1), "pads": (1, 0, 0, 1, 0, 0), "strides": (1, 2, 1)},
+    "time, every second column": {"kernel": (3, 1, 1), "pads": (1, 0, 0, 1, 0, 0), "strides": (1, 1, 2)},
     "full": {"kernel": (3, 3, 2), "pads": (1, 1, 1, 0, 1, 0), "strides": (2, 1, 2)},
     "apart": {"kernel": (2, 3, 3), "pads": (0, 1, 1, 0, 1, 1), "dilations": (3, 1, 2)},
     "every second frame": {"kernel": (1, 1, 1), "strides": (2, 2, 2)},
