@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,7 @@ class FakeClock:
     [
         ([7.0], 50, 7.0),
         ([7.0], 99, 7.0),
+        ([7.0], 0.5, 7.0),
         ([4.0, 1.0, 3.0, 2.0], 50, 2.0),  # two of four do not exceed 2
         ([4.0, 1.0, 3.0, 2.0], 51, 3.0),
         ([4.0, 1.0, 3.0, 2.0], 75, 3.0),
@@ -51,7 +54,7 @@ def test_percentile_is_the_nearest_rank(samples, percent, expected):
     assert percentile(samples, percent) == expected
 
 
-@pytest.mark.parametrize(("samples", "percent"), [([], 50), ([1.0], 0), ([1.0], 101)])
+@pytest.mark.parametrize(("samples", "percent"), [([], 50), ([1.0], 0), ([1.0], 100.5)])
 def test_percentile_refuses_what_has_none(samples, percent):
     with pytest.raises(ConfigError, match="a percentile needs samples"):
         percentile(samples, percent)
@@ -59,6 +62,8 @@ def test_percentile_refuses_what_has_none(samples, percent):
 
 def test_summary_of_durations():
     assert summarise([10.0, 20.0, 30.0, 100.0]) == Summary(mean=40.0, p50=20.0, p95=100.0, p99=100.0)
+    many = [float(value) for value in range(1000, 0, -1)]
+    assert summarise(many) == Summary(mean=500.5, p50=500.0, p95=950.0, p99=990.0)
 
 
 def test_time_is_given_in_milliseconds_beside_the_result():
@@ -86,6 +91,8 @@ def test_speedup_is_taken_pair_by_pair():
 
     assert (result.median, result.p25, result.p75) == (2.0, 2.0, 3.0)
     assert (result.low, result.high, result.pairs) == (2.0, 3.0, 4)
+    result = speedup([1.0] * 100, [float(value) for value in range(1, 101)])
+    assert (result.low, result.p25, result.median, result.p75, result.high) == (1.0, 25.0, 50.0, 75.0, 100.0)
 
 
 def test_speedup_of_nothing_is_refused():
@@ -101,6 +108,14 @@ def test_speedup_of_nothing_is_refused():
 def test_the_interval_of_a_median_lies_at_the_ranks_of_the_tables(count: int, low: int, high: int) -> None:
     samples = [float(value) for value in range(count, 0, -1)]
     assert median_interval(samples) == (low, high)
+
+
+@pytest.mark.parametrize("count", range(6, 61))
+def test_the_interval_of_a_median_is_the_narrowest_of_its_kind_that_covers_95_percent(count: int) -> None:
+    low, high = (int(value) for value in median_interval([float(value) for value in range(1, count + 1)]))
+    assert low + high == count + 1
+    missed = [2 * sum(math.comb(count, heads) for heads in range(rank)) / 2**count for rank in (low, low + 1)]
+    assert missed[0] <= 0.05 < missed[1]
 
 
 def test_the_interval_covers_the_median_as_often_as_it_says() -> None:

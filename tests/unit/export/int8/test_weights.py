@@ -14,7 +14,7 @@ from ivdr_deploy.export.int8.channels_last import lower
 from ivdr_deploy.export.int8.qdq import insert_pairs
 from ivdr_deploy.export.int8.quantise import calibrate, quantise
 from ivdr_deploy.export.int8.source import SourceGraph
-from ivdr_deploy.export.int8.weights import channel_parts, patches, round_together, round_weights
+from ivdr_deploy.export.int8.weights import Weights, channel_parts, patches, round_together, round_weights
 
 SIZE = (6, 12, 12)
 
@@ -188,3 +188,26 @@ def test_an_8_bit_network_of_smooth_videos_is_several_times_as_exact(tmp_path: P
         made = quantised.keeping(())
         errors = [np.square(run(model, others)[0] - expected).mean() ** 0.5 for model in (plain, made)]
         assert errors[1] < errors[0] / 2, (write, errors)
+
+
+@pytest.mark.parametrize("axes", [3, 5])
+def test_a_bias_that_steps_of_the_weights_cannot_hold_makes_them_coarser_in_its_channel_alone(
+    axes: int,
+) -> None:
+    rng = np.random.default_rng(11)
+    stored = rng.integers(-127, 128, (4, 6, *[3] * (axes - 2))).astype(np.int8)
+    fine = Weights(stored, np.array([1e-3, 2e-3, 1e-9, 1e-12], np.float32))
+    bias, read = np.array([5.0, -3.0, 0.5, -7.0], np.float32), np.float32(0.02)
+    held = fine.beside(bias, read)
+    assert held.scale.dtype == np.float32
+    assert held.stored.dtype == np.int8
+    for same in (0, 1):  # those that it can be stored in stay as they are
+        assert held.scale[same] == fine.scale[same]
+        assert np.array_equal(held.stored[same], fine.stored[same])
+    whole = np.round(bias.astype(np.float64) / (held.scale.astype(np.float64) * float(read)))
+    assert np.abs(whole).max() == pytest.approx(2**30, rel=1e-6)  # half of what 32 bits hold
+    for coarser in (2, 3):
+        assert held.scale[coarser] > fine.scale[coarser]
+        off = np.abs(held.real[coarser] - fine.real[coarser])
+        assert off.max() <= 0.5001 * held.scale[coarser]
+    assert held.stored[2].any()  # scaled down, not lost
