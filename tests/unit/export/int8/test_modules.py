@@ -95,7 +95,8 @@ def test_every_backbone_computes_what_its_8_bit_graph_does(backbone: str, tmp_pa
         # Of random weights what the heads give may hardly depend on the clip, and so on the rounding.
         assert not np.array_equal(a, b), name
         assert off(a, b) < 0.1, name
-        assert off(c, b) < max(0.01, off(a, c)), name
+        # Of a deep network both round values of their own: as good as independent, they are sqrt(2) as far apart.
+        assert off(c, b) < max(0.01, 1.5 * off(a, c)), name
 
 
 def test_layers_that_are_kept_compute_in_fp32(tmp_path: Path) -> None:
