@@ -52,6 +52,7 @@ def compile_package(
     """
     if device == "cpu":
         _pool_means(model)
+        _lay_channels_last(model)
     network = ExportNetwork(model, outputs).eval().to(device)
     # Two clips: with one, the exporter may take the batch axis for a constant.
     example = torch.zeros((2, *clip.clip_shape), dtype=torch.uint8, device=device)
@@ -94,6 +95,16 @@ def _pool_means(model: VideoModel) -> None:
         if isinstance(module, RemoveTemporalMean):
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, _PooledMean())
+
+
+def _lay_channels_last(model: VideoModel) -> None:
+    """Store the weights of convolutions with channels last, from which the compiler takes the layout of everything.
+
+    The numbers are the same, and a package is quicker: decision 14.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)
 
 
 def _full_disk(error: BaseException) -> OSError | None:

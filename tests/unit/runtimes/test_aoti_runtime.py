@@ -113,6 +113,10 @@ def test_threads_of_a_package_do_not_meet_at_every_pixel(tmp_path: Path) -> None
         lines = archive.read(kernels).decode().splitlines()
     begun = [line for line in lines if line.lstrip().startswith("#pragma omp parallel")]
     assert {len(line) - len(line.lstrip()) for line in begun} == {4}, "threads begin inside a loop"
+    weights = [module.weight for module in model.modules() if isinstance(module, torch.nn.Conv3d)]
+    assert weights
+    for weight in weights:  # laid so that the package is quicker
+        assert weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @needs_compiler
