@@ -240,5 +240,5 @@ def test_every_backbone_becomes_8_bit_from_end_to_end(backbone: str, tmp_path: P
     for candidate in (made, *paired(source, ranges)):
         for name, a, b in zip(OUTPUTS, expected, run(candidate, clips[8:]), strict=True):
             error = np.sqrt(np.square(a - b).mean() / np.square(a).mean())
-            # Random `s3d` multiplies whatever changes (docs/engines.md); what is computed wrongly is off by about 1.
+            # Random `s3d` multiplies whatever changes (docs/engines.md).
             assert error < (0.2 if backbone.startswith("s3d") else 0.1), (name, error)
