@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
@@ -83,6 +84,8 @@ def runs_bf16(config: RunConfig) -> bool:
 def run_folder(config: RunConfig) -> Iterator[None]:
     """Claim the run folder while the block runs. Another run's work in it is neither written over nor mixed with ours.
 
+    A folder that was made for this and is still empty at the end, as when a list cannot be read, is removed again.
+
     Raises:
         FolderError: if another process trains into it, or it holds files of a run without the state to go on from.
         OSError: if the folder cannot be made; a full disk is named by this folder in the whole block.
@@ -91,6 +94,7 @@ def run_folder(config: RunConfig) -> Iterator[None]:
     if rank() > 0:  # the first process has claimed it
         yield
         return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with naming_full_disk(folder):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -109,6 +113,9 @@ def run_folder(config: RunConfig) -> Iterator[None]:
             remove_left_over(folder)
             yield
         finally:
+            with contextlib.suppress(OSError):  # it is used
+                for path in made:
+                    path.rmdir()
             os.close(descriptor)
 
 

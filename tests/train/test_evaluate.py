@@ -26,6 +26,8 @@ from train.evaluate import ANSWERS, evaluate, evaluate_model
 from train.features import forget
 from train.finetune import finetune
 
+DEMO_CONFIG = str(Path(__file__).resolve().parents[2] / "train" / "configs" / "demo_finetune.toml")
+
 
 def test_checkpoint_without_a_classifier_cannot_be_evaluated(pretrained: Path, data: DataConfig) -> None:
     with pytest.raises(CheckpointError, match="no classifier"):
@@ -227,9 +229,9 @@ def test_commands_chain_and_evaluate_prints_json(
     ("arguments", "code", "message"),
     [
         (["pretrain", "--config", "none.toml"], 2, "no config file at none.toml"),
-        (["finetune", "--config", "train/configs/demo_finetune.toml", "optim.lrr=1"], 2, "did you mean 'lr'"),
+        (["finetune", "--config", DEMO_CONFIG, "optim.lrr=1"], 2, "did you mean 'lr'"),
         (
-            ["finetune", "--config", "train/configs/demo_finetune.toml", "data.train=none.csv"],
+            ["finetune", "--config", DEMO_CONFIG, "data.train=none.csv"],
             3,
             "no list of videos at none.csv",
         ),
@@ -242,10 +244,17 @@ def test_commands_chain_and_evaluate_prints_json(
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(
-    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main(arguments)
+    assert not list(tmp_path.iterdir()), "a run that could not begin leaves no folder"
     assert caught.value.code == code
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("train: ")
