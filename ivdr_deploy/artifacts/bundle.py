@@ -279,7 +279,10 @@ def check_replaceable(out: Path) -> None:
     except (OSError, ArtifactError) as error:
         raise FolderError(f"{out} exists and is not a bundle", hint=hint) from error
     if foreign := sorted(found - {MANIFEST_FILE, *(entry.path for entry in manifest.files)}):
-        raise FolderError(f"{out} holds files that are not the bundle's: {_some(foreign)}", hint=hint)
+        raise FolderError(
+            f"{out} holds files that are not the bundle's: {_some(foreign)}",
+            hint="move them elsewhere: the folder is replaced as a whole",
+        )
 
 
 def _require_unchanged(bundle: Bundle) -> None:

@@ -60,7 +60,9 @@ class UrlStream:
         if not found:
             self._require_place(system, path)
             passed = "; ".join(map(str, self.left_out))
-            raise DataError(f"{self.source} holds no videos" + (f" (left out: {passed})" if passed else ""))
+            raise DataError(
+                f"{quoted(self.source)} holds no videos" + (f" (left out: {passed})" if passed else "")
+            )
 
     def _pages(self, system: Any, bucket: str, folder: str) -> Iterator[_Page]:
         scheme = self.source.partition("://")[0]

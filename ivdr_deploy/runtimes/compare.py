@@ -91,7 +91,7 @@ def _sizes(expected: np.ndarray) -> np.ndarray:
 def describe_failures(parity: tuple[OutputParity, ...]) -> str:
     """Name every output that does not pass, with its difference and the tolerance; empty when all pass."""
     return "; ".join(
-        f"{entry.output} differs by {entry.max_abs_diff:.2e} (tolerance {entry.tolerance:.0e})"
+        f"{entry.output} differs by {entry.max_abs_diff:.2e} (tolerance {entry.tolerance:.2e})"
         for entry in parity
         if not entry.passed
     )

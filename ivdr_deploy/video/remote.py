@@ -96,12 +96,12 @@ class UrlSource(Source):
             return SourceIdentity(self.size_bytes, self.changed_ns)
         try:
             found = self._system.info(self.uri)
+            return SourceIdentity(int(found["size"]), changed_ns(found))
         except Exception as error:
             raise VideoOpenError(
                 f"{quoted(self.uri)} cannot be looked at ({type(error).__name__}: {reason_of(error, most=100)})",
                 hint="check the name and the rights",
             ) from error
-        return SourceIdentity(found["size"], changed_ns(found))
 
     @property
     def _system(self) -> Any:

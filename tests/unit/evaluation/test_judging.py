@@ -138,7 +138,7 @@ def test_a_check_says_what_it_found_and_what_was_expected() -> None:
         sensitivity=(Sensitivity(output="inter", moved=1e-4, error=1e-5),),
     )
     said = {check.name: check.text for check in judge(wrong, thresholds_for("fp32")).checks}
-    differs = "logits differs by 6.00e-04 (tolerance 3e-04)"
+    differs = "logits differs by 6.00e-04 (tolerance 3.00e-04)"
     assert said == {
         "runs": "it failed on the golden clips (RuntimeError: gone), expected to run through",
         "golden": differs,

@@ -42,7 +42,7 @@ def test_the_tolerance_decides() -> None:
     (far,) = compare(expected, {"inter": np.full((1, 2), above)})
     assert near.passed
     assert not far.passed
-    assert describe_failures((near, far)) == "inter differs by 1.01e-04 (tolerance 1e-04)"
+    assert describe_failures((near, far)) == "inter differs by 1.01e-04 (tolerance 1.00e-04)"
 
 
 def test_values_of_one_size_may_differ_in_proportion_to_the_largest() -> None:

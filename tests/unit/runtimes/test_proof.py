@@ -46,7 +46,7 @@ def test_golden_clips_that_give_something_else_are_refused(tiny_bundle_copy: Pat
     golden.expected["inter"][0, 0] += 3e-4
     write_golden(tiny_bundle_copy, golden)
     with pytest.raises(
-        GoldenMismatchError, match=r"inter differs by 3\.00e-04 \(tolerance 1e-04\)"
+        GoldenMismatchError, match=r"inter differs by 3\.00e-04 \(tolerance 1\.00e-04\)"
     ) as caught:
         open_model(reseal(tiny_bundle_copy), variant=variant)
     assert "logits" not in caught.value.message

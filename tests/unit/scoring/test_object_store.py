@@ -224,10 +224,17 @@ def test_an_object_that_cannot_be_fetched_is_unreadable(store):
         UrlSource(f"{store}/absent.mp4", 1, size_bytes=1).local()  # gone since it was listed
 
 
+@pytest.mark.parametrize("told", [{"size": None}, {}, {"size": 1, "mtime": "yesterday"}])
+def test_an_object_of_which_a_store_tells_nonsense_is_unreadable(store, monkeypatch, told):
+    monkeypatch.setattr(system_of(store), "info", lambda name: told)
+    with pytest.raises(VideoOpenError, match=r"odd\.mp4' cannot be looked at .(Type|Key|Value)Error"):
+        UrlSource(f"{store}/odd.mp4", 1).local()
+
+
 def test_a_folder_without_videos_says_what_it_holds(store):
     system_of(store).pipe_file(f"{BUCKET}/texts/deep/a.txt", b"x")
     with pytest.raises(
-        DataError, match=r"texts holds no videos .left out: 1 without the suffix .*deep/a\.txt"
+        DataError, match=r"texts' holds no videos .left out: 1 without the suffix .*deep/a\.txt"
     ):
         list(UrlStream(f"{store}/texts"))
 
