@@ -78,7 +78,7 @@ def _outputs(manifest: ArtifactManifest) -> str:
 def _parity(manifest: ArtifactManifest, golden_clips: int) -> str:
     rows = [
         f"| `{variant.id}` | `{entry.output}` | {entry.max_abs_diff:.1e} "
-        f"| {entry.tolerance:.0e} | {entry.min_cosine:.6f} |"
+        f"| {entry.tolerance:.1e} | {entry.min_cosine:.6f} |"
         for variant in manifest.variants
         for entry in variant.parity
     ]

@@ -23,7 +23,7 @@ def parity_table(rows: list[tuple[str, OutputParity]], title: str) -> Table:
                 name,
                 entry.output,
                 f"{entry.max_abs_diff:.1e}",
-                f"{entry.tolerance:.0e}",
+                f"{entry.tolerance:.1e}",
                 f"{entry.min_cosine:.6f}",
                 "ok" if entry.passed else "FAIL",
             )

@@ -224,7 +224,7 @@ def test_the_card_has_each_figure_of_the_agreement_in_its_own_column(manifest: A
     card = render_model_card(replace(manifest, variants=variants), golden_clips=3)
     assert "Over 3 golden clips; the reference is `torch-fp32` on the CPU." in card
     assert "| variant | output | max difference | tolerance | min cosine |" in card
-    assert "| `onnx-fp32` | `logits` | 2.5e-05 | 1e-04 | 0.999987 |" in card
+    assert "| `onnx-fp32` | `logits` | 2.5e-05 | 1.0e-04 | 0.999987 |" in card
 
 
 @pytest.mark.parametrize(

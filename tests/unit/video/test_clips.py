@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,20 @@ def test_clips_hold_the_frames_the_protocol_asks_for(tmp_path: Path, decoder: De
     assert clips.info.num_frames == 60
     assert clips.decode_ms > 0
     assert clips.preprocess_ms > 0
+
+
+def test_decoding_and_preprocessing_make_up_the_whole_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = numbered_video(tmp_path / "a.mp4", num_frames=60)
+    looks = itertools.count()  # a clock that goes on by a second with every look at it
+    clock = SimpleNamespace(perf_counter=lambda: float(next(looks)))
+    monkeypatch.setattr("ivdr_deploy.video.clips.time", clock)
+    clips = load_clips(path, SPEC, PLAN)
+    whole = next(looks) - 1
+    read = len(np.unique(place_clips(60, SPEC, PLAN)))
+    assert clips.preprocess_ms == 1000.0 * (read + 1)  # each frame, and gathering them
+    assert clips.decode_ms + clips.preprocess_ms == 1000.0 * whole
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
