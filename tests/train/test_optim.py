@@ -37,12 +37,19 @@ def test_warm_up_grows_linearly_to_the_full_rate() -> None:
     )
 
 
+def test_after_the_warm_up_the_cosine_takes_all_the_steps_that_are_left() -> None:
+    config = OptimConfig(lr=1.0, epochs=4, schedule="cosine", warmup_epochs=1)
+    halfway, last = (learning_rate(config, step=step, epoch_steps=10) for step in (25, 39))
+    assert halfway == pytest.approx(0.5)
+    assert last == pytest.approx(0.5 + 0.5 * math.cos(math.pi * 29 / 30))
+
+
 @pytest.mark.parametrize(("name", "cls"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_named_optimizer_gets_its_settings(name: str, cls: type) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = build_optimizer([weight], OptimConfig(name=name, lr=0.1, weight_decay=0.2))  # type: ignore[arg-type]
     assert type(optimizer) is cls
-    assert optimizer.param_groups[0]["weight_decay"] == 0.2
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]) == (0.1, 0.2)
 
 
 def test_a_step_goes_on_with_the_momentum_that_is_set() -> None:

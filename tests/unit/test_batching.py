@@ -116,7 +116,7 @@ def test_a_video_with_more_clips_than_a_call_takes_is_cut() -> None:
     assert network.calls == [[1, 2, 3], [4, 5, 6], [7, 8]]
 
 
-def test_a_failing_call_is_run_again_video_by_video() -> None:
+def test_a_failing_call_is_run_again_video_by_video(caplog: pytest.LogCaptureFixture) -> None:
     network = Network(held=True)
     batcher = ClipBatcher(network)
     futures = [batcher.submit(clips(1))]
@@ -131,6 +131,8 @@ def test_a_failing_call_is_run_again_video_by_video() -> None:
     assert "RuntimeError: unlucky" in str(errors[2])
     assert str(errors[2]).isprintable()
     assert len(str(errors[2])) < 400
+    # In the log once, with the place in the program.
+    assert [record.message for record in caplog.records if record.exc_info] == ["the network failed"]
 
 
 def test_errors_of_ours_keep_their_kind() -> None:
