@@ -135,6 +135,49 @@ def test_a_bounded_number_of_windows_is_held(
     assert max(alive) <= 5, "drawn, waiting, in the network, and what threads have not let go of yet"
 
 
+def test_windows_are_decoded_while_the_network_works_on_those_before(
+    predictor: VideoPredictor, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each lot is answered only when the next one was handed over."""
+
+    class Answer(Future):  # type: ignore[type-arg]
+        def result(self, timeout: float | None = None) -> Inferred:
+            return super().result(20)  # type: ignore[no-any-return]
+
+    infer, lots = predictor.infer_clips, -(-143 // 8)
+    held: list[tuple[Answer, Future[Inferred]]] = []
+
+    def late(clips: np.ndarray) -> Future[Inferred]:
+        answer = Answer()
+        held.append((answer, infer(clips)))
+        for waiting, inferred in held[-2:] if len(held) == lots else held[-2:-1]:
+            waiting.set_result(inferred.result(20))
+        return answer
+
+    monkeypatch.setattr(predictor, "infer_clips", late)
+    windows, _, _ = split(list(look_through(predictor, video, TimelinePlan(hop=1))))
+    assert (len(windows), len(held)) == (143, lots)
+
+
+def test_windows_are_told_as_soon_as_the_network_has_answered(
+    predictor: VideoPredictor, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer, answers = predictor.infer_clips, list[Future[Inferred]]()
+
+    def answered(clips: np.ndarray) -> Future[Inferred]:
+        answers.append(infer(clips))
+        answers[-1].result(20)
+        return answers[-1]
+
+    monkeypatch.setattr(predictor, "infer_clips", answered)
+    told = [
+        len(answers)
+        for found in look_through(predictor, video, TimelinePlan(hop=1))
+        if isinstance(found, Window)
+    ]
+    assert told == [1 + place // 8 for place in range(143)]  # lots of 8 windows
+
+
 def test_a_hop_is_half_a_window_or_up_to_a_whole_one(predictor: VideoPredictor) -> None:
     clip = predictor.model.clip  # a window of 8 frames
     assert [checked_hop(TimelinePlan(hop=hop), clip) for hop in (0, 1, 8)] == [4, 1, 8]
