@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from ivdr_deploy.errors import VideoDecodeError, VideoError, VideoTimeoutError
 from ivdr_deploy.spec import ClipSpec, ViewPlan
 from ivdr_deploy.video import VideoLimits, load_clips
 from ivdr_deploy.video._pyav import PyAvReader
-from ivdr_deploy.video.sampling import timeline
+from ivdr_deploy.video.sampling import place_clips, timeline
 from ivdr_deploy.video.windows import Windows, _Ring, read_windows
 
 CLIP = ClipSpec(num_frames=4, frame_stride=2, short_side=40, crop_size=32)
@@ -55,6 +56,23 @@ def assert_equal_to_load_clips(
     assert np.array_equal(
         np.concatenate([windows.seconds for windows in found])[:, 0], expected.seconds[:, 0]
     )
+
+
+def test_decoding_and_preprocessing_make_up_the_time_between_lots(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock goes on by a second with every look at it: two for each frame that is shown, two for each lot."""
+    video = numbered_video(folder / "timed.mp4", num_frames=40)
+    looks = itertools.count()
+    monkeypatch.setattr(
+        "ivdr_deploy.video.windows.time", SimpleNamespace(perf_counter=lambda: float(next(looks)))
+    )
+    found = read(video)
+    plan = ViewPlan(placement="sliding", num_clips=1024, hop=3)
+    frames, lots = len(np.unique(place_clips(40, CLIP, plan))), len(found)
+    assert lots > 2
+    assert sum(windows.preprocess_ms for windows in found) == 1000.0 * frames
+    assert sum(windows.decode_ms for windows in found) == 1000.0 * (frames + lots)
 
 
 @pytest.mark.parametrize("name", CLIPS)
