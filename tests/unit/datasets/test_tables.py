@@ -63,6 +63,22 @@ def test_tab_separated_columns(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_every_kind_of_path_keeps_its_group_and_its_label(tmp_path: Path, kind: str) -> None:
+    written = ["a.mp4", "s3://b/a.mp4", "https://h/a.mp4", "caf\u00e9.mp4", "~/a.mp4", "../a b.mp4"]
+    groups = [f"g{number}" for number in range(len(written))]
+    labels = ["", "walk", "caf\u00e9", "walk", "", "walk"]
+    if kind == "csv":
+        lines = ["group,label,path", *map(",".join, zip(groups, labels, written, strict=True))]
+        path = write(tmp_path / "a.csv", "\n".join(lines) + "\n")
+    else:
+        path = write_parquet(tmp_path / "a.parquet", group=groups, label=labels, path=written)
+    items = read_video_list(path).items
+    assert [item.uri for item in items] == written
+    assert [item.group for item in items] == groups
+    assert [item.label for item in items] == [label or None for label in labels]
+
+
 def test_a_message_does_not_repeat_a_long_line(tmp_path: Path) -> None:
     assert len(refusal(write(tmp_path / "a.csv", "path,label\n" + "x" * 100_000 + "\n"))) < 500
     assert len(refusal(write(tmp_path / "b.csv", "x" * 100_000 + "\n"))) < 600

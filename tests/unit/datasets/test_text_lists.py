@@ -69,3 +69,11 @@ def test_a_file_without_line_ends_is_not_read_whole(tmp_path: Path, name: str) -
     if name == "classInd.txt":
         path = write(tmp_path / "trainlist01.txt", "Sit/a.avi 1\n")
     assert "has a line of more than 1048576 bytes" in refusal(path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_a_list_of_short_lines_may_be_longer_than_a_line(tmp_path: Path, end: str) -> None:
+    count = (1 << 21) // 1000 + 1
+    path = tmp_path / "a.txt"
+    path.write_bytes("".join(f"{number:0996d}.mp4{end}" for number in range(count)).encode())
+    assert len(read_video_list(path).items) == count
