@@ -88,6 +88,25 @@ def test_key_frames_that_are_only_recovery_points_are_not_trusted(videos: Callab
     assert frame_bytes(path, [index]) == [sequential[index]]
 
 
+def test_frames_of_one_time_are_all_there(tmp_path: Path) -> None:
+    """A time then does not name a frame."""
+    source = write_video(tmp_path / "a.mkv", noisy_frames(20), gop=5, bframes=0)
+    twice = tmp_path / "twice.mkv"
+    with av.open(str(source)) as reading, av.open(str(twice), "w") as writing:
+        stream = writing.add_stream_from_template(reading.streams.video[0])
+        packets = [packet for packet in reading.demux(video=0) if packet.dts is not None]
+        for place in (5, 12):
+            packets[place].pts = packets[place].dts = packets[place - 1].pts
+        for packet in packets:
+            packet.stream = stream
+            writing.mux(packet)
+    sequential = decoded_from_the_start(twice)
+    assert len(sequential) == 20
+    assert frame_bytes(twice, list(range(20))) == sequential
+    for index in (4, 5, 6, 11, 12, 13):
+        assert frame_bytes(twice, [index]) == [sequential[index]]
+
+
 def test_frames_whose_references_were_cut_off_are_not_counted(
     tmp_path: Path, videos: Callable[[str], Path]
 ) -> None:

@@ -177,6 +177,7 @@ def test_a_cut_off_mp4_keeps_its_length_and_reads_as_far_as_it_goes(tmp_path: Pa
     data = remux(whole, tmp_path / "front.mp4", options={"movflags": "faststart"}).read_bytes()
     with open_video(data[: len(data) * 3 // 4]) as reader:
         assert reader.info.num_frames == 60
+        assert reader.pts_seconds == pytest.approx(np.arange(60) / 25)
         assert [frame_number(rgb) for rgb in reader.read([0, 15, 3])] == [0, 15, 3]
         with pytest.raises(VideoDecodeError, match=r"frame 59 of 60 .*holds \d\d of its 60 frames"):
             reader.read([59])
