@@ -74,6 +74,20 @@ def test_a_difference_says_which_table_is_not_finished(tmp_path, capsys):
     assert not any(difference(one, other).counts.values())
     assert f"first       {one}, complete\n" in said
     assert f"second      {other}, not finished: 6 rows\n" in said
+    assert [difference(*pair).complete for pair in ((one, other), (other, one), (one, one))] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_vectors_that_one_table_alone_has_are_not_compared(tmp_path):
+    plain = write(tmp_path / "a", plan=replace(PLAN, outputs=()))
+    more = write(tmp_path / "b", features=np.ones((6, 2), np.float32))
+    for one, other in ((plain, more), (more, plain)):
+        found = difference(one, other)
+        assert not any(found.counts.values())
+        assert list(found.plan) == ["outputs"]
 
 
 def test_tables_that_are_alike_do_not_differ(tmp_path, capsys):
@@ -141,6 +155,7 @@ def test_more_videos_that_differ_than_are_named_are_counted(tmp_path, capsys):
     main_exits(1, "scores", "--diff", str(one), str(other))
     assert "label: 25 (v0.mp4, " in (said := capsys.readouterr().out)
     assert "v9.mp4 and 15 more)" in said
+    assert difference(one, other).examples["label"] == tuple(f"v{place}.mp4" for place in range(20))
     main_exits(
         0, "scores", str(write(tmp_path / "c", labels=[f"l{i}" for i in range(25)], scores=[0.5] * 25))
     )
