@@ -32,6 +32,8 @@ SESSIONS = [
 UCF = [
     f"{label}/v_{label}_g0{g}_c0{c}.avi" for label in ("Archery", "Bowling") for g in (1, 2) for c in (1, 2)
 ]
+HALF = ["a/p_1.avi", "a/p_2.avi", "b/p_3.avi", "b/q_4.avi", "b/q_5.avi"]
+THIRD = [f"{name}_{clip}.avi" for name in ("a/p", "b/p", "b/q", "b/r") for clip in (1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +49,24 @@ UCF = [
             [*SESSIONS, "sit/Sit_4_4_again.mp4"],
             [*(f"{n}" for n in ("jump/8", "sit/4", "sit/10", "walk/9") for _ in range(3)), "sit/4"],
         ),
+        (["hug/ut1_3.avi", *SEQUENCES], ["hug/ut1_3.avi", "1", "1", "2", "2", "3", "3"]),
+        (HALF, ["p", "p", "p", "q", "q"]),
+        (THIRD, [f"{n}" for n in ("a/p", "b/p", "b/q", "b/r") for _ in range(2)]),
         (["a/IMG_1.mp4", "a/IMG_2.mp4", "b/IMG_3.mp4"], ["a/IMG_1.mp4", "a/IMG_2.mp4", "b/IMG_3.mp4"]),
     ],
-    ids=["people", "sequences", "both", "sessions", "ucf101", "second take", "more of a session", "counted"],
+    ids=[
+        "people",
+        "sequences",
+        "both",
+        "sessions",
+        "ucf101",
+        "second take",
+        "more of a session",
+        "too few words",
+        "half in several classes",
+        "a third in several classes",
+        "counted",
+    ],
 )
 def test_groups_come_from_the_names(names: list[str], expected: list[str]) -> None:
     groups, said = group_videos(items(*names))

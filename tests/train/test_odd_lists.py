@@ -16,6 +16,8 @@ from ivdr_deploy.errors import ConfigError
 from train.__main__ import main
 from train.config import DataConfig
 from train.finetune import finetune
+from train.run_page import VALIDATION_NAME
+from train.validation import read_rows
 
 
 def test_class_folders_that_are_not_utf8_train_and_evaluate(
@@ -59,9 +61,12 @@ def test_official_lists_give_each_part_to_its_use(
         (tmp_path / f"{label}_test_split1.txt").write_text(lines)
     every = str(tmp_path / "*_test_split1.txt")
     config = finetune_config(
-        tmp_path / "run", DataConfig(train=every, test=every, root=str(videos[0].parent))
+        tmp_path / "run",
+        DataConfig(train=every, test=every, validation=every, root=str(videos[0].parent)),
     )
     info = load_checkpoint(finetune(config)).info
     assert info.labels == ("one", "two")
     assert info.provenance.metrics["test_videos"] == 3
+    rows = read_rows(tmp_path / "run" / VALIDATION_NAME)
+    assert rows[-1].video_accuracy == info.provenance.metrics["video_accuracy"]  # of the same three
     assert "3 training videos, 0 skipped" in capsys.readouterr().err
