@@ -9,7 +9,7 @@ import pytest
 import torch
 from videos import frame_number, numbered_video
 
-from ivdr_deploy.datasets.lists import VideoList, read_video_list
+from ivdr_deploy.datasets.lists import VideoItem, VideoList, read_video_list
 from ivdr_deploy.decoding import DecodeOptions
 from ivdr_deploy.spec import ClipSpec, ModelSpec, ViewPlan
 from ivdr_deploy.video.clips import load_clips, open_frames
@@ -25,6 +25,7 @@ from train.data import (
     dual_views,
     epoch_batches,
     golden_clips,
+    golden_rows,
     single_views,
     steps_per_epoch,
 )
@@ -193,6 +194,14 @@ def test_parts_and_processes_draw_what_one_draws_at_once(
     colors = [share["changes"].color.unflatten(0, (3, -1)) for share in shares]  # type: ignore[union-attr]
     assert torch.equal(torch.cat(colors, 1).flatten(0, 1), whole["changes"].color)  # type: ignore[union-attr]
     assert whole["videos"].tolist() == [3, 1, 2, 0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("count", "rows"), [(2, [0, 3]), (3, [0, 3, 5]), (4, [0, 3, 5, 1]), (9, [0, 3, 5, 1, 4, 2])]
+)
+def test_golden_videos_are_the_first_of_each_class_then_the_second(count: int, rows: list[int]) -> None:
+    items = [VideoItem(Path(f"{row}.mp4"), label, f"{row}.mp4") for row, label in enumerate("aaabbc")]
+    assert golden_rows(items, count=count) == rows
 
 
 def test_golden_clips_are_middle_clips_of_different_classes_first(cached: CachedVideos) -> None:
